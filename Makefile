@@ -1,0 +1,80 @@
+# Every target depends on the environment in .venv, which follows requirements.lock and pyproject.toml.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.SUFFIXES:
+.PHONY: help install demo test test-all check lint format migration bench lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Create .venv with the locked dependencies and the project itself
+
+# The project goes in without resolving anything: what it needs is in the lock.
+$(INSTALLED): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --requirement requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: install ## Train, update and serve a small model on this machine
+	@$(BIN)/pathswitch demo
+
+test: install ## Run the tests (all but the slow ones)
+	@$(BIN)/pytest
+
+test-all: install ## Run every test
+	@$(BIN)/pytest -m ""
+
+check: lint ## Lint, check types, import contracts and licences
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/pytest -q tests/test_licences.py
+
+lint: install ## Check style and format
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+format: install ## Apply the style: import order, safe fixes, format
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+# Against a scratch database that the existing migrations have built, so that nobody's own database matters.
+define WRITE_MIGRATION
+import pathlib, sys, tempfile
+from alembic import command
+from service.store.migrate import alembic_config, upgrade
+
+number = 1 + max(int(path.name[:4]) for path in pathlib.Path("migrations/versions").glob("[0-9]*.py"))
+with tempfile.TemporaryDirectory() as folder:
+    url = f"sqlite:///{folder}/scratch.db"
+    upgrade(url)
+    command.revision(alembic_config(url), sys.argv[1], autogenerate=True, rev_id=f"{number:04d}")
+endef
+export WRITE_MIGRATION
+
+migration: install ## Write a migration from the tables: make migration m="add a column"
+	@test -n "$(m)" || { echo 'usage: make migration m="what changes"'; exit 2; }
+	@$(BIN)/python -c "$$WRITE_MIGRATION" "$(m)"
+
+bench: install ## Run the benchmarks
+	@$(BIN)/python -m tests.bench
+
+# Pins already in the lock stay unless they must move: `make lock UPGRADE=1` moves them all. torch is pinned without
+# its local version and without the CUDA packages, so that one lock serves CPU and GPU wheels; the same file has no
+# hashes for that reason.
+lock: install ## Pin every dependency in requirements.lock (UPGRADE=1 for the newest)
+	@CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet $(if $(UPGRADE),--upgrade) --extra dev \
+		--strip-extras --no-allow-unsafe --no-emit-options --no-emit-index-url --no-emit-find-links \
+		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
+	@sed -i -E 's/^(torch==[0-9.]+)\+[a-z0-9.]+$$/\1/' requirements.lock
+	@! grep -nE '^(nvidia|cuda|triton)' requirements.lock || { echo 'lock: lock beside a CPU build of torch'; exit 1; }
+
+clean: ## Remove .venv, caches and builds
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

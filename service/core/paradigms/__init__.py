@@ -1,0 +1,13 @@
+"""PARADIGMS: name -> the pure function that turns a ledger with known steps into the stages of one update.
+
+A new paradigm is one file here, one line in this table, and one golden plan in ``tests/golden``.
+"""
+
+from collections.abc import Callable, Mapping
+
+from service.core.paradigms.path_switching import plan_path_switching
+from service.core.plan import Plan, PlanContext
+
+PARADIGMS: Mapping[str, Callable[[PlanContext], Plan]] = {
+    "path_switching": plan_path_switching,
+}

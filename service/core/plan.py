@@ -1,0 +1,179 @@
+"""From a ledger of data versions to the stages of one update, in two parts, and the keys under which stages publish.
+
+Part one (tokenizer once, packs) can be written at once; part two needs to know how many steps each version has, which
+only the packs tell. Both are pure: the same ledger gives the same stages with the same keys, so work that was done
+before, by whichever model, is found by its key and not done again.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.core.specs import (
+    GateSpec,
+    LedgerEntry,
+    LineSpec,
+    PackStage,
+    ParadigmSpec,
+    SliceRef,
+    Spec,
+    StageKind,
+    TokenizerStage,
+    TrainStage,
+    fingerprint,
+)
+
+
+class PlannedStage(Spec):
+    """One node of an update. ``name`` is unique in the update; ``needs`` names the nodes that must succeed before."""
+
+    name: str
+    kind: StageKind
+    needs: tuple[str, ...]
+    spec: dict[str, Any]
+    key: str | None = None  # where it publishes; None for decisions that publish nothing
+
+
+class DataRef(Spec):
+    """A data version as planning sees it."""
+
+    number: int
+    key: str
+
+
+class PlanContext(Spec):
+    """All that part two of a plan may depend on."""
+
+    line: LineSpec
+    model: str
+    ledger: tuple[LedgerEntry, ...]
+    trunk_step: int  # where the trunk stands: b_(i-1), 0 before the first update
+    paradigm: ParadigmSpec
+    gate: GateSpec
+    slices: tuple[SliceRef, ...]
+    newest_slice: str | None
+    served_number: int | None
+    served_export_key: str | None
+    served_missing_slices: tuple[SliceRef, ...]
+    auto_release: bool
+    checkpoint_every: int
+
+
+class Plan(Spec):
+    """The stages of part two, and what a reader should know about how they came out."""
+
+    stages: tuple[PlannedStage, ...]
+    branch_point: int
+    final_step: int
+    notes: dict[str, Any]
+
+
+def tokenizer_key(stage: TokenizerStage) -> str:
+    return f"tokenizer/{fingerprint('tokenizer', stage)}"
+
+
+def pack_key(stage: PackStage) -> str:
+    return f"pack/{fingerprint('pack', stage)}"
+
+
+def trunk_key(line: LineSpec, ledger: Sequence[LedgerEntry], step: int) -> str:
+    """Key of the trunk checkpoint at ``step``: it depends on the packs read up to there and on nothing that came later."""
+    read = [entry.model_dump(mode="json", exclude={"number"}) for entry in ledger_up_to(ledger, step)]
+    return f"{trunk_prefix(line)}/{step:09d}-{fingerprint('trunk', line, read, step)}"
+
+
+def trunk_prefix(line: LineSpec) -> str:
+    return f"trunk/{line.fingerprint}"
+
+
+def branch_key(stage: TrainStage) -> str:
+    return f"branch/{_branch_fingerprint(stage)}"
+
+
+def branch_checkpoint_key(stage: TrainStage, step: int) -> str:
+    """Key of the branch's own checkpoint at global ``step``, from which an interrupted branch resumes."""
+    return f"{branch_checkpoint_prefix(stage)}/{step:09d}"
+
+
+def branch_checkpoint_prefix(stage: TrainStage) -> str:
+    return f"branch-checkpoint/{_branch_fingerprint(stage)}"
+
+
+def _branch_fingerprint(stage: TrainStage) -> str:
+    # How often it is checkpointed does not change what it computes.
+    return fingerprint("branch", stage.model_dump(mode="json", exclude={"checkpoint_every"}))
+
+
+def ledger_up_to(ledger: Sequence[LedgerEntry], step: int) -> tuple[LedgerEntry, ...]:
+    """The entries that the first ``step`` global steps read from (E_i ≥ step for the last of them)."""
+    read: list[LedgerEntry] = []
+    total = 0
+    for entry in ledger:
+        if total >= step:
+            break
+        read.append(entry)
+        total += entry.steps
+    if total < step:
+        raise ValueError(f"step {step} lies past the end of the ledger at {total}")
+    return tuple(read)
+
+
+def plan_tokenizer(
+    *, vocab_size: int | None, source_key: str | None, data: Sequence[DataRef], slice_keys: Sequence[str]
+) -> PlannedStage:
+    """The tokenizer of a line: trained on the first data version, or taken over from ``source_key``."""
+    if source_key is not None:
+        stage = TokenizerStage(source_key=source_key)
+    else:
+        stage = TokenizerStage(vocab_size=vocab_size, data_key=data[0].key, slice_keys=tuple(sorted(slice_keys)))
+    return PlannedStage(
+        name="tokenizer",
+        kind=StageKind.TOKENIZER,
+        needs=(),
+        spec=stage.model_dump(mode="json"),
+        key=tokenizer_key(stage),
+    )
+
+
+def plan_packs(
+    *, tokenizer_key: str, data: Sequence[DataRef], slice_keys: Sequence[str], sequence_length: int, needs: Sequence[str]
+) -> list[PlannedStage]:
+    """One pack per data version of the ledger; those that exist already will be found by their keys."""
+    stages = []
+    for index, version in enumerate(data):
+        stage = PackStage(
+            data_key=version.key,
+            earlier_keys=tuple(earlier.key for earlier in data[:index]),
+            slice_keys=tuple(sorted(slice_keys)),
+            tokenizer_key=tokenizer_key,
+            sequence_length=sequence_length,
+        )
+        stages.append(
+            PlannedStage(
+                name=pack_name(version.number),
+                kind=StageKind.PACK,
+                needs=tuple(needs),
+                spec=stage.model_dump(mode="json"),
+                key=pack_key(stage),
+            )
+        )
+    return stages
+
+
+def pack_name(number: int) -> str:
+    return f"pack-{number}"
+
+
+def topological(stages: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names in an order in which everything comes after what it needs. Raises ValueError on a cycle or unknown need."""
+    order: list[str] = []
+    placed: set[str] = set()
+    waiting = dict(stages)
+    while waiting:
+        ready = [name for name, needs in waiting.items() if placed.issuperset(needs)]
+        if not ready:
+            raise ValueError(f"stages {sorted(waiting)} need each other or something unknown")
+        for name in ready:
+            order.append(name)
+            placed.add(name)
+            del waiting[name]
+    return order

@@ -1,0 +1,63 @@
+"""Learning-rate schedules: pure numbers from step counts. Rates are in units of the peak rate H times ``peak_lr``.
+
+The trunk's schedule has no horizon: it warms up and stays at the peak. A branch decays completely; its k-th of d steps
+(k = 1 … d) is at x = k / (d + 1), so no batch is ever read at rate 0. Shapes: Wang et al. 2024 (arXiv 2410.04103, cosine),
+Hägele et al. 2024 (2405.18392, 1-sqrt and linear), Bergsma et al. 2025 (2502.15938, decay to zero), DeepSeek-LLM
+(2401.02954, multi_step).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+MULTI_STEP_FACTORS = (1.0, 0.316, 0.1)
+
+# (x in (0, 1), floor as a fraction of H, cuts) -> rate as a fraction of H
+DecayShape = Callable[[float, float, Sequence[float]], float]
+
+
+def warmup_steps(requested: int, first_version_steps: int) -> int:
+    """Steps of linear warm-up: at most a tenth of the first version, and never all of it (its branch needs a step)."""
+    return min(requested, math.ceil(first_version_steps / 10), first_version_steps - 1)
+
+
+def trunk_rate(step: int, peak_lr: float, warmup: int) -> float:
+    """Rate of the trunk's ``step`` (1-based, global): linear warm-up to ``peak_lr``, then constant for ever."""
+    return peak_lr if step >= warmup else peak_lr * step / warmup
+
+
+def branch_rate(
+    step: int, steps: int, peak_lr: float, *, shape: str, floor: float = 0.0, cuts: Sequence[float] = ()
+) -> float:
+    """Rate of the branch's ``step`` (1-based) of ``steps``, decaying from ``peak_lr`` to ``floor * peak_lr``."""
+    if not 1 <= step <= steps:
+        raise ValueError(f"step {step} is outside a branch of {steps} steps")
+    return peak_lr * SCHEDULES[shape](step / (steps + 1), floor, cuts)
+
+
+def _one_minus_sqrt(x: float, floor: float, cuts: Sequence[float]) -> float:
+    return floor + (1 - floor) * (1 - math.sqrt(x))
+
+
+def _linear(x: float, floor: float, cuts: Sequence[float]) -> float:
+    return floor + (1 - floor) * (1 - x)
+
+
+def _cosine(x: float, floor: float, cuts: Sequence[float]) -> float:
+    return floor + (1 - floor) * (1 + math.cos(math.pi * x)) / 2
+
+
+def _inverse(x: float, floor: float, cuts: Sequence[float]) -> float:
+    return 1 / (x / floor + (1 - x))
+
+
+def _multi_step(x: float, floor: float, cuts: Sequence[float]) -> float:
+    return MULTI_STEP_FACTORS[sum(x >= cut for cut in cuts)]
+
+
+SCHEDULES: Mapping[str, DecayShape] = {
+    "1-sqrt": _one_minus_sqrt,
+    "linear": _linear,
+    "cosine": _cosine,
+    "inverse": _inverse,
+    "multi_step": _multi_step,
+}

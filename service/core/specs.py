@@ -1,0 +1,331 @@
+"""What crosses the API, the store and the workers as JSON: frozen, closed, and hashed where it decides bits.
+
+``ModelSpec`` is what a user asks for. ``LineSpec`` is what of it, resolved once, decides the bits of a model line; the
+stage specs name their inputs by artifact key, so a stage's fingerprint covers everything that went into it.
+"""
+
+import hashlib
+import json
+import math
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Fraction01 = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def fingerprint(kind: str, *parts: Any) -> str:
+    """sha256 (first 32 hex digits) of the kind and of the parts as canonical JSON; specs count with their defaults."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    canonical = json.dumps([kind, *plain], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+
+# --- what a user asks for -------------------------------------------------------------------------------------------
+
+
+class ArchitectureSpec(Spec):
+    """A preset by name, a transformers config, or a base checkpoint: exactly one of them."""
+
+    preset: str | None = None
+    config: dict[str, Any] | None = None
+    base: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(value is not None for value in (self.preset, self.config, self.base)) != 1:
+            raise ValueError("give exactly one of preset, config and base")
+        return self
+
+
+class TokenizerTrainSpec(Spec):
+    vocab_size: int = Field(4096, ge=260, le=1_000_000)
+
+
+class TokenizerSpec(Spec):
+    """Train one on the first data version, or take the ``tokenizer.json`` at ``path``."""
+
+    train: TokenizerTrainSpec | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if (self.train is None) == (self.path is None):
+            raise ValueError("give exactly one of train and path")
+        return self
+
+
+class FixedLength(Spec):
+    """Branch length as a fraction of this version's own steps: the paper's rule."""
+
+    rule: Literal["fixed"] = "fixed"
+    fraction: float = Field(0.6, gt=0, le=1, allow_inf_nan=False)
+
+
+class ProportionalLength(Spec):
+    """Branch length as a fraction of all steps so far, held between ``min`` and ``max`` of this version's steps."""
+
+    rule: Literal["proportional"] = "proportional"
+    fraction: float = Field(0.1, gt=0, le=1, allow_inf_nan=False)
+    min: float = Field(0.05, ge=0, allow_inf_nan=False)
+    max: float = Field(0.4, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min must not exceed max")
+        return self
+
+
+class DecaySpec(Spec):
+    shape: Literal["1-sqrt", "linear", "cosine", "inverse", "multi_step"] = "1-sqrt"
+    floor: Fraction01 = 0.0
+    cuts: tuple[float, ...] = ()
+    beta2: float | None = Field(None, gt=0, lt=1)
+    length: Annotated[FixedLength | ProportionalLength, Field(discriminator="rule")] = ProportionalLength()
+    replay_fraction: Fraction01 = 0.0
+    replay_budget: Literal["grown", "kept"] = "grown"
+
+    @model_validator(mode="after")
+    def _shape_has_what_it_needs(self) -> Self:
+        if self.shape == "inverse" and self.floor == 0:
+            raise ValueError("shape inverse needs a floor above 0")
+        if self.shape == "multi_step":
+            if len(self.cuts) != 2 or not 0 < self.cuts[0] < self.cuts[1] < 1:
+                raise ValueError("shape multi_step needs two rising cuts between 0 and 1")
+            if self.floor != 0:
+                raise ValueError("shape multi_step ends at 0.1 of the peak and takes no floor")
+        elif self.cuts:
+            raise ValueError("cuts belong to shape multi_step")
+        return self
+
+
+class PathSwitchingSpec(Spec):
+    name: Literal["path_switching"] = "path_switching"
+    decay: DecaySpec = DecaySpec()
+
+
+ParadigmSpec = PathSwitchingSpec  # a discriminated union on ``name`` once there is a second one
+
+
+class TrainingSpec(Spec):
+    """How a line trains. ``workers`` and ``strategy`` may change during its life; the rest decides its bits."""
+
+    sequence_length: int = Field(128, ge=8, le=1 << 20)
+    batch_tokens: int = Field(2048, ge=8)
+    micro_batch_tokens: int | None = Field(None, ge=8)
+    peak_lr: float = Field(2e-3, gt=0, le=1, allow_inf_nan=False)
+    warmup_steps: int = Field(20, ge=0)
+    optimizer: Literal["adamw"] = "adamw"
+    betas: tuple[Fraction01, Fraction01] = (0.9, 0.95)
+    weight_decay: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
+    grad_clip: float = Field(1.0, gt=0, allow_inf_nan=False)
+    replay_mixture: Literal["equal", "by_size", "recency"] = "equal"
+    replay_fraction: float = Field(0.0, ge=0, le=0)  # of the trunk; not available yet: replay in the branch is
+    epochs: int = Field(1, ge=1, le=1000)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    checkpoint_every: int = Field(200, ge=1)
+    workers: int = Field(1, ge=1, le=1024)
+    strategy: Literal["ddp"] = "ddp"
+
+    @model_validator(mode="after")
+    def _a_batch_holds_a_row(self) -> Self:
+        if self.batch_tokens < self.sequence_length:
+            raise ValueError("batch_tokens must be at least sequence_length")
+        if self.batch_rows < self.workers:
+            raise ValueError("every worker needs at least one row of a batch")
+        return self
+
+    @property
+    def batch_rows(self) -> int:
+        return self.batch_tokens // self.sequence_length
+
+
+class GateSpec(Spec):
+    """How much loss (nats per token) a candidate may have over the served version, on the newest and on older slices."""
+
+    max_new_loss_increase: float = Field(0.0, allow_inf_nan=False)
+    max_old_loss_increase: float = Field(0.05, allow_inf_nan=False)
+
+
+class ModelSpec(Spec):
+    name: Name
+    dataset: Name
+    architecture: ArchitectureSpec = ArchitectureSpec(preset="tiny")
+    tokenizer: TokenizerSpec | None = None  # default: train one; with a base: the base's own
+    paradigm: ParadigmSpec = PathSwitchingSpec()
+    training: TrainingSpec = TrainingSpec()
+    gate: GateSpec = GateSpec()
+    auto_update: bool = True
+    auto_release: bool = True
+
+    @model_validator(mode="after")
+    def _base_brings_its_tokenizer(self) -> Self:
+        if self.architecture.base is not None and self.tokenizer is not None:
+            raise ValueError("a base checkpoint brings its own tokenizer")
+        return self
+
+
+# --- what decides the bits of a line ----------------------------------------------------------------------------------
+
+
+class Numerics(Spec):
+    """Everything outside the model's own description that changes bits, resolved once per line."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    threads: int = 1
+    attention: str = "sdpa"
+    deterministic: bool = True
+
+
+class LineSpec(Spec):
+    """The identity of a model line: two lines with equal specs share every stage."""
+
+    architecture: ArchitectureSpec  # ``base`` is an artifact key here
+    tokenizer_key: str
+    numerics: Numerics
+    sequence_length: int
+    batch_rows: int
+    micro_batch_rows: int | None
+    peak_lr: float
+    warmup_steps: int
+    optimizer: str
+    betas: tuple[float, float]
+    weight_decay: float
+    grad_clip: float
+    replay_mixture: str
+    epochs: int
+    seed: int
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint("line", self)
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+class StageKind(StrEnum):
+    TOKENIZER = "tokenizer"
+    PACK = "pack"
+    TRAIN_TRUNK = "train_trunk"
+    TRAIN_BRANCH = "train_branch"
+    EXPORT = "export"
+    EVALUATE = "evaluate"
+    GATE = "gate"
+    RELEASE = "release"
+
+
+TRAINING_KINDS = frozenset({StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH})
+IN_ORCHESTRATOR_KINDS = frozenset({StageKind.GATE, StageKind.RELEASE})  # decisions about rows: nothing to execute
+
+
+class TokenizerStage(Spec):
+    """Train a byte-level BPE on the training documents of one data version, or take over a given one."""
+
+    vocab_size: int | None = None
+    data_key: str | None = None
+    slice_keys: tuple[str, ...] = ()
+    source_key: str | None = None  # artifact that holds a tokenizer.json
+
+
+class PackStage(Spec):
+    """Tokenise the training documents of one data version into rows of ``sequence_length`` tokens."""
+
+    data_key: str
+    earlier_keys: tuple[str, ...]  # data versions whose documents count as duplicates here
+    slice_keys: tuple[str, ...]  # given slices, whose documents are kept out of training
+    tokenizer_key: str
+    sequence_length: int
+
+
+class LedgerEntry(Spec):
+    """One data version as training sees it: its pack, its rows, and its steps T_i."""
+
+    number: int
+    pack_key: str
+    rows: int
+    steps: int
+
+
+class BranchPath(Spec):
+    """The branch's own part of a training stage. ``new_rows_steps`` of its ``steps`` are worth of unread trunk rows."""
+
+    steps: int
+    new_rows_steps: int
+    shape: str
+    floor: float
+    cuts: tuple[float, ...]
+    beta2: float | None
+    replay_fraction: float
+    replay_budget: Literal["grown", "kept"]
+
+
+class TrainStage(Spec):
+    """Train the line from the global step ``from_step`` to ``to_step``: the trunk, or a branch that leaves it.
+
+    ``ledger`` holds the data versions up to the one the last step lies in, and nothing after it.
+    """
+
+    line: LineSpec
+    ledger: tuple[LedgerEntry, ...]
+    from_step: int
+    to_step: int
+    start_key: str | None  # the trunk checkpoint at ``from_step``; None: initial weights at step 0
+    branch: BranchPath | None = None
+    checkpoint_every: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.to_step - self.from_step
+
+
+class ExportStage(Spec):
+    line: LineSpec
+    checkpoint_key: str
+
+
+class SliceRef(Spec):
+    """A fixed evaluation set: ``file`` inside the artifact ``key``."""
+
+    name: str
+    key: str
+    file: str
+    data_version: int | None = None
+
+
+class EvaluateStage(Spec):
+    """Measure the export on every slice, and the served version on those where it was never measured."""
+
+    export_key: str
+    slices: tuple[SliceRef, ...]
+    served_export_key: str | None
+    served_slices: tuple[SliceRef, ...]
+    sequence_length: int
+    numerics: Numerics
+
+
+class GateStage(Spec):
+    gate: GateSpec
+    newest_slice: str | None
+    served_number: int | None
+
+
+class ReleaseStage(Spec):
+    model: str
+
+
+def steps_of(rows: int, batch_rows: int, epochs: int) -> int:
+    """T_i: optimizer steps of a data version. Each pass is filled up from its first rows, and is at least one step."""
+    return epochs * max(1, math.ceil(rows / batch_rows))

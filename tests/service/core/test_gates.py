@@ -1,0 +1,43 @@
+"""The gate passes and refuses for the reasons it gives."""
+
+import math
+
+from service.core.gates import judge
+from service.core.specs import GateSpec
+
+GATE = GateSpec(max_new_loss_increase=0.0, max_old_loss_increase=0.05)
+
+
+def test_a_first_version_has_nothing_to_lose_against():
+    verdict = judge(GATE, {"v1": 5.0}, None, "v1")
+    assert verdict.passed
+    assert "first version" in verdict.reasons[-1]
+
+
+def test_an_old_slice_may_lose_what_the_gate_allows_and_no_more():
+    assert judge(GATE, {"v1": 3.05, "v2": 2.9}, {"v1": 3.01, "v2": 3.0}, "v2").passed
+    verdict = judge(GATE, {"v1": 3.07, "v2": 2.9}, {"v1": 3.01, "v2": 3.0}, "v2")
+    assert not verdict.passed
+    assert verdict.reasons == ("v1: 3.0700, +0.0600 against the served version, allowed +0.0500",)
+
+
+def test_the_newest_slice_may_not_get_worse():
+    assert not judge(GATE, {"v2": 3.01}, {"v2": 3.0}, "v2").passed
+
+
+def test_a_loss_that_is_not_finite_never_passes():
+    for loss in (math.nan, math.inf):
+        assert not judge(GATE, {"v1": loss}, None, "v1").passed
+        assert not judge(GATE, {"v1": loss}, {"v1": math.nan}, "v1").passed
+
+
+def test_a_slice_the_served_version_was_never_measured_on_is_reported_and_does_not_decide():
+    verdict = judge(GATE, {"v1": 3.0, "extra": 9.0}, {"v1": 3.0}, "v1")
+    assert verdict.passed
+    assert any("not measured" in reason for reason in verdict.reasons)
+
+
+def test_a_version_without_a_holdout_is_said_to_have_none():
+    verdict = judge(GATE, {"v1": 3.0}, {"v1": 3.0}, None)
+    assert verdict.passed
+    assert "no holdout" in verdict.reasons[0]

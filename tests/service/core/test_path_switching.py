@@ -1,0 +1,170 @@
+"""The arithmetic of path switching: lengths, clamps, tiny versions, replay, and what N versions cost."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.paradigms import PARADIGMS
+from service.core.paradigms.path_switching import branch_geometry, branch_length
+from service.core.specs import (
+    DecaySpec,
+    FixedLength,
+    ProportionalLength,
+    StageKind,
+    TrainStage,
+)
+from tests.support.specs import ledger_of, plan_context
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def walk(decay, *steps, warmup=20):
+    """The branch geometries of a line that makes every version in turn."""
+    geometries, trunk = [], 0
+    for count in range(1, len(steps) + 1):
+        geometry = branch_geometry(decay, ledger_of(*steps[:count]), trunk, warmup)
+        geometries.append(geometry)
+        trunk = geometry.point
+    return geometries
+
+
+def trained_steps(geometries):
+    """Steps of the whole line: the trunk to the last branch point, and every branch."""
+    return geometries[-1].point + sum(geometry.steps for geometry in geometries)
+
+
+@pytest.mark.parametrize(
+    ("decay", "ratio"),
+    [
+        (DecaySpec(length=FixedLength(fraction=0.6)), 0.58),
+        (DecaySpec(length=FixedLength(fraction=0.4)), 0.52),
+        (DecaySpec(length=FixedLength(fraction=0.2)), 0.46),
+        (DecaySpec(length=FixedLength(fraction=0.1)), 0.43),
+        (DecaySpec(length=ProportionalLength(fraction=0.1)), 0.46),
+        (DecaySpec(length=ProportionalLength(fraction=0.1), replay_fraction=0.5), 0.48),
+    ],
+)
+def test_four_equal_versions_cost_the_papers_share_of_from_scratch(decay, ratio):
+    steps = [1000] * 4
+    from_scratch = sum(sum(steps[:n]) for n in range(1, 5))
+    assert trained_steps(walk(decay, *steps)) / from_scratch == pytest.approx(ratio, abs=1e-9)
+
+
+@pytest.mark.parametrize(("versions", "percent"), [(10, 28.0), (20, 15.0)])
+def test_the_papers_rule_gets_cheaper_with_every_version(versions, percent):
+    steps = [1000] * versions
+    from_scratch = sum(sum(steps[:n]) for n in range(1, versions + 1))
+    cost = trained_steps(walk(DecaySpec(length=FixedLength(fraction=0.6)), *steps))
+    assert 100 * cost / from_scratch == pytest.approx(percent, abs=0.05)
+
+
+@pytest.mark.parametrize(("versions", "percent"), [(4, 46.0), (10, 23.6), (20, 12.9)])
+def test_proportional_length_held_at_two_fifths_of_the_version(versions, percent):
+    steps = [1000] * versions
+    from_scratch = sum(sum(steps[:n]) for n in range(1, versions + 1))
+    assert 100 * trained_steps(walk(DecaySpec(), *steps)) / from_scratch == pytest.approx(percent, abs=0.05)
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=64), st.sampled_from([0.1, 0.3, 0.6, 1.0]))
+def test_unequal_versions_cost_all_steps_once_and_earlier_branches_again(steps, fraction):
+    geometries = walk(DecaySpec(length=FixedLength(fraction=fraction)), *steps)
+    again = sum(geometry.steps for geometry in geometries[:-1])
+    assert trained_steps(geometries) == sum(steps) + again
+
+
+@given(
+    st.lists(st.integers(1, 3000), min_size=1, max_size=40),
+    st.sampled_from([FixedLength(), ProportionalLength(), ProportionalLength(max=4.0, min=0.0)]),
+    st.sampled_from([0.0, 0.25, 0.5, 0.9]),
+    st.sampled_from(["grown", "kept"]),
+)
+def test_the_trunk_never_turns_back_and_every_branch_reads_to_the_end(steps, length, replay, budget):
+    decay = DecaySpec(length=length, replay_fraction=replay, replay_budget=budget)
+    trunk, end = 0, 0
+    for count, geometry in enumerate(walk(decay, *steps), start=1):
+        end = sum(steps[:count])
+        assert trunk <= geometry.point < end
+        assert geometry.steps >= geometry.new_rows_steps >= 1
+        assert geometry.point + geometry.new_rows_steps == end
+        trunk = geometry.point
+
+
+def test_fractions_count_as_the_decimals_they_were_written_as():
+    # 0.1 * 30 is 3.0000000000000004 in binary, whose ceiling would be 4.
+    assert branch_length(DecaySpec(length=FixedLength(fraction=0.1)), 300, 300) == (30, None)
+
+
+@pytest.mark.parametrize(
+    ("version", "total", "expected"),
+    [
+        (1000, 1000, (100, None)),
+        (1000, 4000, (400, None)),
+        (1000, 9000, (400, "max")),
+        (1000, 100, (50, "min")),
+        (30, 60, (8, "shortest")),
+        (10, 20, (4, "max")),
+        (1, 1000, (1, "max")),
+    ],
+)
+def test_a_held_length_says_what_held_it(version, total, expected):
+    assert branch_length(DecaySpec(), version, total) == expected
+
+
+def test_a_small_version_after_a_large_history_clamps_a_branch_that_may_be_longer_than_it():
+    decay = DecaySpec(length=ProportionalLength(fraction=0.1, max=100.0))
+    first, second = walk(decay, 10_000, 20)
+    assert (first.point, first.steps, first.clamped) == (9000, 1000, False)
+    assert (second.point, second.steps, second.clamped) == (9018, 1002, False)
+    # Where the trunk already stands past the point that the rule asks for, the branch starts from there.
+    third = branch_geometry(decay, ledger_of(10_000, 20, 10), 10_012, 20)
+    assert (third.point, third.steps, third.clamped) == (10_012, 18, True)
+
+
+def test_replay_has_nothing_to_draw_from_in_the_first_version():
+    first, second = walk(DecaySpec(replay_fraction=0.5), 1000, 1000)
+    assert first.replay_fraction == 0
+    assert (second.steps, second.new_rows_steps, second.point) == (200, 100, 1900)
+
+
+def test_a_kept_budget_leaves_rows_unread_and_says_how_many():
+    decay = DecaySpec(replay_fraction=0.5, replay_budget="kept")
+    plan = PARADIGMS["path_switching"](plan_context(ledger_of(1000, 1000), decay, trunk_step=900))
+    assert plan.branch_point == 1800
+    assert plan.final_step == 2000
+    assert plan.notes["unread_rows"] == 100 * 16
+
+
+def test_a_version_of_one_step_gets_initial_weights_as_its_trunk_and_a_branch_of_one_step():
+    plan = PARADIGMS["path_switching"](plan_context(ledger_of(1), DecaySpec()))
+    trunk, branch = (TrainStage.model_validate(stage.spec) for stage in plan.stages[:2])
+    assert (trunk.from_step, trunk.to_step) == (0, 0)
+    assert (branch.from_step, branch.to_step) == (0, 1)
+
+
+def test_where_the_trunk_stands_at_the_branch_point_the_branch_starts_at_once():
+    plan = PARADIGMS["path_switching"](plan_context(ledger_of(1000), DecaySpec(), trunk_step=900))
+    assert [stage.kind for stage in plan.stages][0] == StageKind.TRAIN_BRANCH
+    assert plan.stages[0].needs == ("pack-1",)
+
+
+def test_two_branch_lengths_share_the_trunk_up_to_the_earlier_branch_point():
+    ledger = ledger_of(1000)
+    keys = set()
+    for fraction in (0.6, 0.2):
+        plan = PARADIGMS["path_switching"](
+            plan_context(ledger, DecaySpec(length=FixedLength(fraction=fraction)), auto_release=False)
+        )
+        keys.add(plan.stages[0].key.rsplit("/", 1)[0])
+        assert plan.stages[-1].kind == StageKind.GATE
+    assert len(keys) == 1
+
+
+def test_the_plan_is_the_golden_one():
+    decay = DecaySpec(length=FixedLength(fraction=0.6), replay_fraction=0.25)
+    context = plan_context(ledger_of(100, 80), decay, trunk_step=40, served_number=1, served_export_key="export/e1")
+    plan = PARADIGMS["path_switching"](context).model_dump(mode="json")
+    golden = GOLDEN / "plan_path_switching.json"
+    assert plan == json.loads(golden.read_text()), f"if the change is meant, write the new plan to {golden.name}"

@@ -1,0 +1,73 @@
+"""Rates against closed forms written out by hand."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.schedules import SCHEDULES, branch_rate, trunk_rate, warmup_steps
+
+
+def test_the_trunk_warms_up_linearly_and_stays_at_the_peak_for_ever():
+    rates = [trunk_rate(step, 0.8, 4) for step in (1, 2, 3, 4, 5, 10**9)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+
+
+def test_without_warm_up_the_first_step_is_at_the_peak():
+    assert trunk_rate(1, 0.5, 0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("requested", "first_version", "expected"),
+    [(20, 1000, 20), (20, 100, 10), (20, 101, 11), (20, 1, 0), (20, 2, 1), (0, 1000, 0)],
+)
+def test_warm_up_is_at_most_a_tenth_of_the_first_version_and_leaves_its_branch_a_step(
+    requested, first_version, expected
+):
+    assert warmup_steps(requested, first_version) == expected
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("shape", "closed_form"),
+    [
+        ("1-sqrt", lambda x, m: m + (1 - m) * (1 - x**0.5)),
+        ("linear", lambda x, m: m * x + 1 - x),
+        ("cosine", lambda x, m: m + (1 - m) * math.cos(math.pi * x / 2) ** 2),
+    ],
+)
+def test_shapes_follow_their_closed_forms(shape, closed_form, floor):
+    for k in range(1, 10):
+        assert branch_rate(k, 9, 2.0, shape=shape, floor=floor) == pytest.approx(2 * closed_form(k / 10, floor))
+
+
+def test_the_inverse_shape_interpolates_the_reciprocal_rate():
+    for k in range(1, 10):
+        x = k / 10
+        assert 1 / branch_rate(k, 9, 2.0, shape="inverse", floor=0.1) == pytest.approx(x / 0.2 + (1 - x) / 2.0)
+
+
+def test_multi_step_is_cut_at_its_two_points():
+    rates = [branch_rate(k, 9, 1.0, shape="multi_step", cuts=(0.4, 0.8)) for k in range(1, 10)]
+    assert rates == [1.0] * 3 + [0.316] * 4 + [0.1] * 2
+
+
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 400), st.floats(0.01, 0.5))
+def test_every_shape_falls_from_below_the_peak_to_above_the_floor(shape, steps, floor):
+    options = {"floor": 0.0, "cuts": (0.3, 0.7)} if shape == "multi_step" else {"floor": floor, "cuts": ()}
+    rates = [branch_rate(k, steps, 1.0, shape=shape, **options) for k in range(1, steps + 1)]
+    assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+    assert rates[0] <= 1.0
+    assert rates[-1] >= options["floor"]
+
+
+@given(st.sampled_from(["1-sqrt", "linear", "cosine"]), st.integers(1, 400))
+def test_no_batch_is_read_at_rate_zero(shape, steps):
+    assert branch_rate(steps, steps, 1.0, shape=shape) > 0
+
+
+@pytest.mark.parametrize("step", [0, 11])
+def test_a_step_outside_the_branch_is_refused(step):
+    with pytest.raises(ValueError, match="outside"):
+        branch_rate(step, 10, 1.0, shape="linear")

@@ -1,0 +1,102 @@
+"""Specs refuse what they do not know, and fingerprints cover what decides bits and nothing else."""
+
+import pytest
+from pydantic import ValidationError
+
+from service.core.plan import branch_key, ledger_up_to, trunk_key
+from service.core.specs import (
+    BranchPath,
+    DecaySpec,
+    ModelSpec,
+    TrainingSpec,
+    TrainStage,
+    steps_of,
+)
+from tests.support.specs import ledger_of, line_spec
+
+LEDGER = ledger_of(100, 50)
+
+
+def test_everything_but_name_and_dataset_has_a_default():
+    spec = ModelSpec(name="m", dataset="d")
+    assert ModelSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "UPPER"},
+        {"colour": "red"},
+        {"architecture": {"preset": "tiny", "base": "x"}},
+        {"architecture": {}},
+        {"architecture": {"base": "b"}, "tokenizer": {"path": "t"}},
+        {"tokenizer": {}},
+        {"training": {"batch_tokens": 64, "sequence_length": 128}},
+        {"training": {"workers": 17}},
+        {"training": {"peak_lr": float("nan")}},
+        {"training": {"replay_fraction": 0.5}},
+        {"paradigm": {"name": "nonsense"}},
+        {"paradigm": {"name": "path_switching", "decay": {"shape": "inverse"}}},
+        {"paradigm": {"name": "path_switching", "decay": {"shape": "multi_step"}}},
+        {"paradigm": {"name": "path_switching", "decay": {"shape": "multi_step", "cuts": [0.8, 0.4]}}},
+        {"paradigm": {"name": "path_switching", "decay": {"cuts": [0.2, 0.4]}}},
+        {"paradigm": {"name": "path_switching", "decay": {"length": {"rule": "proportional", "min": 2, "max": 1}}}},
+        {"paradigm": {"name": "path_switching", "decay": {"replay_fraction": 1.0}}},
+    ],
+)
+def test_nonsense_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        ModelSpec.model_validate({"name": "m", "dataset": "d"} | wrong)
+
+
+def test_a_pass_is_at_least_one_step_and_filled_up():
+    assert [steps_of(rows, 16, 1) for rows in (1, 16, 17)] == [1, 1, 2]
+    assert steps_of(17, 16, 3) == 6
+
+
+def test_the_ledger_up_to_a_step_stops_at_the_version_the_step_lies_in():
+    assert [entry.number for entry in ledger_up_to(LEDGER, 100)] == [1]
+    assert [entry.number for entry in ledger_up_to(LEDGER, 101)] == [1, 2]
+    assert ledger_up_to(LEDGER, 0) == ()
+    with pytest.raises(ValueError, match="past the end"):
+        ledger_up_to(LEDGER, 151)
+
+
+def test_a_trunk_key_does_not_depend_on_what_arrives_later():
+    line = line_spec()
+    assert trunk_key(line, LEDGER[:1], 80) == trunk_key(line, LEDGER, 80)
+    assert trunk_key(line, LEDGER, 120) != trunk_key(line, ledger_of(100, 60), 120)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"peak_lr": 1e-3}, {"batch_rows": 8}, {"tokenizer_key": "tokenizer/u"}])
+def test_a_trunk_key_depends_on_what_decides_its_bits(change):
+    assert trunk_key(line_spec(**change), LEDGER, 80) != trunk_key(line_spec(), LEDGER, 80)
+
+
+def test_how_often_a_branch_is_checkpointed_does_not_change_its_key():
+    def key(**changes):
+        path = BranchPath(
+            steps=10,
+            new_rows_steps=10,
+            shape="1-sqrt",
+            floor=0,
+            cuts=(),
+            beta2=None,
+            replay_fraction=0,
+            replay_budget="grown",
+        )
+        values = {"from_step": 90, "to_step": 100, "start_key": "trunk/a", "branch": path, "checkpoint_every": 5}
+        return branch_key(TrainStage(line=line_spec(), ledger=LEDGER[:1], **(values | changes)))
+
+    assert key(checkpoint_every=7) == key()
+    assert key(start_key="trunk/b") != key()
+
+
+def test_workers_are_no_part_of_a_line():
+    assert "workers" not in line_spec().model_dump()
+    assert TrainingSpec(workers=2).batch_rows == TrainingSpec(workers=1).batch_rows
+
+
+def test_decay_defaults_are_the_documented_ones():
+    decay = DecaySpec()
+    assert (decay.shape, decay.floor, decay.length.rule, decay.length.fraction) == ("1-sqrt", 0.0, "proportional", 0.1)

@@ -1,0 +1,49 @@
+"""The table of moves: complete, closed, and obeyed by the database for every pair of states."""
+
+from itertools import product
+
+import pytest
+
+from service.core.states import (
+    FINISHED_STAGES,
+    FINISHED_UPDATES,
+    MOVES,
+    CheckpointState,
+    ModelVersionState,
+    ReleaseState,
+    StageState,
+    UpdateState,
+    sources,
+)
+
+ENUMS = [UpdateState, StageState, ModelVersionState, ReleaseState, CheckpointState]
+PAIRS = [(enum, a, b) for enum in ENUMS for a, b in product(enum, enum)]
+
+LEGAL = {
+    UpdateState: "pending>running pending>cancelled pending>failed running>succeeded running>rejected running>failed "
+    "running>cancelled failed>running failed>pending failed>cancelled",
+    StageState: "pending>ready pending>cancelled ready>running ready>succeeded ready>cancelled running>succeeded "
+    "running>ready running>pending running>failed running>cancelled failed>ready failed>cancelled cancelled>pending "
+    "cancelled>ready",
+    ModelVersionState: "candidate>released candidate>rejected rejected>released released>retired retired>released",
+    ReleaseState: "pending>live pending>superseded pending>failed live>ended",
+    CheckpointState: "live>abandoned abandoned>live",
+}
+
+
+@pytest.mark.parametrize(("enum", "a", "b"), PAIRS, ids=[f"{e.__name__}-{a}-{b}" for e, a, b in PAIRS])
+def test_a_move_is_legal_exactly_where_the_list_says(enum, a, b):
+    assert (b in MOVES[enum][a]) == (f"{a}>{b}" in LEGAL[enum].split())
+
+
+@pytest.mark.parametrize("enum", ENUMS)
+def test_sources_are_the_table_read_backwards(enum):
+    for target in enum:
+        assert sources(target) == {state for state in enum if target in MOVES[enum][state]}
+
+
+def test_what_is_finished_leaves_only_by_a_retry():
+    for state in FINISHED_UPDATES - {UpdateState.FAILED}:
+        assert not MOVES[UpdateState][state]
+    for state in FINISHED_STAGES - {StageState.FAILED, StageState.CANCELLED}:
+        assert not MOVES[StageState][state]

@@ -1,0 +1,69 @@
+"""Small specs to plan and train with."""
+
+from typing import Any
+
+from service.core.plan import PlanContext
+from service.core.specs import (
+    ArchitectureSpec,
+    DecaySpec,
+    GateSpec,
+    LedgerEntry,
+    LineSpec,
+    Numerics,
+    PathSwitchingSpec,
+    SliceRef,
+)
+
+
+def line_spec(**changes: Any) -> LineSpec:
+    """A line of the tiny preset on a CPU, with ``changes``."""
+    values: dict[str, Any] = {
+        "architecture": ArchitectureSpec(preset="tiny"),
+        "tokenizer_key": "tokenizer/t",
+        "numerics": Numerics(),
+        "sequence_length": 128,
+        "batch_rows": 16,
+        "micro_batch_rows": None,
+        "peak_lr": 2e-3,
+        "warmup_steps": 20,
+        "optimizer": "adamw",
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.1,
+        "grad_clip": 1.0,
+        "replay_mixture": "equal",
+        "epochs": 1,
+        "seed": 0,
+    }
+    return LineSpec(**(values | changes))
+
+
+def ledger_of(*steps: int, batch_rows: int = 16) -> tuple[LedgerEntry, ...]:
+    """A ledger of data versions with these steps, every row used."""
+    return tuple(
+        LedgerEntry(number=i, pack_key=f"pack/p{i}", rows=count * batch_rows, steps=count)
+        for i, count in enumerate(steps, start=1)
+    )
+
+
+def plan_context(ledger: tuple[LedgerEntry, ...], decay: DecaySpec, **changes: Any) -> PlanContext:
+    """What a plan of the ledger's last version is made from, with its holdouts as slices."""
+    slices = tuple(
+        SliceRef(name=f"v{e.number}", key=f"data/d{e.number}", file="holdout.ndjson.zst", data_version=e.number)
+        for e in ledger
+    )
+    values: dict[str, Any] = {
+        "line": line_spec(),
+        "model": "m",
+        "ledger": ledger,
+        "trunk_step": 0,
+        "paradigm": PathSwitchingSpec(decay=decay),
+        "gate": GateSpec(),
+        "slices": slices,
+        "newest_slice": slices[-1].name,
+        "served_number": None,
+        "served_export_key": None,
+        "served_missing_slices": (),
+        "auto_release": True,
+        "checkpoint_every": 200,
+    }
+    return PlanContext(**(values | changes))

@@ -1,0 +1,91 @@
+"""The database: one engine, one way to write, one way to read, and its clock.
+
+``transaction()`` is the only commit in the project. On SQLite it begins IMMEDIATE, so that a reader that becomes a writer
+cannot fail half-way; ``reading()`` begins deferred and rolls back, so that reads never wait for writers.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pysqlite3.dbapi2
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from service.core.errors import Unavailable
+
+_READ_ONLY = "pathswitch_read_only"
+
+
+class Database:
+    """A SQLite file or a PostgreSQL server, by URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = make_engine(url)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """One write transaction: commits at the end of the block, rolls back if it raises."""
+        with self._session(read_only=False) as session:
+            yield session
+            session.commit()
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """One consistent snapshot to read from. Nothing done in it is kept."""
+        with self._session(read_only=True) as session:
+            yield session
+
+    def check(self) -> None:
+        """Raise Unavailable unless the database answers."""
+        try:
+            with self.reading() as session:
+                session.execute(sa.text("SELECT 1"))
+        except OperationalError as error:
+            raise Unavailable(f"the database does not answer: {error.orig}") from error
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def _session(self, *, read_only: bool) -> Iterator[Session]:
+        with self.engine.connect().execution_options(**{_READ_ONLY: read_only}) as connection:
+            # expire_on_commit would turn every attribute read after the block into a query on a closed session.
+            with Session(connection, expire_on_commit=False, autoflush=False) as session:
+                yield session
+
+
+def now(session: Session) -> datetime:
+    """The database's present time, UTC: the only clock that leases and timestamps go by."""
+    if session.get_bind().dialect.name == "postgresql":
+        value: Any = session.scalar(sa.text("SELECT clock_timestamp()"))
+        return value.astimezone(UTC)  # type: ignore[no-any-return]
+    text = session.scalar(sa.text("SELECT strftime('%Y-%m-%dT%H:%M:%f', 'now')"))
+    return datetime.fromisoformat(str(text)).replace(tzinfo=UTC)
+
+
+def make_engine(url: str) -> Engine:
+    """An engine with the settings that the rest relies on. SQLite is the bundled one: the system's may be too old."""
+    if make_url(url).get_backend_name() != "sqlite":
+        return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+    # SQLite 3.7.0-3.51.2 can corrupt a database in WAL mode when several connections checkpoint at once.
+    engine = sa.create_engine(url, module=pysqlite3.dbapi2, connect_args={"timeout": 60})
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get(_READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,102 @@
+"""Datasets, their data versions and their given slices."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from service.core.errors import NotFound
+from service.core.plan import DataRef
+from service.core.specs import SliceRef
+from service.store.tables import Dataset, DataVersion, Slice
+
+
+def dataset(session: Session, name: str, *, lock: bool = False) -> Dataset:
+    """The dataset of that name, locked against other writers on request. Raises NotFound."""
+    query = sa.select(Dataset).where(Dataset.name == name)
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        raise NotFound(f"no dataset {name!r}")
+    return row
+
+
+def by_id(session: Session, dataset_id: str) -> Dataset:
+    row = session.get(Dataset, dataset_id)
+    assert row is not None
+    return row
+
+
+def version(session: Session, dataset_id: str, number: int) -> DataVersion:
+    """Data version ``number``. Raises NotFound."""
+    row = session.scalar(
+        sa.select(DataVersion).where(DataVersion.dataset_id == dataset_id, DataVersion.number == number)
+    )
+    if row is None:
+        raise NotFound(f"no data version {number}")
+    return row
+
+
+def version_by_sha256(session: Session, dataset_id: str, sha256: str) -> DataVersion | None:
+    return session.scalar(
+        sa.select(DataVersion).where(DataVersion.dataset_id == dataset_id, DataVersion.sha256 == sha256)
+    )
+
+
+def version_by_id(session: Session, version_id: str) -> DataVersion:
+    row = session.get(DataVersion, version_id)
+    assert row is not None
+    return row
+
+
+def versions(session: Session, dataset_id: str, up_to: int | None = None) -> Sequence[DataVersion]:
+    """The data versions in order of number, up to ``up_to`` inclusive."""
+    query = sa.select(DataVersion).where(DataVersion.dataset_id == dataset_id)
+    if up_to is not None:
+        query = query.where(DataVersion.number <= up_to)
+    return session.scalars(query.order_by(DataVersion.number)).all()
+
+
+def newest_version(session: Session, dataset_id: str) -> DataVersion | None:
+    return session.scalar(
+        sa.select(DataVersion)
+        .where(DataVersion.dataset_id == dataset_id)
+        .order_by(DataVersion.number.desc())
+        .limit(1)
+    )
+
+
+def given_slices(session: Session, dataset_id: str) -> Sequence[Slice]:
+    """The given evaluation sets, oldest first."""
+    return session.scalars(sa.select(Slice).where(Slice.dataset_id == dataset_id).order_by(Slice.id)).all()
+
+
+def ledger_data(session: Session, dataset_id: str, up_to: int) -> list[DataRef]:
+    """What planning needs to know of the data versions up to ``up_to``."""
+    return [DataRef(number=row.number, key=row.artifact_key) for row in versions(session, dataset_id, up_to)]
+
+
+def holdout_name(number: int) -> str:
+    """The name of the slice that the holdout of a data version is."""
+    return f"v{number}"
+
+
+def slice_refs(session: Session, dataset_id: str, up_to: int) -> list[SliceRef]:
+    """Every evaluation set that concerns the data versions up to ``up_to``: their holdouts, then given slices."""
+    refs = [
+        SliceRef(
+            name=holdout_name(row.number),
+            key=row.artifact_key,
+            file="holdout.ndjson.zst",
+            data_version=row.number,
+        )
+        for row in versions(session, dataset_id, up_to)
+        if row.holdout_documents
+    ]
+    for row in given_slices(session, dataset_id):
+        if row.data_version is None or row.data_version <= up_to:
+            refs.append(
+                SliceRef(
+                    name=row.name, key=row.artifact_key, file="documents.ndjson.zst", data_version=row.data_version
+                )
+            )
+    return refs

@@ -1,0 +1,101 @@
+"""Models, their trunk checkpoints and their versions."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from service.core.errors import NotFound
+from service.core.states import CheckpointState, ModelVersionState
+from service.store.tables import Checkpoint, Model, ModelVersion
+
+
+def model(session: Session, name: str, *, lock: bool = False) -> Model:
+    """The model of that name, locked against other writers on request. Raises NotFound."""
+    query = sa.select(Model).where(Model.name == name)
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        raise NotFound(f"no model {name!r}")
+    return row
+
+
+def by_id(session: Session, model_id: str) -> Model:
+    row = session.get(Model, model_id)
+    assert row is not None
+    return row
+
+
+def all_models(session: Session) -> Sequence[Model]:
+    return session.scalars(sa.select(Model).order_by(Model.id)).all()
+
+
+def following(session: Session, dataset_id: str) -> Sequence[Model]:
+    """Models trained on the dataset that start an update for every data version by themselves."""
+    rows = session.scalars(sa.select(Model).where(Model.dataset_id == dataset_id).order_by(Model.id)).all()
+    return [row for row in rows if row.spec["auto_update"]]
+
+
+def trunk(session: Session, model_id: str) -> Checkpoint | None:
+    """Where the trunk stands: the live checkpoint with the highest step."""
+    return session.scalar(
+        sa.select(Checkpoint)
+        .where(Checkpoint.model_id == model_id, Checkpoint.state == CheckpointState.LIVE)
+        .order_by(Checkpoint.step.desc())
+        .limit(1)
+    )
+
+
+def checkpoint_by_key(session: Session, model_id: str, key: str) -> Checkpoint | None:
+    return session.scalar(
+        sa.select(Checkpoint).where(Checkpoint.model_id == model_id, Checkpoint.artifact_key == key)
+    )
+
+
+def version(session: Session, model_id: str, number: int | str) -> ModelVersion:
+    """Model version by number, or ``"latest"`` or ``"served"``. Raises NotFound."""
+    query = sa.select(ModelVersion).where(ModelVersion.model_id == model_id)
+    if number == "latest":
+        query = query.order_by(ModelVersion.number.desc()).limit(1)
+    elif number == "served":
+        query = query.where(ModelVersion.state == ModelVersionState.RELEASED)
+    else:
+        try:
+            query = query.where(ModelVersion.number == int(number))
+        except ValueError:
+            raise NotFound(f"no model version {number!r}") from None
+    row = session.scalar(query)
+    if row is None:
+        raise NotFound(f"no model version {number!r}")
+    return row
+
+
+def version_by_id(session: Session, version_id: str) -> ModelVersion:
+    row = session.get(ModelVersion, version_id)
+    assert row is not None
+    return row
+
+
+def version_of_update(session: Session, update_id: str) -> ModelVersion | None:
+    return session.scalar(sa.select(ModelVersion).where(ModelVersion.update_id == update_id))
+
+
+def served(session: Session, model_id: str) -> ModelVersion | None:
+    return session.scalar(
+        sa.select(ModelVersion).where(
+            ModelVersion.model_id == model_id, ModelVersion.state == ModelVersionState.RELEASED
+        )
+    )
+
+
+def versions(session: Session, model_id: str) -> Sequence[ModelVersion]:
+    return session.scalars(
+        sa.select(ModelVersion).where(ModelVersion.model_id == model_id).order_by(ModelVersion.number)
+    ).all()
+
+
+def next_number(session: Session, model_id: str) -> int:
+    """The number that the model's next version gets. Call under the model's running update: there is only one."""
+    newest = session.scalar(
+        sa.select(sa.func.max(ModelVersion.number)).where(ModelVersion.model_id == model_id)
+    )
+    return (newest or 0) + 1

@@ -1,0 +1,202 @@
+"""Stages as a durable queue: claim under a lease and an epoch, write only while both hold.
+
+Every write of an orchestrator names the epoch it claimed under. Whoever was presumed dead and claims to have a result
+afterwards finds that no row matches, and is told so by ``Fenced``.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from service.core.plan import pack_name
+from service.core.specs import StageKind
+from service.core.states import StageState
+from service.store.database import now
+from service.store.tables import MetricPoint, Stage, Update
+
+
+class Fenced(Exception):
+    """The stage is not held under that epoch any more: cancelled, or taken over by another orchestrator."""
+
+
+def get(session: Session, stage_id: str) -> Stage:
+    row = session.get(Stage, stage_id)
+    assert row is not None
+    return row
+
+
+def ready(session: Session, limit: int = 100) -> Sequence[Stage]:
+    """Stages that may run now, oldest first; not those whose key some other stage is producing already."""
+    other = sa.orm.aliased(Stage)
+    being_made = sa.exists().where(other.key == Stage.key, other.state == StageState.RUNNING)
+    return session.scalars(
+        sa.select(Stage)
+        .where(Stage.state == StageState.READY, Stage.ready_at <= now(session), ~being_made)
+        .order_by(Stage.ready_at, Stage.id)
+        .limit(limit)
+    ).all()
+
+
+def claim(
+    session: Session,
+    stage_ids: Sequence[str],
+    *,
+    owner: str,
+    lease_seconds: float,
+    run_id: str | None,
+    from_states: Sequence[StageState] = (StageState.READY,),
+) -> list[Stage] | None:
+    """Claim all of ``stage_ids`` for a new attempt under one run, or none of them (None: someone else was faster)."""
+    at = now(session)
+    query = sa.select(Stage).where(Stage.id.in_(stage_ids), Stage.state.in_(from_states))
+    rows = session.scalars(query.order_by(Stage.position).with_for_update(skip_locked=True)).all()
+    if len(rows) != len(stage_ids):
+        return None
+    try:
+        with session.begin_nested():
+            for row in rows:
+                row.state = StageState.RUNNING
+                row.attempt += 1
+                row.epoch += 1
+                row.owner = owner
+                row.lease_until = at + timedelta(seconds=lease_seconds)
+                row.run_id = run_id
+                row.ready_at = None
+                row.progress = None
+                row.error = None
+                row.started_at = at
+            session.flush()
+    except IntegrityError:  # another stage with the same key began to run since we looked
+        return None
+    return list(rows)
+
+
+def take_over_expired(session: Session, *, owner: str, lease_seconds: float) -> list[Stage]:
+    """Take over running stages whose lease has run out: a new epoch, the same attempt, the same run."""
+    at = now(session)
+    rows = session.scalars(
+        sa.select(Stage)
+        .where(Stage.state == StageState.RUNNING, Stage.lease_until < at)
+        .with_for_update(skip_locked=True)
+    ).all()
+    for row in rows:
+        row.epoch += 1
+        row.owner = owner
+        row.lease_until = at + timedelta(seconds=lease_seconds)
+    session.flush()
+    return list(rows)
+
+
+def guarded_update(session: Session, stage_id: str, epoch: int, **values: Any) -> None:
+    """Write to a stage that is held under ``epoch``. Raises Fenced where it is not."""
+    result = session.execute(
+        sa.update(Stage)
+        .where(Stage.id == stage_id, Stage.epoch == epoch, Stage.state == StageState.RUNNING)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    if not result.rowcount:  # type: ignore[attr-defined]
+        raise Fenced(stage_id)
+
+
+def renew(session: Session, held: Mapping[str, int], lease_seconds: float) -> list[str]:
+    """Extend the leases of ``held`` (stage id -> epoch). Returns the ids that are not ours any more."""
+    until = now(session) + timedelta(seconds=lease_seconds)
+    lost = []
+    for stage_id, epoch in held.items():
+        try:
+            guarded_update(session, stage_id, epoch, lease_until=until)
+        except Fenced:
+            lost.append(stage_id)
+    return lost
+
+
+def record_points(session: Session, stage_id: str, points: Sequence[Mapping[str, Any]]) -> None:
+    """Write points of a training stage; a step measured again (by a later attempt) is overwritten."""
+    if not points:
+        return
+    columns = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
+    by_step = {point["step"]: {"stage_id": stage_id} | {name: point[name] for name in columns} for point in points}
+    dialect = session.get_bind().dialect.name
+    rows = list(by_step.values())
+    # A statement may carry at most 32,766 (SQLite) or 65,535 (PostgreSQL) parameters.
+    for start in range(0, len(rows), 1000):
+        insert = _insert(dialect).values(rows[start : start + 1000])
+        session.execute(
+            insert.on_conflict_do_update(
+                index_elements=["stage_id", "step"],
+                set_={name: insert.excluded[name] for name in columns[1:]},
+            )
+        )
+
+
+def _insert(dialect: str) -> Any:
+    if dialect == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+
+        return postgresql_insert(MetricPoint)
+    from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+    return sqlite_insert(MetricPoint)
+
+
+def points(session: Session, stage_id: str) -> Sequence[MetricPoint]:
+    return session.scalars(
+        sa.select(MetricPoint).where(MetricPoint.stage_id == stage_id).order_by(MetricPoint.step)
+    ).all()
+
+
+def any_expired(session: Session) -> bool:
+    """Whether some lease has run out."""
+    expired = sa.exists().where(Stage.state == StageState.RUNNING, Stage.lease_until < now(session))
+    return bool(session.scalar(sa.select(expired)))
+
+
+def runs_to_end(session: Session) -> Sequence[str]:
+    """Runs of cancelled stages that may still be going on, and that no other stage needs."""
+    other = sa.orm.aliased(Stage)
+    needed = sa.exists().where(other.run_id == Stage.run_id, other.state == StageState.RUNNING)
+    return session.scalars(
+        sa.select(Stage.run_id)
+        .where(Stage.state == StageState.CANCELLED, Stage.run_id.is_not(None), ~needed)
+        .distinct()
+    ).all()  # type: ignore[return-value]
+
+
+def running_of_kind(session: Session, kind: StageKind) -> Sequence[Stage]:
+    return session.scalars(
+        sa.select(Stage).where(Stage.kind == kind, Stage.state == StageState.RUNNING)
+    ).all()
+
+
+def forget_run(session: Session, run_id: str) -> None:
+    """The run is gone: nothing is running under that name for cancelled stages."""
+    session.execute(
+        sa.update(Stage)
+        .where(Stage.run_id == run_id, Stage.state == StageState.CANCELLED)
+        .values(run_id=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def spec_by_key(session: Session, key: str) -> dict[str, Any]:
+    """The spec that any stage publishing under ``key`` was written with: equal keys have equal specs."""
+    spec = session.scalar(sa.select(Stage.spec).where(Stage.key == key).limit(1))
+    assert spec is not None
+    return spec
+
+
+def newest_pack_specs(session: Session, model_id: str, up_to: int) -> dict[str, dict[str, Any]]:
+    """Stage name -> spec of the packs of data versions up to ``up_to`` that the model's planned updates last used."""
+    rows = session.execute(
+        sa.select(Stage.name, Stage.spec)
+        .join(Update, Update.id == Stage.update_id)
+        .where(Update.model_id == model_id, Update.planned, Stage.kind == StageKind.PACK)
+        .order_by(Stage.id)
+    ).all()
+    wanted = {pack_name(number) for number in range(1, up_to + 1)}
+    return {name: spec for name, spec in rows if name in wanted}

@@ -1,0 +1,107 @@
+"""Updates: the rows that are the queue."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from service.core.errors import NotFound
+from service.core.specs import ModelSpec
+from service.core.states import FINISHED_STAGES, FINISHED_UPDATES, StageState, UpdateState, sources
+from service.store import events
+from service.store.database import now
+from service.store.tables import DataVersion, Model, Stage, Update
+
+
+def add(session: Session, model: Model, data_version: DataVersion) -> Update:
+    """A pending update of the model to that data version, under the model's own paradigm."""
+    spec = ModelSpec.model_validate(model.spec)
+    row = Update(
+        model_id=model.id,
+        data_version_id=data_version.id,
+        paradigm=spec.paradigm.model_dump(mode="json"),
+        created_at=now(session),
+    )
+    session.add(row)
+    session.flush()
+    events.append(
+        session, "update.created", update=row.id, model=model.name, data_version=data_version.number
+    )
+    return row
+
+
+def update(session: Session, update_id: str) -> Update:
+    """Raises NotFound."""
+    row = session.get(Update, update_id)
+    if row is None:
+        raise NotFound(f"no update {update_id!r}")
+    return row
+
+
+def startable(session: Session) -> Sequence[Update]:
+    """For every model without a running update, its pending one with the lowest data version."""
+    busy = sa.select(Update.model_id).where(Update.state == UpdateState.RUNNING)
+    rows = session.scalars(
+        sa.select(Update)
+        .join(DataVersion, DataVersion.id == Update.data_version_id)
+        .where(Update.state == UpdateState.PENDING, Update.model_id.not_in(busy))
+        .order_by(Update.model_id, DataVersion.number, Update.id)
+    ).all()
+    first: dict[str, Update] = {}
+    for row in rows:
+        first.setdefault(row.model_id, row)
+    return list(first.values())
+
+
+def unplanned(session: Session) -> Sequence[str]:
+    """Running updates whose first stages have all succeeded and whose part two is not written: a retry left them so."""
+    unfinished = sa.exists().where(Stage.update_id == Update.id, Stage.state != StageState.SUCCEEDED)
+    has_stages = sa.exists().where(Stage.update_id == Update.id)
+    return session.scalars(
+        sa.select(Update.id).where(
+            Update.state == UpdateState.RUNNING, ~Update.planned, has_stages, ~unfinished
+        )
+    ).all()
+
+
+def move(session: Session, row: Update, target: UpdateState, error: dict[str, object] | None = None) -> bool:
+    """Move the update if the table of moves allows it from where it stands in the database. False where it does not."""
+    values: dict[str, object] = {"state": target, "error": error}
+    at = now(session)
+    if target == UpdateState.RUNNING:
+        values |= {"finished_at": None, "started_at": row.started_at or at}
+    values["finished_at"] = at if target in FINISHED_UPDATES else None
+    result = session.execute(
+        sa.update(Update)
+        .where(Update.id == row.id, Update.state.in_(sources(target)))
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )
+    if not result.rowcount:  # type: ignore[attr-defined]
+        return False
+    session.refresh(row)
+    events.append(session, f"update.{target}", update=row.id)
+    return True
+
+
+def stages(session: Session, update_id: str) -> Sequence[Stage]:
+    """The stages of an update in topological order."""
+    # Guarded UPDATEs go past the session's objects, so what it holds may be stale.
+    query = sa.select(Stage).where(Stage.update_id == update_id).order_by(Stage.position)
+    return session.scalars(query.execution_options(populate_existing=True)).all()
+
+
+def cancel_open_stages(session: Session, update_id: str) -> None:
+    """Cancel what has not ended. Bumping the epoch fences whoever holds one; ``run_id`` stays until its run is gone."""
+    session.execute(
+        sa.update(Stage)
+        .where(Stage.update_id == update_id, Stage.state.not_in(FINISHED_STAGES))
+        .values(
+            state=StageState.CANCELLED,
+            epoch=Stage.epoch + 1,
+            owner=None,
+            lease_until=None,
+            finished_at=now(session),
+        )
+        .execution_options(synchronize_session=False)
+    )

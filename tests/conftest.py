@@ -1,0 +1,15 @@
+"""What every test shares: a quiet environment and the PostgreSQL fixtures."""
+
+import os
+
+# Before Ray, transformers or an OpenMP runtime is imported: they read these once. PASSIVE, because threads
+# that spin while they wait halve the speed of everything beside them on a small machine.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from tests.support.database import database, sqlite
+from tests.support.postgres import postgres_server, postgres_url
+
+__all__ = ["database", "postgres_server", "postgres_url", "sqlite"]

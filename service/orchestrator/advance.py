@@ -1,0 +1,181 @@
+"""One result, one transaction: a stage's end, what it makes ready, and what it means for the update.
+
+Whoever calls these holds the stage under ``epoch``; where that is not so any more they raise Fenced and write nothing.
+"""
+
+import math
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from service.artifacts import Manifest
+from service.core import retry
+from service.core.errors import StageInputInvalid
+from service.core.executor import RunError
+from service.core.specs import StageKind, TrainStage
+from service.core.states import StageState, UpdateState
+from service.orchestrator.planning import write_part_two
+from service.orchestrator.versions import record_candidate
+from service.store import datasets, events, models, stages, updates
+from service.store.database import now
+from service.store.tables import Checkpoint, Stage, Update
+
+_LET_GO = {"owner": None, "lease_until": None, "run_id": None}
+
+
+def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> None:
+    """A stage that was held has published its artifact."""
+    result = _finite(manifest.result)
+    stages.guarded_update(
+        session,
+        stage_id,
+        epoch,
+        state=StageState.SUCCEEDED,
+        result=result,
+        finished_at=now(session),
+        **_LET_GO,
+    )
+    _after_success(session, stages.get(session, stage_id), manifest)
+
+
+def reuse(session: Session, stage_id: str, manifest: Manifest) -> bool:
+    """A ready stage whose artifact exists already succeeds at once. False where it is not ready any more."""
+    row = session.execute(
+        sa.update(Stage)
+        .where(Stage.id == stage_id, Stage.state == StageState.READY)
+        .values(
+            state=StageState.SUCCEEDED,
+            reused=True,
+            epoch=Stage.epoch + 1,
+            result=_finite(manifest.result),
+            finished_at=now(session),
+            ready_at=None,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    if not row.rowcount:  # type: ignore[attr-defined]
+        return False
+    _after_success(session, stages.get(session, stage_id), manifest)
+    return True
+
+
+def decided(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
+    """A stage that is a decision of the orchestrator's own, and publishes nothing, has ended well."""
+    stages.guarded_update(
+        session, stage_id, epoch, state=StageState.SUCCEEDED, result=result, finished_at=now(session), **_LET_GO
+    )
+    _after_success(session, stages.get(session, stage_id), None)
+
+
+def reject(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
+    """The gate has said no: the decision is made, and the update ends with it."""
+    stages.guarded_update(
+        session, stage_id, epoch, state=StageState.SUCCEEDED, result=result, finished_at=now(session), **_LET_GO
+    )
+    update = updates.update(session, stages.get(session, stage_id).update_id)
+    updates.move(session, update, UpdateState.REJECTED)
+    updates.cancel_open_stages(session, update.id)
+
+
+def fail_attempt(session: Session, stage_id: str, epoch: int, error: RunError) -> None:
+    """A try has ended badly and its run is gone: another one after a while, or the end of the update."""
+    at = now(session)
+    stage = stages.get(session, stage_id)
+    written = {"code": error.code, "detail": error.detail, "attempt": stage.attempt}
+    wasted = stage.wasted_seconds + ((at - stage.started_at).total_seconds() if stage.started_at else 0.0)
+    again = retry.worth_another(stage.attempt, stage.max_attempts, error.retryable)
+    if again:
+        ready_at = at + timedelta(seconds=retry.wait_before(stage.attempt + 1))
+        values: dict[str, Any] = {"state": StageState.READY, "ready_at": ready_at}
+    else:
+        values = {"state": StageState.FAILED, "finished_at": at}
+    stages.guarded_update(session, stage_id, epoch, error=written, wasted_seconds=wasted, **values, **_LET_GO)
+    events.append(session, "stage.attempt_failed", stage=stage_id, update=stage.update_id, again=again, **written)
+    if not again:
+        _fail_update(session, updates.update(session, stage.update_id), written | {"stage": stage.name})
+
+
+def hand_back(session: Session, stage_id: str, epoch: int) -> None:
+    """The run ended before it came to this stage of its chain: the stage waits again, and no try is counted."""
+    stages.guarded_update(
+        session, stage_id, epoch, state=StageState.PENDING, attempt=Stage.attempt - 1, **_LET_GO
+    )
+    make_ready(session, stages.get(session, stage_id).update_id)
+
+
+def plan(session: Session, update: Update) -> None:
+    """All packs are there: write part two of the plan, or fail the update with the reason why there is none."""
+    try:
+        with session.begin_nested():
+            write_part_two(session, update)
+    except StageInputInvalid as error:
+        _fail_update(session, update, {"code": error.code, "detail": error.detail, "stage": "plan"})
+
+
+def make_ready(session: Session, update_id: str) -> None:
+    """Pending stages whose needs have all succeeded become ready."""
+    at = now(session)
+    rows = session.scalars(
+        sa.select(Stage).where(Stage.update_id == update_id).execution_options(populate_existing=True)
+    ).all()
+    succeeded = {row.id for row in rows if row.state == StageState.SUCCEEDED}
+    for row in rows:
+        if row.state == StageState.PENDING and succeeded.issuperset(row.needs):
+            row.state = StageState.READY
+            row.ready_at = at
+    session.flush()
+
+
+def _after_success(session: Session, stage: Stage, manifest: Manifest | None) -> None:
+    session.refresh(stage)
+    update = updates.update(session, stage.update_id)
+    events.append(
+        session, "stage.succeeded", stage=stage.id, update=update.id, kind=stage.kind, reused=stage.reused
+    )
+    if stage.kind == StageKind.TRAIN_TRUNK:
+        assert manifest is not None
+        _record_checkpoint(session, update, stage, manifest)
+    elif stage.kind == StageKind.EVALUATE:
+        record_candidate(session, update, stage)
+    rows = updates.stages(session, update.id)
+    if any(row.state != StageState.SUCCEEDED for row in rows):
+        make_ready(session, update.id)
+    elif update.planned:
+        updates.move(session, update, UpdateState.SUCCEEDED)
+    else:
+        plan(session, update)
+
+
+def _record_checkpoint(session: Session, update: Update, stage: Stage, manifest: Manifest) -> None:
+    if models.checkpoint_by_key(session, update.model_id, manifest.key) is None:
+        spec = TrainStage.model_validate(stage.spec)
+        session.add(
+            Checkpoint(
+                model_id=update.model_id,
+                step=spec.to_step,
+                data_version=datasets.version_by_id(session, update.data_version_id).number,
+                artifact_key=manifest.key,
+                sha256=manifest.sha256,
+                bytes=manifest.bytes,
+                created_at=now(session),
+            )
+        )
+        session.flush()
+
+
+def _fail_update(session: Session, update: Update, error: dict[str, Any]) -> None:
+    updates.move(session, update, UpdateState.FAILED, error)
+    updates.cancel_open_stages(session, update.id)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite is stored as null, and the gate reads it as NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value

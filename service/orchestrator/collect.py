@@ -1,0 +1,121 @@
+"""Poll the runs of what is held; write down progress, results and failures, each under the epoch that was claimed."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+
+from sqlalchemy.orm import Session
+
+from service.artifacts import Artifacts, Manifest
+from service.core.errors import ArtifactCorrupt, Unavailable, WorkerLost
+from service.core.executor import Executor, RunError, RunReport, RunState
+from service.core.specs import TRAINING_KINDS
+from service.orchestrator import advance
+from service.orchestrator.holding import Held, Holding
+from service.store import stages
+from service.store.database import Database
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def collect(database: Database, artifacts: Artifacts, executor: Executor, holding: Holding) -> bool:
+    """Observe every run once. Returns whether a stage ended."""
+    if holding.renewal_is_due():
+        _renew(database, holding)
+    moved = False
+    for run_id, members in holding.by_run().items():
+        try:
+            report = executor.poll(run_id, holding.cursors.get(run_id, 0))
+        except Unavailable as error:
+            logger.warning("run %s: %s", run_id, error.detail)
+            continue
+        _record_progress(database, holding, members, report)
+        holding.cursors[run_id] = report.cursor
+        gone = report.state != RunState.RUNNING
+        for held in members:
+            if held.stage_id in report.finished or gone:
+                _settle(database, artifacts, holding, held, report)
+                moved = True
+    return moved
+
+
+def _renew(database: Database, holding: Holding) -> None:
+    with database.transaction() as session:
+        lost = stages.renew(
+            session, {held.stage_id: held.epoch for held in holding.stages.values()}, holding.lease_seconds
+        )
+    for stage_id in lost:  # cancelled (rescue ends its run) or taken over (its new holder polls it)
+        holding.drop(stage_id)
+
+
+def _record_progress(database: Database, holding: Holding, members: list[Held], report: RunReport) -> None:
+    if not report.points:
+        return
+    for held in members:
+        points = [asdict(point) for point in report.points if point.stage_id == held.stage_id]
+        if not points:
+            continue
+        last = points[-1]
+        progress = {
+            "step": last["stage_step"],
+            "total_steps": last["total_steps"],
+            "loss": last["loss"],
+            "learning_rate": last["learning_rate"],
+            "tokens_per_second": last["tokens_per_second"],
+            "eta_seconds": last["eta_seconds"],
+        }
+
+        def write(session: Session, held: Held = held, progress: dict[str, object] = progress) -> None:
+            stages.guarded_update(session, held.stage_id, held.epoch, progress=progress)
+            stages.record_points(session, held.stage_id, points)  # noqa: B023  (called before the loop goes on)
+
+        _guarded(database, holding, held, write)
+
+
+def _settle(
+    database: Database, artifacts: Artifacts, holding: Holding, held: Held, report: RunReport
+) -> None:
+    """The stage's part of the run is over: it has published, or it has failed, or its turn never came."""
+    assert held.key is not None
+    key = held.key
+    error = report.error
+    try:
+        manifest = artifacts.manifest(key)
+    except ArtifactCorrupt as corrupt:
+        manifest, error = None, RunError(held.stage_id, corrupt.code, corrupt.detail, retryable=False)
+    if manifest is not None:
+        points = _settled_points(artifacts, manifest) if held.kind in TRAINING_KINDS else []
+
+        def succeed(session: Session) -> None:
+            stages.record_points(session, held.stage_id, points)
+            advance.succeed(session, held.stage_id, held.epoch, manifest)
+
+        _guarded(database, holding, held, succeed)
+    elif error is not None and error.stage_id != held.stage_id and held.stage_id not in report.started:
+        _guarded(database, holding, held, lambda s: advance.hand_back(s, held.stage_id, held.epoch))
+    else:
+        failure = error or RunError(
+            held.stage_id, WorkerLost.code, f"run {held.run_id} is gone ({report.state})", retryable=True
+        )
+        logger.warning("stage %s failed: %s", held.stage_id, failure.detail)
+        _guarded(database, holding, held, lambda s: advance.fail_attempt(s, held.stage_id, held.epoch, failure))
+    holding.drop(held.stage_id)
+
+
+def _settled_points(artifacts: Artifacts, manifest: Manifest) -> list[dict[str, object]]:
+    """The points as the artifact has them: complete, whatever of the live ones got lost on the way."""
+    lines = artifacts.path(manifest, METRICS_FILE).read_text().splitlines()
+    return [json.loads(line) for line in lines if line]
+
+
+def _guarded(database: Database, holding: Holding, held: Held, write: Callable[[Session], None]) -> None:
+    """Write under the held epoch; where it is not ours any more nothing is written and we let go of it."""
+    try:
+        with database.transaction() as session:
+            write(session)
+    except stages.Fenced:
+        logger.info("stage %s is not held under epoch %d any more", held.stage_id, held.epoch)
+        holding.drop(held.stage_id)

@@ -1,0 +1,61 @@
+"""The environment, read once, by whoever starts a process. No other function reads it."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, computed_field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class Settings(BaseSettings):
+    """Everything that an operator sets, as ``PATHSWITCH_<NAME>``."""
+
+    model_config = SettingsConfigDict(env_prefix="PATHSWITCH_", frozen=True)
+
+    home: Path = Path(".pathswitch")
+    database_url: str | None = None
+    artifacts_url: str | None = None
+    ray_address: str | None = None
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(8080, ge=0, le=65535)
+    serve_host: str = "127.0.0.1"
+    serve_port: int = Field(8000, ge=0, le=65535)
+    executor: Literal["ray", "local"] = "ray"
+    import_roots: tuple[Path, ...] = ()
+    max_line_bytes: int = Field(64 * MIB, ge=1)
+    max_document_bytes: int = Field(64 * MIB, ge=1)
+    max_decoded_bytes: int = Field(256 * GIB, ge=1)
+    lease_seconds: float = Field(15.0, gt=0)
+    tick_seconds: float = Field(0.5, gt=0)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def database(self) -> str:
+        """URL of the database: the one that is set, or a SQLite file in the home."""
+        return self.database_url or f"sqlite:///{self.home.absolute() / 'pathswitch.db'}"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def artifacts(self) -> str:
+        """URL of the artifact store: the one that is set, or a folder in the home."""
+        return self.artifacts_url or (self.home.absolute() / "artifacts").as_uri()
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment with these settings in it: what child processes are started with."""
+        values = {
+            name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None
+        }
+        written = {
+            f"PATHSWITCH_{name.upper()}": _written(value) for name, value in values.items() if value != ()
+        }
+        return os.environ | written
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(f'"{item}"' for item in value) + "]"
+    return str(value)

@@ -1,0 +1,118 @@
+"""The executor port in one process: runs wait in line for one warm thread. For tests, studies and hosts without Ray.
+
+The Ray executor hosts one of these in a detached actor for every stage that is not training.
+"""
+
+import logging
+import threading
+import traceback
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from service.artifacts import Artifacts
+from service.core.errors import PathswitchError, StageError
+from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState
+from workers.capabilities import measure_capabilities
+from workers.stages import run_stage
+from workers.stages.context import StageContext
+
+logger = logging.getLogger(__name__)
+
+# Ended runs are kept for orchestrators that have not polled them yet; what they published outlives them anyway.
+_ENDED_RUNS_KEPT = 256
+
+
+@dataclass
+class _Progress:
+    state: RunState = RunState.RUNNING
+    started: set[str] = field(default_factory=set)
+    finished: set[str] = field(default_factory=set)
+    points: list[Point] = field(default_factory=list)
+    error: RunError | None = None
+    cancelled: bool = False
+
+
+class LocalExecutor:
+    """Runs chains of stages one after another on one thread of this process. It trains with one worker, whatever is asked."""
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
+        self._runs: OrderedDict[str, _Progress] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stages")
+        self._closed = threading.Event()
+
+    def capabilities(self, workers: int) -> Capabilities:
+        return measure_capabilities(1)
+
+    def submit(self, run: Run) -> None:
+        with self._lock:
+            if run.id in self._runs:
+                return
+            self._runs[run.id] = progress = _Progress()
+            ended = [key for key, value in self._runs.items() if value.state != RunState.RUNNING]
+            for key in ended[: max(0, len(ended) - _ENDED_RUNS_KEPT)]:
+                del self._runs[key]
+        self._pool.submit(self._run, run, progress)
+
+    def poll(self, run_id: str, cursor: int) -> RunReport:
+        with self._lock:
+            progress = self._runs.get(run_id)
+            if progress is None:
+                return RunReport(state=RunState.LOST)
+            return RunReport(
+                state=progress.state,
+                started=frozenset(progress.started),
+                finished=frozenset(progress.finished),
+                points=tuple(progress.points[cursor:]),
+                cursor=len(progress.points),
+                error=progress.error,
+            )
+
+    def cancel(self, run_id: str) -> None:
+        with self._lock:
+            progress = self._runs.get(run_id)
+            if progress is not None:
+                progress.cancelled = True
+
+    def close(self) -> None:
+        """Stop at the next step boundary and wait for it: training leaves a checkpoint behind."""
+        self._closed.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _run(self, run: Run, progress: _Progress) -> None:
+        def report(point: Point) -> None:
+            with self._lock:
+                progress.points.append(point)
+
+        def should_stop() -> bool:
+            return progress.cancelled or self._closed.is_set()
+
+        context = StageContext(artifacts=self._artifacts, report=report, should_stop=should_stop)
+        error = None
+        for call in run.calls:
+            if should_stop():
+                error = RunError(call.stage_id, "stopped", "stopped before it began", retryable=True)
+                break
+            with self._lock:
+                progress.started.add(call.stage_id)
+            try:
+                run_stage(call, context)
+            except Exception as exception:  # whatever a stage raises ends its attempt, and the thread goes on
+                error = describe_failure(call.stage_id, exception)
+                break
+            with self._lock:
+                progress.finished.add(call.stage_id)
+        with self._lock:
+            progress.error = error
+            progress.state = RunState.FAILED if error else RunState.SUCCEEDED
+
+
+def describe_failure(stage_id: str, exception: BaseException) -> RunError:
+    """An exception as the port reports it: our own errors by their code, others as retryable with their traceback."""
+    if isinstance(exception, PathswitchError):
+        return RunError(stage_id, exception.code, exception.detail, exception.retryable)
+    logger.error("stage %s failed", stage_id, exc_info=exception)
+    lines = traceback.format_exception(exception)
+    return RunError(stage_id, StageError.code, "".join(lines)[-4000:], retryable=True)

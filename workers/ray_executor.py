@@ -1,0 +1,150 @@
+"""The executor port over Ray: training as Ray Jobs under deterministic ids, everything else on one warm detached actor.
+
+A job outlives the orchestrator that submitted it, and so do the run board and the stage host, so a restarted orchestrator
+adopts what runs by its name. Where the whole cluster is gone, poll says LOST and the orchestrator submits again.
+"""
+
+import logging
+import sys
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RaySystemError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from service.artifacts import Artifacts
+from service.core.errors import Unavailable
+from service.core.executor import Capabilities, Run, RunError, RunReport, RunState
+from service.core.specs import TRAINING_KINDS
+from workers.capabilities import measure_capabilities
+from workers.local_executor import LocalExecutor
+from workers.run_board import NAMESPACE, board
+
+logger = logging.getLogger(__name__)
+
+HOST_NAME = "pathswitch-stage-host"
+ANSWER_SECONDS = 10.0
+# One GPU must hold a trainer, the stage host and serving replicas together, but never two trainers.
+HOST_GPUS = 0.1
+
+_FINAL = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
+
+
+class StageHost:
+    """Runs every stage that is not training, in one process that has imported torch and stays warm."""
+
+    def __init__(self, artifacts_url: str) -> None:
+        self._executor = LocalExecutor(Artifacts.from_url(artifacts_url))
+
+    def capabilities(self) -> Capabilities:
+        return measure_capabilities(1)
+
+    def submit(self, run: Run) -> None:
+        self._executor.submit(run)
+
+    def poll(self, run_id: str, cursor: int) -> RunReport:
+        return self._executor.poll(run_id, cursor)
+
+    def cancel(self, run_id: str) -> None:
+        self._executor.cancel(run_id)
+
+
+class RayExecutor:
+    """Submits to the cluster that this process is connected to (``ray.init`` was called) and whose Jobs API is at ``jobs_url``."""
+
+    def __init__(self, artifacts: Artifacts, jobs_url: str, python: str = sys.executable) -> None:
+        self._artifacts = artifacts
+        self._python = python
+        self._jobs = JobSubmissionClient(jobs_url)
+        self._training: set[str] = set()
+
+    def capabilities(self, workers: int) -> Capabilities:
+        if ray.cluster_resources().get("GPU"):
+            remote = ray.remote(num_gpus=HOST_GPUS, num_cpus=1)(measure_capabilities)
+            return _answer(remote.remote(workers), seconds=120)  # type: ignore[no-any-return]
+        measured: Capabilities = _answer(self._host().capabilities.remote(), seconds=120)
+        return Capabilities(measured.device, measured.bf16, max(1, measured.threads // workers))
+
+    def submit(self, run: Run) -> None:
+        if run.calls[0].kind in TRAINING_KINDS:
+            self._training.add(run.id)
+            self._submit_job(run)
+        else:
+            _answer(self._host().submit.remote(run))
+
+    def poll(self, run_id: str, cursor: int) -> RunReport:
+        if run_id not in self._training:
+            report: RunReport = _answer(self._host().poll.remote(run_id, cursor))
+            if report.state != RunState.LOST:
+                return report
+        return self._poll_job(run_id, cursor)
+
+    def cancel(self, run_id: str) -> None:
+        _answer(board().stop.remote(run_id))
+        if run_id not in self._training:
+            _answer(self._host().cancel.remote(run_id))
+        if self._job_status(run_id) in (JobStatus.PENDING, JobStatus.RUNNING):
+            self._jobs.stop_job(run_id)
+
+    def close(self) -> None:
+        """Nothing to let go of: what runs belongs to the cluster."""
+
+    def _host(self) -> Any:
+        actor = ray.remote(num_cpus=1, max_restarts=-1, max_concurrency=4)(StageHost)
+        gpus = HOST_GPUS if ray.cluster_resources().get("GPU") else 0
+        return actor.options(
+            name=HOST_NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_gpus=gpus,
+            runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
+        ).remote(self._artifacts.url)
+
+    def _submit_job(self, run: Run) -> None:
+        _answer(board().put.remote(run))
+        try:
+            self._jobs.submit_job(
+                submission_id=run.id,
+                entrypoint=f"{self._python} -m workers.ray_job {run.id} {self._artifacts.url}",
+                runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
+            )
+        except (RuntimeError, ConnectionError, OSError) as error:
+            # A duplicate id is answered with an error: whoever submitted it first, it is the run we want.
+            if self._job_status(run.id) is None:
+                raise Unavailable(f"the Jobs API refused {run.id}: {error}") from error
+            logger.info("adopted run %s", run.id)
+
+    def _poll_job(self, run_id: str, cursor: int) -> RunReport:
+        seen = _answer(board().look.remote(run_id, cursor))
+        status = self._job_status(run_id)
+        if status is None:
+            return RunReport(state=RunState.LOST, cursor=cursor)
+        if status in _FINAL:
+            seen = _answer(board().look.remote(run_id, cursor))  # what it said last, now that it says no more
+        known = seen or {"cursor": cursor, "error": None}
+        error: RunError | None = known.pop("error")
+        if status not in _FINAL:
+            return RunReport(state=RunState.RUNNING, **known)
+        self._training.discard(run_id)
+        state = RunState.SUCCEEDED if status == JobStatus.SUCCEEDED and error is None else RunState.FAILED
+        return RunReport(state=state, error=error, **known)
+
+    def _job_status(self, run_id: str) -> JobStatus | None:
+        """The job's status, or None where the cluster knows no such job. Raises Unavailable where it does not answer."""
+        try:
+            return self._jobs.get_job_status(run_id)
+        except RuntimeError as error:
+            if "404" in str(error) or "does not exist" in str(error):
+                return None
+            raise Unavailable(f"the Jobs API does not answer: {error}") from error
+        except (ConnectionError, OSError) as error:
+            raise Unavailable(f"the Jobs API does not answer: {error}") from error
+
+
+def _answer(reference: Any, seconds: float = ANSWER_SECONDS) -> Any:
+    """What an actor answers. Raises Unavailable where it does not in time, or is starting again."""
+    try:
+        return ray.get(reference, timeout=seconds)
+    except (GetTimeoutError, RayActorError, RaySystemError) as error:
+        raise Unavailable(f"Ray does not answer: {error}") from error

@@ -104,7 +104,9 @@ class Artifacts:
 
     def publish(self, key: str, directory: Path, result: dict[str, Any]) -> Manifest:
         """Publish what ``writing`` gave. Returns the manifest that counts: ours, or that of whoever was first."""
-        files = tuple(_hash_and_sync(path, directory) for path in sorted(directory.rglob("*")) if path.is_file())
+        files = tuple(
+            _hash_and_sync(path, directory) for path in sorted(directory.rglob("*")) if path.is_file()
+        )
         for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
             _sync_folder(folder)
         manifest = Manifest(key=key, directory=directory.name, files=files, result=result)
@@ -150,6 +152,10 @@ class Artifacts:
         if all(entry.path != name for entry in manifest.files):
             raise ArtifactMissing(f"{manifest.key}: no file {name!r}")
         return self._folder(manifest.key) / manifest.directory / name
+
+    def folder(self, manifest: Manifest) -> Path:
+        """Where the files of an artifact lie, unverified."""
+        return self._folder(manifest.key) / manifest.directory
 
     def keys(self, prefix: str) -> list[str]:
         """Keys of the published artifacts exactly one level below ``prefix``, sorted."""

@@ -15,7 +15,11 @@ def release_version(
         model = models.model(session, model_name, lock=True)
         row = models.version(session, model.id, version)
         live = releases.live(session, model.id)
-        if live is not None and live.model_version_id == row.id and releases.pending(session, model.id) is None:
+        if (
+            live is not None
+            and live.model_version_id == row.id
+            and releases.pending(session, model.id) is None
+        ):
             return live
         return releases.request(session, model, row, by=by, reason=reason)
 

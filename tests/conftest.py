@@ -9,7 +9,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from tests.support.database import database, sqlite
+from tests.support.database import database, migrated_postgres, migrated_sqlite, sqlite
 from tests.support.postgres import postgres_server, postgres_url
 
-__all__ = ["database", "postgres_server", "postgres_url", "sqlite"]
+__all__ = [
+    "database",
+    "migrated_postgres",
+    "migrated_sqlite",
+    "postgres_server",
+    "postgres_url",
+    "sqlite",
+]

@@ -3,7 +3,8 @@
 PathswitchError
 ├── InvalidRequest            422  the caller's input is wrong; nothing was stored
 │   ├── BadContent            422  a data body is malformed; carries the first errors by line
-│   └── NothingNew            422  every document of the body is already known
+│   ├── NothingNew            422  every document of the body is already known
+│   └── UnsupportedMediaType  415  a data body of a type or encoding that cannot be read
 ├── NotFound                  404
 ├── Conflict                  409  the name is taken, or the state does not allow it
 ├── Unavailable               503  a part of the service does not answer yet; come back
@@ -49,6 +50,11 @@ class BadContent(InvalidRequest):
 
 class NothingNew(InvalidRequest):
     code = "nothing_new"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    code = "unsupported_media_type"
+    status = 415
 
 
 class NotFound(PathswitchError):

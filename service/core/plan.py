@@ -124,7 +124,9 @@ def plan_tokenizer(
     if source_key is not None:
         stage = TokenizerStage(source_key=source_key)
     else:
-        stage = TokenizerStage(vocab_size=vocab_size, data_key=data[0].key, slice_keys=tuple(sorted(slice_keys)))
+        stage = TokenizerStage(
+            vocab_size=vocab_size, data_key=data[0].key, slice_keys=tuple(sorted(slice_keys))
+        )
     return PlannedStage(
         name="tokenizer",
         kind=StageKind.TOKENIZER,
@@ -135,7 +137,12 @@ def plan_tokenizer(
 
 
 def plan_packs(
-    *, tokenizer_key: str, data: Sequence[DataRef], slice_keys: Sequence[str], sequence_length: int, needs: Sequence[str]
+    *,
+    tokenizer_key: str,
+    data: Sequence[DataRef],
+    slice_keys: Sequence[str],
+    sequence_length: int,
+    needs: Sequence[str],
 ) -> list[PlannedStage]:
     """One pack per data version of the ledger; those that exist already will be found by their keys."""
     stages = []

@@ -128,7 +128,9 @@ class TrainingSpec(Spec):
     weight_decay: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
     grad_clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     replay_mixture: Literal["equal", "by_size", "recency"] = "equal"
-    replay_fraction: float = Field(0.0, ge=0, le=0)  # of the trunk; not available yet: replay in the branch is
+    replay_fraction: float = Field(
+        0.0, ge=0, le=0
+    )  # of the trunk; not available yet: replay in the branch is
     epochs: int = Field(1, ge=1, le=1000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -228,7 +230,9 @@ class StageKind(StrEnum):
 
 
 TRAINING_KINDS = frozenset({StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH})
-IN_ORCHESTRATOR_KINDS = frozenset({StageKind.GATE, StageKind.RELEASE})  # decisions about rows: nothing to execute
+IN_ORCHESTRATOR_KINDS = frozenset(
+    {StageKind.GATE, StageKind.RELEASE}
+)  # decisions about rows: nothing to execute
 
 
 class TokenizerStage(Spec):

@@ -64,7 +64,13 @@ def reuse(session: Session, stage_id: str, manifest: Manifest) -> bool:
 def decided(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
     """A stage that is a decision of the orchestrator's own, and publishes nothing, has ended well."""
     stages.guarded_update(
-        session, stage_id, epoch, state=StageState.SUCCEEDED, result=result, finished_at=now(session), **_LET_GO
+        session,
+        stage_id,
+        epoch,
+        state=StageState.SUCCEEDED,
+        result=result,
+        finished_at=now(session),
+        **_LET_GO,
     )
     _after_success(session, stages.get(session, stage_id), None)
 
@@ -72,7 +78,13 @@ def decided(session: Session, stage_id: str, epoch: int, result: dict[str, Any])
 def reject(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
     """The gate has said no: the decision is made, and the update ends with it."""
     stages.guarded_update(
-        session, stage_id, epoch, state=StageState.SUCCEEDED, result=result, finished_at=now(session), **_LET_GO
+        session,
+        stage_id,
+        epoch,
+        state=StageState.SUCCEEDED,
+        result=result,
+        finished_at=now(session),
+        **_LET_GO,
     )
     update = updates.update(session, stages.get(session, stage_id).update_id)
     updates.move(session, update, UpdateState.REJECTED)
@@ -92,7 +104,9 @@ def fail_attempt(session: Session, stage_id: str, epoch: int, error: RunError) -
     else:
         values = {"state": StageState.FAILED, "finished_at": at}
     stages.guarded_update(session, stage_id, epoch, error=written, wasted_seconds=wasted, **values, **_LET_GO)
-    events.append(session, "stage.attempt_failed", stage=stage_id, update=stage.update_id, again=again, **written)
+    events.append(
+        session, "stage.attempt_failed", stage=stage_id, update=stage.update_id, again=again, **written
+    )
     if not again:
         _fail_update(session, updates.update(session, stage.update_id), written | {"stage": stage.name})
 

@@ -101,7 +101,9 @@ def _settle(
             held.stage_id, WorkerLost.code, f"run {held.run_id} is gone ({report.state})", retryable=True
         )
         logger.warning("stage %s failed: %s", held.stage_id, failure.detail)
-        _guarded(database, holding, held, lambda s: advance.fail_attempt(s, held.stage_id, held.epoch, failure))
+        _guarded(
+            database, holding, held, lambda s: advance.fail_attempt(s, held.stage_id, held.epoch, failure)
+        )
     holding.drop(held.stage_id)
 
 

@@ -88,7 +88,11 @@ def _branch_behind(session: Session, stage: Stage) -> Stage | None:
     if stage.kind != StageKind.TRAIN_TRUNK:
         return None
     for other in updates.stages(session, stage.update_id):
-        if other.kind == StageKind.TRAIN_BRANCH and other.needs == [stage.id] and other.state == StageState.PENDING:
+        if (
+            other.kind == StageKind.TRAIN_BRANCH
+            and other.needs == [stage.id]
+            and other.state == StageState.PENDING
+        ):
             return other
     return None
 

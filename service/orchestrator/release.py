@@ -69,7 +69,8 @@ def _end_release_stages(database: Database) -> bool:
         waiting = [
             (stage.id, stage.epoch, stage.progress["release"])
             for stage in stages.running_of_kind(session, StageKind.RELEASE)
-            if stage.progress and releases.get(session, stage.progress["release"]).state != ReleaseState.PENDING
+            if stage.progress
+            and releases.get(session, stage.progress["release"]).state != ReleaseState.PENDING
         ]
     for stage_id, epoch, release_id in waiting:
         try:

@@ -35,7 +35,9 @@ def start_update(database: Database, executor: Executor, update_id: str) -> bool
         spec = ModelSpec.model_validate(model.spec)
         resolved = model.line is not None
     # Asked outside the transaction: it goes to the cluster, and may take its time to measure.
-    numerics = None if resolved else resolve_numerics(spec.training, executor.capabilities(spec.training.workers))
+    numerics = (
+        None if resolved else resolve_numerics(spec.training, executor.capabilities(spec.training.workers))
+    )
     with database.transaction() as session:
         update = updates.update(session, update_id)
         if not updates.move(session, update, UpdateState.RUNNING):
@@ -156,5 +158,3 @@ def _keep_packs_of_the_trunk(
             stage = stage.model_copy(update={"spec": spec, "key": pack_key(was)})
         kept.append(stage)
     return kept
-
-

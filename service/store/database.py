@@ -1,10 +1,11 @@
 """The database: one engine, one way to write, one way to read, and its clock.
 
-``transaction()`` is the only commit in the project. On SQLite it begins IMMEDIATE, so that a reader that becomes a writer
-cannot fail half-way; ``reading()`` begins deferred and rolls back, so that reads never wait for writers.
+``transaction()`` is the only commit in the project. On SQLite it begins IMMEDIATE, so that a reader that
+becomes a writer cannot fail half-way; ``reading()`` begins deferred and rolls back, so that reads never wait
+for writers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,7 @@ from sqlalchemy.orm import Session
 from service.core.errors import Unavailable
 
 _READ_ONLY = "pathswitch_read_only"
+_AT_COMMIT = "pathswitch_at_commit"
 
 
 class Database:
@@ -33,6 +35,8 @@ class Database:
         """One write transaction: commits at the end of the block, rolls back if it raises."""
         with self._session(read_only=False) as session:
             yield session
+            for write in session.info.pop(_AT_COMMIT, ()):
+                write(session)
             session.commit()
 
     @contextmanager
@@ -54,10 +58,20 @@ class Database:
 
     @contextmanager
     def _session(self, *, read_only: bool) -> Iterator[Session]:
-        with self.engine.connect().execution_options(**{_READ_ONLY: read_only}) as connection:
-            # expire_on_commit would turn every attribute read after the block into a query on a closed session.
-            with Session(connection, expire_on_commit=False, autoflush=False) as session:
-                yield session
+        options: dict[str, Any] = {_READ_ONLY: read_only}
+        if read_only and self.engine.dialect.name == "postgresql":
+            options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        # expire_on_commit would turn every attribute read after the block into a query on a closed session.
+        with (
+            self.engine.connect().execution_options(**options) as connection,
+            Session(connection, expire_on_commit=False, autoflush=False) as session,
+        ):
+            yield session
+
+
+def at_commit(session: Session, write: Callable[[Session], None]) -> None:
+    """Have ``write`` done last in the transaction: for what must hold a lock as briefly as can be."""
+    session.info.setdefault(_AT_COMMIT, []).append(write)
 
 
 def now(session: Session) -> datetime:

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from service.core.errors import NotFound
 from service.core.plan import DataRef
 from service.core.specs import SliceRef
+from service.store.paging import page
 from service.store.tables import Dataset, DataVersion, Slice
 
 
@@ -65,6 +66,37 @@ def newest_version(session: Session, dataset_id: str) -> DataVersion | None:
     )
 
 
+def page_of_datasets(session: Session, after: str | None, limit: int) -> tuple[Sequence[Dataset], bool]:
+    return page(session, sa.select(Dataset), Dataset.id, after, limit)
+
+
+def page_of_versions(
+    session: Session, dataset_id: str, after: str | None, limit: int
+) -> tuple[Sequence[DataVersion], bool]:
+    query = sa.select(DataVersion).where(DataVersion.dataset_id == dataset_id)
+    return page(session, query, DataVersion.number, after, limit)
+
+
+def page_of_slices(
+    session: Session, dataset_id: str, after: str | None, limit: int
+) -> tuple[Sequence[Slice], bool]:
+    return page(session, sa.select(Slice).where(Slice.dataset_id == dataset_id), Slice.id, after, limit)
+
+
+def newest_numbers(session: Session, dataset_ids: Sequence[str]) -> dict[str, int]:
+    """Dataset id -> number of its newest data version, for those that have one."""
+    query = (
+        sa.select(DataVersion.dataset_id, sa.func.max(DataVersion.number))
+        .where(DataVersion.dataset_id.in_(dataset_ids))
+        .group_by(DataVersion.dataset_id)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def given_slice(session: Session, dataset_id: str, name: str) -> Slice | None:
+    return session.scalar(sa.select(Slice).where(Slice.dataset_id == dataset_id, Slice.name == name))
+
+
 def given_slices(session: Session, dataset_id: str) -> Sequence[Slice]:
     """The given evaluation sets, oldest first."""
     return session.scalars(sa.select(Slice).where(Slice.dataset_id == dataset_id).order_by(Slice.id)).all()
@@ -96,7 +128,10 @@ def slice_refs(session: Session, dataset_id: str, up_to: int) -> list[SliceRef]:
         if row.data_version is None or row.data_version <= up_to:
             refs.append(
                 SliceRef(
-                    name=row.name, key=row.artifact_key, file="documents.ndjson.zst", data_version=row.data_version
+                    name=row.name,
+                    key=row.artifact_key,
+                    file="documents.ndjson.zst",
+                    data_version=row.data_version,
                 )
             )
     return refs

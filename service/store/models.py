@@ -1,13 +1,15 @@
 """Models, their trunk checkpoints and their versions."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from service.core.errors import NotFound
-from service.core.states import CheckpointState, ModelVersionState
-from service.store.tables import Checkpoint, Model, ModelVersion
+from service.core.states import CheckpointState, ModelVersionState, UpdateState
+from service.store.paging import page
+from service.store.tables import Checkpoint, Model, ModelVersion, Update
 
 
 def model(session: Session, name: str, *, lock: bool = False) -> Model:
@@ -27,6 +29,64 @@ def by_id(session: Session, model_id: str) -> Model:
 
 def all_models(session: Session) -> Sequence[Model]:
     return session.scalars(sa.select(Model).order_by(Model.id)).all()
+
+
+def page_of_models(session: Session, after: str | None, limit: int) -> tuple[Sequence[Model], bool]:
+    return page(session, sa.select(Model), Model.id, after, limit)
+
+
+def page_of_versions(
+    session: Session, model_id: str, after: str | None, limit: int
+) -> tuple[Sequence[ModelVersion], bool]:
+    query = sa.select(ModelVersion).where(ModelVersion.model_id == model_id)
+    return page(session, query, ModelVersion.number, after, limit)
+
+
+def page_of_checkpoints(
+    session: Session, model_id: str, after: str | None, limit: int
+) -> tuple[Sequence[Checkpoint], bool]:
+    query = sa.select(Checkpoint).where(Checkpoint.model_id == model_id)
+    return page(session, query, Checkpoint.id, after, limit)
+
+
+@dataclass
+class Standing:
+    """Where a model stands: its trunk, its versions, and the update that is running."""
+
+    trunk_step: int = 0
+    latest_version: int | None = None
+    served_version: int | None = None
+    update_id: str | None = None
+
+
+def standings(session: Session, model_ids: Sequence[str]) -> dict[str, Standing]:
+    """Where every one of these models stands, in as many queries as for one."""
+    found = {model_id: Standing() for model_id in model_ids}
+    trunks = (
+        sa.select(Checkpoint.model_id, sa.func.max(Checkpoint.step))
+        .where(Checkpoint.model_id.in_(model_ids), Checkpoint.state == CheckpointState.LIVE)
+        .group_by(Checkpoint.model_id)
+    )
+    for model_id, step in session.execute(trunks):
+        found[model_id].trunk_step = step
+    is_served = ModelVersion.state == ModelVersionState.RELEASED
+    numbers = (
+        sa.select(
+            ModelVersion.model_id,
+            sa.func.max(ModelVersion.number),
+            sa.func.max(sa.case((is_served, ModelVersion.number))),
+        )
+        .where(ModelVersion.model_id.in_(model_ids))
+        .group_by(ModelVersion.model_id)
+    )
+    for model_id, latest, served_number in session.execute(numbers):
+        found[model_id].latest_version, found[model_id].served_version = latest, served_number
+    running = sa.select(Update.model_id, Update.id).where(
+        Update.model_id.in_(model_ids), Update.state == UpdateState.RUNNING
+    )
+    for model_id, update_id in session.execute(running):
+        found[model_id].update_id = update_id
+    return found
 
 
 def following(session: Session, dataset_id: str) -> Sequence[Model]:
@@ -77,6 +137,14 @@ def version_by_id(session: Session, version_id: str) -> ModelVersion:
 
 def version_of_update(session: Session, update_id: str) -> ModelVersion | None:
     return session.scalar(sa.select(ModelVersion).where(ModelVersion.update_id == update_id))
+
+
+def numbers_of_updates(session: Session, update_ids: Sequence[str]) -> dict[str, int]:
+    """Update id -> number of the model version that it made, for those that have made one."""
+    query = sa.select(ModelVersion.update_id, ModelVersion.number).where(
+        ModelVersion.update_id.in_(update_ids)
+    )
+    return {row[0]: row[1] for row in session.execute(query)}
 
 
 def served(session: Session, model_id: str) -> ModelVersion | None:

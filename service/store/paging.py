@@ -6,18 +6,26 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from service.core.errors import InvalidRequest
+
 Row = TypeVar("Row")
 
 
 def page(
     session: Session,
-    query: sa.Select[tuple[Row]],
-    column: InstrumentedAttribute[Any],
-    after: Any | None,
+    query: sa.Select[Row],
+    order: InstrumentedAttribute[Any],
+    after: str | None,
     limit: int,
 ) -> tuple[Sequence[Row], bool]:
-    """One page of ``query`` in rising ``column``, and whether more rows follow."""
+    """One page of ``query`` in rising ``order``, after the row with the id ``after``; whether more follow.
+
+    Raises InvalidRequest where there is no such row.
+    """
     if after is not None:
-        query = query.where(column > after)
-    rows = session.scalars(query.order_by(column).limit(limit + 1)).all()
+        last = session.scalar(sa.select(order).where(order.class_.id == after))
+        if last is None:
+            raise InvalidRequest(f"after: nothing here has the id {after!r}")
+        query = query.where(order > last)
+    rows = session.scalars(query.order_by(order).limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from service.core.states import ModelVersionState, ReleaseState
 from service.store import events
 from service.store.database import now
+from service.store.paging import page
 from service.store.tables import Model, ModelVersion, Release
 
 
@@ -23,7 +24,9 @@ def request(session: Session, model: Model, version: ModelVersion, *, by: str, r
     row = Release(model_id=model.id, model_version_id=version.id, by=by, reason=reason, requested_at=at)
     session.add(row)
     session.flush()
-    events.append(session, "release.requested", release=row.id, model=model.name, version=version.number, by=by)
+    events.append(
+        session, "release.requested", release=row.id, model=model.name, version=version.number, by=by
+    )
     return row
 
 
@@ -43,6 +46,12 @@ def get(session: Session, release_id: str) -> Release:
 
 def history(session: Session, model_id: str) -> Sequence[Release]:
     return session.scalars(sa.select(Release).where(Release.model_id == model_id).order_by(Release.id)).all()
+
+
+def page_of_releases(
+    session: Session, model_id: str, after: str | None, limit: int
+) -> tuple[Sequence[Release], bool]:
+    return page(session, sa.select(Release).where(Release.model_id == model_id), Release.id, after, limit)
 
 
 def go_live(session: Session, model: Model, release: Release) -> None:

@@ -120,7 +120,9 @@ def record_points(session: Session, stage_id: str, points: Sequence[Mapping[str,
     if not points:
         return
     columns = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
-    by_step = {point["step"]: {"stage_id": stage_id} | {name: point[name] for name in columns} for point in points}
+    by_step = {
+        point["step"]: {"stage_id": stage_id} | {name: point[name] for name in columns} for point in points
+    }
     dialect = session.get_bind().dialect.name
     rows = list(by_step.values())
     # A statement may carry at most 32,766 (SQLite) or 65,535 (PostgreSQL) parameters.

@@ -1,5 +1,6 @@
 """Updates: the rows that are the queue."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import sqlalchemy as sa
@@ -10,6 +11,7 @@ from service.core.specs import ModelSpec
 from service.core.states import FINISHED_STAGES, FINISHED_UPDATES, StageState, UpdateState, sources
 from service.store import events
 from service.store.database import now
+from service.store.paging import page
 from service.store.tables import DataVersion, Model, Stage, Update
 
 
@@ -36,6 +38,30 @@ def update(session: Session, update_id: str) -> Update:
     if row is None:
         raise NotFound(f"no update {update_id!r}")
     return row
+
+
+def page_of_updates(
+    session: Session, model_id: str, after: str | None, limit: int
+) -> tuple[Sequence[Update], bool]:
+    return page(session, sa.select(Update).where(Update.model_id == model_id), Update.id, after, limit)
+
+
+def of_model(session: Session, model_id: str) -> Sequence[Update]:
+    """All updates of a model, oldest first."""
+    return session.scalars(sa.select(Update).where(Update.model_id == model_id).order_by(Update.id)).all()
+
+
+def ids_by_data_version(session: Session, version_ids: Sequence[str]) -> dict[str, list[str]]:
+    """Data version id -> ids of the updates to it, oldest first."""
+    found: dict[str, list[str]] = defaultdict(list)
+    query = (
+        sa.select(Update.data_version_id, Update.id)
+        .where(Update.data_version_id.in_(version_ids))
+        .order_by(Update.id)
+    )
+    for version_id, update_id in session.execute(query):
+        found[version_id].append(update_id)
+    return found
 
 
 def startable(session: Session) -> Sequence[Update]:
@@ -89,6 +115,15 @@ def stages(session: Session, update_id: str) -> Sequence[Stage]:
     # Guarded UPDATEs go past the session's objects, so what it holds may be stale.
     query = sa.select(Stage).where(Stage.update_id == update_id).order_by(Stage.position)
     return session.scalars(query.execution_options(populate_existing=True)).all()
+
+
+def stages_of_updates(session: Session, update_ids: Sequence[str]) -> dict[str, list[Stage]]:
+    """Update id -> its stages in topological order."""
+    found: dict[str, list[Stage]] = {update_id: [] for update_id in update_ids}
+    query = sa.select(Stage).where(Stage.update_id.in_(update_ids)).order_by(Stage.update_id, Stage.position)
+    for row in session.scalars(query):
+        found[row.update_id].append(row)
+    return found
 
 
 def cancel_open_stages(session: Session, update_id: str) -> None:

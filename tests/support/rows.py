@@ -40,9 +40,7 @@ def add_data_version(session: Session, dataset: Dataset, number: int) -> DataVer
 
 def add_model(session: Session, dataset: Dataset, name: str = "m") -> Model:
     spec = ModelSpec(name=name, dataset=dataset.name)
-    row = Model(
-        name=name, dataset_id=dataset.id, spec=spec.model_dump(mode="json"), created_at=now(session)
-    )
+    row = Model(name=name, dataset_id=dataset.id, spec=spec.model_dump(mode="json"), created_at=now(session))
     session.add(row)
     session.flush()
     return row

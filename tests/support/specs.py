@@ -48,7 +48,9 @@ def ledger_of(*steps: int, batch_rows: int = 16) -> tuple[LedgerEntry, ...]:
 def plan_context(ledger: tuple[LedgerEntry, ...], decay: DecaySpec, **changes: Any) -> PlanContext:
     """What a plan of the ledger's last version is made from, with its holdouts as slices."""
     slices = tuple(
-        SliceRef(name=f"v{e.number}", key=f"data/d{e.number}", file="holdout.ndjson.zst", data_version=e.number)
+        SliceRef(
+            name=f"v{e.number}", key=f"data/d{e.number}", file="holdout.ndjson.zst", data_version=e.number
+        )
         for e in ledger
     )
     values: dict[str, Any] = {

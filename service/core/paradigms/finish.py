@@ -1,7 +1,15 @@
 """What every update ends with, whatever trained it: export, evaluate, gate, release."""
 
 from service.core.plan import PlanContext, PlannedStage
-from service.core.specs import EvaluateStage, ExportStage, GateStage, ReleaseStage, Spec, StageKind, fingerprint
+from service.core.specs import (
+    EvaluateStage,
+    ExportStage,
+    GateStage,
+    ReleaseStage,
+    Spec,
+    StageKind,
+    fingerprint,
+)
 
 
 def plan_finish(context: PlanContext, *, after: str, checkpoint_key: str) -> list[PlannedStage]:
@@ -16,14 +24,24 @@ def plan_finish(context: PlanContext, *, after: str, checkpoint_key: str) -> lis
         sequence_length=context.line.sequence_length,
         numerics=context.line.numerics,
     )
-    gate = GateStage(gate=context.gate, newest_slice=context.newest_slice, served_number=context.served_number)
+    gate = GateStage(
+        gate=context.gate, newest_slice=context.newest_slice, served_number=context.served_number
+    )
     stages = [
         _stage("export", StageKind.EXPORT, (after,), export, export_key),
-        _stage("evaluate", StageKind.EVALUATE, ("export",), evaluate, f"evaluate/{fingerprint('evaluate', evaluate)}"),
+        _stage(
+            "evaluate",
+            StageKind.EVALUATE,
+            ("export",),
+            evaluate,
+            f"evaluate/{fingerprint('evaluate', evaluate)}",
+        ),
         _stage("gate", StageKind.GATE, ("evaluate",), gate, None),
     ]
     if context.auto_release:
-        stages.append(_stage("release", StageKind.RELEASE, ("gate",), ReleaseStage(model=context.model), None))
+        stages.append(
+            _stage("release", StageKind.RELEASE, ("gate",), ReleaseStage(model=context.model), None)
+        )
     return stages
 
 

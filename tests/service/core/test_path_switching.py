@@ -164,7 +164,11 @@ def test_two_branch_lengths_share_the_trunk_up_to_the_earlier_branch_point():
 
 def test_the_plan_is_the_golden_one():
     decay = DecaySpec(length=FixedLength(fraction=0.6), replay_fraction=0.25)
-    context = plan_context(ledger_of(100, 80), decay, trunk_step=40, served_number=1, served_export_key="export/e1")
+    context = plan_context(
+        ledger_of(100, 80), decay, trunk_step=40, served_number=1, served_export_key="export/e1"
+    )
     plan = PARADIGMS["path_switching"](context).model_dump(mode="json")
     golden = GOLDEN / "plan_path_switching.json"
-    assert plan == json.loads(golden.read_text()), f"if the change is meant, write the new plan to {golden.name}"
+    assert plan == json.loads(golden.read_text()), (
+        f"if the change is meant, write the new plan to {golden.name}"
+    )

@@ -39,13 +39,17 @@ def test_warm_up_is_at_most_a_tenth_of_the_first_version_and_leaves_its_branch_a
 )
 def test_shapes_follow_their_closed_forms(shape, closed_form, floor):
     for k in range(1, 10):
-        assert branch_rate(k, 9, 2.0, shape=shape, floor=floor) == pytest.approx(2 * closed_form(k / 10, floor))
+        assert branch_rate(k, 9, 2.0, shape=shape, floor=floor) == pytest.approx(
+            2 * closed_form(k / 10, floor)
+        )
 
 
 def test_the_inverse_shape_interpolates_the_reciprocal_rate():
     for k in range(1, 10):
         x = k / 10
-        assert 1 / branch_rate(k, 9, 2.0, shape="inverse", floor=0.1) == pytest.approx(x / 0.2 + (1 - x) / 2.0)
+        assert 1 / branch_rate(k, 9, 2.0, shape="inverse", floor=0.1) == pytest.approx(
+            x / 0.2 + (1 - x) / 2.0
+        )
 
 
 def test_multi_step_is_cut_at_its_two_points():

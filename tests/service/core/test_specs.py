@@ -40,7 +40,12 @@ def test_everything_but_name_and_dataset_has_a_default():
         {"paradigm": {"name": "path_switching", "decay": {"shape": "multi_step"}}},
         {"paradigm": {"name": "path_switching", "decay": {"shape": "multi_step", "cuts": [0.8, 0.4]}}},
         {"paradigm": {"name": "path_switching", "decay": {"cuts": [0.2, 0.4]}}},
-        {"paradigm": {"name": "path_switching", "decay": {"length": {"rule": "proportional", "min": 2, "max": 1}}}},
+        {
+            "paradigm": {
+                "name": "path_switching",
+                "decay": {"length": {"rule": "proportional", "min": 2, "max": 1}},
+            }
+        },
         {"paradigm": {"name": "path_switching", "decay": {"replay_fraction": 1.0}}},
     ],
 )
@@ -68,7 +73,9 @@ def test_a_trunk_key_does_not_depend_on_what_arrives_later():
     assert trunk_key(line, LEDGER, 120) != trunk_key(line, ledger_of(100, 60), 120)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"peak_lr": 1e-3}, {"batch_rows": 8}, {"tokenizer_key": "tokenizer/u"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"peak_lr": 1e-3}, {"batch_rows": 8}, {"tokenizer_key": "tokenizer/u"}]
+)
 def test_a_trunk_key_depends_on_what_decides_its_bits(change):
     assert trunk_key(line_spec(**change), LEDGER, 80) != trunk_key(line_spec(), LEDGER, 80)
 
@@ -85,7 +92,13 @@ def test_how_often_a_branch_is_checkpointed_does_not_change_its_key():
             replay_fraction=0,
             replay_budget="grown",
         )
-        values = {"from_step": 90, "to_step": 100, "start_key": "trunk/a", "branch": path, "checkpoint_every": 5}
+        values = {
+            "from_step": 90,
+            "to_step": 100,
+            "start_key": "trunk/a",
+            "branch": path,
+            "checkpoint_every": 5,
+        }
         return branch_key(TrainStage(line=line_spec(), ledger=LEDGER[:1], **(values | changes)))
 
     assert key(checkpoint_every=7) == key()
@@ -99,4 +112,9 @@ def test_workers_are_no_part_of_a_line():
 
 def test_decay_defaults_are_the_documented_ones():
     decay = DecaySpec()
-    assert (decay.shape, decay.floor, decay.length.rule, decay.length.fraction) == ("1-sqrt", 0.0, "proportional", 0.1)
+    assert (decay.shape, decay.floor, decay.length.rule, decay.length.fraction) == (
+        "1-sqrt",
+        0.0,
+        "proportional",
+        0.1,
+    )

@@ -78,7 +78,9 @@ def two_models_with_one_key(database):
         version = datasets.version(session, dataset.id, 1)
         return [
             add_ready_stages(
-                session, add_running_update(session, add_model(session, dataset, name), version), ["pack/same"]
+                session,
+                add_running_update(session, add_model(session, dataset, name), version),
+                ["pack/same"],
             )[0].id
             for name in ("m", "n")
         ]

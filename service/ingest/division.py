@@ -1,0 +1,132 @@
+"""Which documents of a body are new, and which of the new ones are held out.
+
+documents                          all of the body
+└─ distinct                        one of each hash                      -> hashes.bin
+   ├─ known                        in an earlier version
+   └─ not known
+      ├─ given                     in a given evaluation set
+      └─ new (n of them)
+         ├─ held out               the lowest hashes                     -> holdout.bin, holdout.ndjson.zst
+         └─ trained on
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.core.errors import NothingNew
+from service.ingest.digests import DigestSpool, read_digests
+from service.ingest.documents import (
+    CANDIDATES_BELOW,
+    DOCUMENTS,
+    HASHES,
+    HOLDOUT,
+    HOLDOUT_HASHES,
+    DocumentSpool,
+    LineFile,
+)
+from service.ingest.hashfile import HASH_BYTES, HashFile
+from service.ingest.reading import read_lines
+
+
+@dataclass(frozen=True)
+class Division:
+    """How many documents there are of each sort. ``given`` and ``new`` count distinct documents."""
+
+    documents: int
+    distinct: int
+    known: int
+    given: int
+    new: int
+    holdout: int
+
+    @property
+    def duplicates(self) -> int:
+        """Documents that this body, before them, or an earlier version already has."""
+        return self.documents - self.distinct + self.known
+
+
+def holdout_size(fraction: float, documents: int) -> int:
+    """How many of n new documents are held out: max(1, round(fraction × n)), never more than half."""
+    return min(max(1, round(fraction * documents)), documents // 2) if fraction > 0 else 0
+
+
+def write_hashes(digests: DigestSpool, directory: Path) -> int:
+    """Write ``hashes.bin``; return how many distinct documents there are."""
+    distinct = 0
+    with (directory / HASHES).open("wb") as file:
+        for block in digests.merged():
+            file.write(b"".join(block))
+            distinct += len(block)
+    return distinct
+
+
+def divide(
+    digests: DigestSpool, earlier: Sequence[Path], given: Sequence[Path], fraction: float, directory: Path
+) -> Division:
+    """Divide the documents of a body; writes ``hashes.bin`` and ``holdout.bin``.
+
+    ``earlier`` and ``given`` are artifact folders of earlier versions and of given evaluation sets. Raises
+    NothingNew where no document is new.
+    """
+    distinct = fresh = new = 0
+    with ExitStack() as stack:
+        earlier_hashes = [stack.enter_context(HashFile(folder / HASHES)) for folder in earlier]
+        given_hashes = [stack.enter_context(HashFile(folder / HASHES)) for folder in given]
+        hashes = stack.enter_context((directory / HASHES).open("wb"))
+        # The lowest new hashes are the holdout, but how many they are is known only when all are counted.
+        lowest = stack.enter_context((directory / HOLDOUT_HASHES).open("wb"))
+        for block in digests.merged():
+            hashes.write(b"".join(block))
+            distinct += len(block)
+            block = _without(block, earlier_hashes)
+            fresh += len(block)
+            block = _without(block, given_hashes)
+            new += len(block)
+            lowest.write(b"".join(block))
+        holdout = holdout_size(fraction, new)
+        lowest.truncate(holdout * HASH_BYTES)
+    if not fresh:
+        raise NothingNew("every document of the body is already in the dataset")
+    if not new:
+        raise NothingNew("every new document of the body belongs to a given evaluation set")
+    return Division(digests.count, distinct, distinct - fresh, fresh - new, new, holdout)
+
+
+def write_holdout(spool: DocumentSpool, directory: Path) -> None:
+    """Write ``holdout.ndjson.zst``: the lines that are held out, the first of each hash, in order."""
+    lines = LineFile(directory / HOLDOUT)
+    with closing(lines), HashFile(directory / HOLDOUT_HASHES) as holdout:
+        missing = len(holdout)
+        if missing:
+            highest = holdout[-1]
+            written = bytearray(missing)
+            for digest, line in _documents_up_to(highest, spool, directory):
+                if digest > highest:
+                    continue
+                index = holdout.find(digest)
+                if index is None or written[index]:
+                    continue
+                lines.write(line)
+                written[index] = 1
+                missing -= 1
+                if not missing:
+                    break
+        lines.seal()
+
+
+def _documents_up_to(highest: bytes, spool: DocumentSpool, directory: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Hash and line of every document up to a hash, and maybe of others; in order."""
+    candidates = spool.candidates
+    if highest < CANDIDATES_BELOW:
+        return zip(read_digests(candidates.order_path), read_lines(candidates.lines_path), strict=True)
+    return zip(read_digests(spool.digests.order_path), read_lines(directory / DOCUMENTS), strict=True)
+
+
+def _without(block: list[bytes], others: Sequence[HashFile]) -> list[bytes]:
+    for hashes in others:
+        found = hashes.among(block)
+        if found:
+            block = [digest for digest in block if digest not in found]
+    return block

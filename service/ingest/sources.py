@@ -1,0 +1,61 @@
+"""Bodies that are named instead of sent: the chunks of a file under the import roots."""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from service.core.errors import InvalidRequest
+
+_CHUNK_BYTES = 1 << 20
+
+
+def open_uri(uri: str, import_roots: Sequence[Path]) -> Iterator[bytes]:
+    """Chunks of the file at a ``file://`` URI that lies under an import root, symbolic links followed.
+
+    Raises InvalidRequest at once for anything else, with the same words for a file that is outside and one
+    that does not exist. A question mark or hash in a name must be percent-encoded.
+    """
+    try:
+        parts = urlsplit(uri)
+        path = unquote(parts.path, errors="strict")
+    except ValueError:
+        raise InvalidRequest(f"{uri!r} is not a URI") from None
+    if parts.scheme == "s3":
+        raise InvalidRequest("s3:// sources need S3 support, which this version does not have")
+    if parts.scheme != "file":
+        raise InvalidRequest(f"{uri!r}: only file:// under the import roots can be read")
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or not path.startswith("/"):
+        raise InvalidRequest(f"{uri!r} is not of the form file:///path")
+    if not import_roots:
+        raise InvalidRequest("no import roots are configured, so that no file can be read")
+    return _chunks(uri, _under_roots(uri, path, import_roots))
+
+
+def _under_roots(uri: str, path: str, import_roots: Sequence[Path]) -> Path:
+    try:
+        resolved = Path(path).resolve(strict=True)
+        roots = [root.resolve() for root in import_roots]
+        if any(resolved.is_relative_to(root) for root in roots) and resolved.is_file():
+            return resolved
+    except (OSError, ValueError, RuntimeError):  # missing, a NUL in the name, links in a circle
+        pass
+    raise _not_under_roots(uri)
+
+
+def _chunks(uri: str, path: Path) -> Iterator[bytes]:
+    # The path is resolved: a link or pipe put in its place since then is not followed, nor waited for.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        raise _not_under_roots(uri) from None
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _not_under_roots(uri)
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _not_under_roots(uri: str) -> InvalidRequest:
+    return InvalidRequest(f"{uri!r} is not a readable file under the import roots")

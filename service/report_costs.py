@@ -1,0 +1,235 @@
+"""What a model line has cost, what other ways of making its versions would have, and what the next one will.
+
+Everything is read from the training stages of the line's updates: what they trained, and the ledger they
+trained on.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from service.core.costs import Amount, continual, from_scratch
+from service.core.paradigms import PARADIGMS
+from service.core.plan import PlanContext
+from service.core.specs import (
+    TRAINING_KINDS,
+    LedgerEntry,
+    LineSpec,
+    ModelSpec,
+    StageKind,
+    TrainStage,
+    steps_of,
+)
+from service.core.states import StageState
+from service.store import models, updates
+from service.store.database import Database
+from service.store.tables import Model, ModelVersion, Stage
+
+
+@dataclass(frozen=True)
+class VersionCost:
+    """One version's own training, and E_i in tokens: what it would have taken from scratch."""
+
+    number: int
+    data_version: int
+    tokens: int
+    flops: float
+    device_seconds: float
+    reused_tokens: int
+    from_scratch_tokens: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """``spent`` was trained anew, ``reused`` had been trained already, ``wasted`` led to no version."""
+
+    spent: Amount
+    reused: Amount
+    wasted: Amount
+    extra: Amount
+
+
+@dataclass(frozen=True)
+class Forecast:
+    new_tokens: int
+    tokens: int
+    flops: float
+    device_seconds: float
+    from_scratch_tokens: int
+    ratio_to_from_scratch: float
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """``ratio_to_from_scratch``: tokens of the line over Σ E_i of its versions, reused ones counted too."""
+
+    ratio_to_from_scratch: float | None
+    versions: tuple[VersionCost, ...]
+    totals: Totals
+    from_scratch: Amount
+    continual: Amount
+    forecast: Forecast | None
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A training stage that ended well, and the version that its update made, if any."""
+
+    kind: str
+    spec: TrainStage
+    amount: Amount
+    reused: bool
+    version: ModelVersion | None
+
+
+def report_costs(database: Database, model_name: str, *, next_tokens: int | None = None) -> CostReport:
+    """``next_tokens``: how many the next data version has; by default as many as the last.
+
+    Raises NotFound.
+    """
+    with database.reading() as session:
+        model = models.model(session, model_name)
+        versions = models.versions(session, model.id)
+        trained, wasted_seconds = _read(session, model, versions)
+    totals = _totals(trained, Amount(device_seconds=wasted_seconds))
+    if not versions:
+        return CostReport(None, (), totals, Amount(), Amount(), None)
+    line = LineSpec.model_validate(model.line)
+    rows = tuple(_version_cost(row, line, trained) for row in versions)
+    # What the versions stand on: their own training, and trunk segments of updates that failed after them.
+    highest = max(row.branch_point for row in versions)
+    stood_on = _sum(
+        stage.amount
+        for stage in trained
+        if stage.version or (stage.kind == StageKind.TRAIN_TRUNK and stage.spec.to_step <= highest)
+    )
+    ends = [row.from_scratch_tokens for row in rows]
+    scratch = from_scratch(ends)
+    return CostReport(
+        ratio_to_from_scratch=stood_on.tokens / scratch,
+        versions=rows,
+        totals=totals,
+        from_scratch=stood_on.scaled_to(scratch),
+        continual=stood_on.scaled_to(continual(ends)),
+        forecast=_forecast(model, line, versions, trained, stood_on, scratch, next_tokens),
+    )
+
+
+def _read(session: Session, model: Model, versions: Sequence[ModelVersion]) -> tuple[list[_Trained], float]:
+    """The line's training stages, and the device-seconds of attempts that failed."""
+    by_update = {row.update_id: row for row in versions}
+    workers = ModelSpec.model_validate(model.spec).training.workers
+    trained: list[_Trained] = []
+    wasted_seconds = 0.0
+    ids = [row.id for row in updates.of_model(session, model.id)]
+    for update_id, stages in updates.stages_of_updates(session, ids).items():
+        for stage in stages:
+            if stage.kind not in TRAINING_KINDS:
+                continue
+            wasted_seconds += stage.wasted_seconds * workers
+            if stage.state == StageState.SUCCEEDED:
+                trained.append(_trained(stage, by_update.get(update_id)))
+    return trained, wasted_seconds
+
+
+def _trained(stage: Stage, version: ModelVersion | None) -> _Trained:
+    result = stage.result or {}
+    return _Trained(
+        kind=stage.kind,
+        spec=TrainStage.model_validate(stage.spec),
+        amount=Amount(result["tokens"], result["flops"], result["device_seconds"]),
+        reused=stage.reused,
+        version=version,
+    )
+
+
+def _totals(trained: Sequence[_Trained], failed_attempts: Amount) -> Totals:
+    """A branch that no version came of is wasted; a trunk segment is not, for the line goes on from it."""
+    kept = [stage for stage in trained if stage.version or stage.kind == StageKind.TRAIN_TRUNK]
+    lost = [stage for stage in trained if not stage.reused and stage not in kept]
+    return Totals(
+        spent=_sum(stage.amount for stage in kept if not stage.reused),
+        reused=_sum(stage.amount for stage in kept if stage.reused),
+        wasted=_sum([*(stage.amount for stage in lost), failed_attempts]),
+        extra=Amount(),
+    )
+
+
+def _version_cost(row: ModelVersion, line: LineSpec, trained: Sequence[_Trained]) -> VersionCost:
+    own = [stage for stage in trained if stage.version is row]
+    cost = _sum(stage.amount for stage in own)
+    return VersionCost(
+        number=row.number,
+        data_version=row.data_version,
+        tokens=cost.tokens,
+        flops=cost.flops,
+        device_seconds=_sum(stage.amount for stage in own if not stage.reused).device_seconds,
+        reused_tokens=_sum(stage.amount for stage in own if stage.reused).tokens,
+        from_scratch_tokens=_steps(_ledger(own)) * batch_tokens(line),
+    )
+
+
+def _forecast(
+    model: Model,
+    line: LineSpec,
+    versions: Sequence[ModelVersion],
+    trained: Sequence[_Trained],
+    stood_on: Amount,
+    scratch: int,
+    next_tokens: int | None,
+) -> Forecast:
+    """Plan a version right after the newest, as the paradigm would, and add up its training stages."""
+    newest = max(versions, key=lambda row: (row.data_version, row.number))
+    ledger = _ledger([stage for stage in trained if stage.version is newest])
+    new_tokens = next_tokens or ledger[-1].rows * line.sequence_length
+    rows = -(-new_tokens // line.sequence_length)
+    steps = steps_of(rows, line.batch_rows, line.epochs)
+    entry = LedgerEntry(number=ledger[-1].number + 1, pack_key="", rows=rows, steps=steps)
+    spec = ModelSpec.model_validate(model.spec)
+    plan = PARADIGMS[spec.paradigm.name](
+        PlanContext(
+            line=line,
+            model=model.name,
+            ledger=(*ledger, entry),
+            trunk_step=newest.branch_point,
+            paradigm=spec.paradigm,
+            gate=spec.gate,
+            slices=(),
+            newest_slice=None,
+            served_number=None,
+            served_export_key=None,
+            served_missing_slices=(),
+            auto_release=False,
+            checkpoint_every=spec.training.checkpoint_every,
+        )
+    )
+    planned = [TrainStage.model_validate(stage.spec) for stage in plan.stages if stage.kind in TRAINING_KINDS]
+    cost = stood_on.scaled_to(sum(stage.total_steps for stage in planned) * batch_tokens(line))
+    end = _steps((*ledger, entry)) * batch_tokens(line)
+    return Forecast(
+        new_tokens=new_tokens,
+        tokens=cost.tokens,
+        flops=cost.flops,
+        device_seconds=cost.device_seconds,
+        from_scratch_tokens=end,
+        ratio_to_from_scratch=(stood_on.tokens + cost.tokens) / (scratch + end),
+    )
+
+
+def batch_tokens(line: LineSpec) -> int:
+    """Tokens that one step trains on: the last batch of a data version is filled up."""
+    return line.batch_rows * line.sequence_length
+
+
+def _ledger(own: Sequence[_Trained]) -> tuple[LedgerEntry, ...]:
+    """The ledger of a version, which the last of its stages has: a trunk segment's stops with the segment."""
+    return max((stage.spec.ledger for stage in own), key=len)
+
+
+def _steps(ledger: Sequence[LedgerEntry]) -> int:
+    return sum(entry.steps for entry in ledger)
+
+
+def _sum(amounts: Iterable[Amount]) -> Amount:
+    return sum(amounts, start=Amount())

@@ -1,0 +1,55 @@
+"""Metric points of a stage, thinned by the database, and the numbers that monitoring asks for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from service.store.tables import MetricPoint, Stage, Update
+
+
+def thinned_points(session: Session, stage_id: str, at_most: int) -> Sequence[MetricPoint]:
+    """Points of a stage in order of step: all, or ``at_most`` of them, evenly from the first to the last.
+
+    Of n points, numbered from 0, those are kept at which ⌊number·(at_most-1)/(n-1)⌋ goes up.
+    """
+    count = session.scalar(
+        sa.select(sa.func.count()).select_from(MetricPoint).where(MetricPoint.stage_id == stage_id)
+    )
+    if not count or count <= at_most:
+        query = sa.select(MetricPoint).where(MetricPoint.stage_id == stage_id).order_by(MetricPoint.step)
+        return session.scalars(query).all()
+    number = sa.func.row_number().over(order_by=MetricPoint.step) - 1
+    numbered = (
+        sa.select(MetricPoint, number.label("number")).where(MetricPoint.stage_id == stage_id).subquery()
+    )
+    point = sa.orm.aliased(MetricPoint, numbered)
+    mark = (at_most - 1) * numbered.c.number // (count - 1)
+    mark_before = (at_most - 1) * (numbered.c.number - 1) // (count - 1)
+    kept = sa.select(point).where(sa.or_(numbered.c.number == 0, mark > mark_before))
+    return session.scalars(kept.order_by(point.step)).all()
+
+
+def updates_by_state(session: Session) -> dict[str, int]:
+    query = sa.select(Update.state, sa.func.count()).group_by(Update.state)
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def stages_by_kind_and_state(session: Session) -> dict[tuple[str, str], int]:
+    query = sa.select(Stage.kind, Stage.state, sa.func.count()).group_by(Stage.kind, Stage.state)
+    return {(kind, state): count for kind, state, count in session.execute(query)}
+
+
+def seconds_by_kind(session: Session) -> dict[str, tuple[int, float]]:
+    """Stage kind -> how many stages of it ran to their end, and the wall-clock seconds of all of them."""
+    if session.get_bind().dialect.name == "postgresql":
+        seconds: sa.ColumnElement[Any] = sa.extract("epoch", Stage.finished_at - Stage.started_at)
+    else:
+        seconds = (sa.func.julianday(Stage.finished_at) - sa.func.julianday(Stage.started_at)) * 86400
+    query = (
+        sa.select(Stage.kind, sa.func.count(), sa.func.sum(seconds))
+        .where(Stage.finished_at.is_not(None), Stage.started_at.is_not(None))
+        .group_by(Stage.kind)
+    )
+    return {kind: (count, float(total)) for kind, count, total in session.execute(query)}

@@ -1,0 +1,77 @@
+"""Closed forms of what lines of versions cost."""
+
+import random
+
+import pytest
+
+from service.core.costs import Amount, continual, from_scratch, path_switching
+from service.core.paradigms.path_switching import plan_path_switching
+from service.core.specs import (
+    TRAINING_KINDS,
+    DecaySpec,
+    FixedLength,
+    ProportionalLength,
+    StageKind,
+    TrainStage,
+)
+from tests.support.specs import ledger_of, plan_context
+
+
+def ends_of(steps: list[int]) -> list[int]:
+    return [sum(steps[: i + 1]) for i in range(len(steps))]
+
+
+@pytest.mark.parametrize("versions", range(1, 65))
+def test_equal_versions_cost_what_the_formulas_say(versions: int) -> None:
+    steps = 1000
+    ends = ends_of([steps] * versions)
+    assert from_scratch(ends) == steps * versions * (versions + 1) // 2
+    assert continual(ends) == steps * versions
+    assert path_switching(ends, [600] * versions) == 1000 * versions + 600 * (versions - 1)
+
+
+@pytest.mark.parametrize(
+    ("versions", "fraction", "percent"),
+    [(4, 0.6, 58.0), (4, 0.4, 52.0), (4, 0.2, 46.0), (4, 0.1, 43.0), (10, 0.6, 28.0), (20, 0.6, 15.0)],
+)
+def test_ratios_are_those_of_the_method(versions: int, fraction: float, percent: float) -> None:
+    ends = ends_of([1000] * versions)
+    cost = path_switching(ends, [round(1000 * fraction)] * versions)
+    assert round(100 * cost / from_scratch(ends), 1) == pytest.approx(percent, abs=0.1)
+
+
+@pytest.mark.parametrize("versions", [1, 2, 3, 8, 33, 64])
+@pytest.mark.parametrize(
+    "length", [FixedLength(fraction=0.6), FixedLength(fraction=0.1), ProportionalLength()]
+)
+def test_plans_of_unequal_versions_cost_what_the_formula_says(
+    versions: int, length: FixedLength | ProportionalLength
+) -> None:
+    draw = random.Random(versions)
+    steps = [draw.randrange(100, 2000) for _ in range(versions)]
+    trunk_step, trained, branches = 0, 0, []
+    for version in range(1, versions + 1):
+        context = plan_context(ledger_of(*steps[:version]), DecaySpec(length=length), trunk_step=trunk_step)
+        plan = plan_path_switching(context)
+        assert not plan.notes["branch_clamped"]
+        for stage in plan.stages:
+            if stage.kind in TRAINING_KINDS:
+                trained += TrainStage.model_validate(stage.spec).total_steps
+            if stage.kind == StageKind.TRAIN_BRANCH:
+                branches.append(TrainStage.model_validate(stage.spec).total_steps)
+        trunk_step = plan.branch_point
+    ends = ends_of(steps)
+    assert trained == path_switching(ends, branches)
+    assert continual(ends) == sum(steps)
+    assert from_scratch(ends) == sum((versions - i) * count for i, count in enumerate(steps))
+
+
+def test_no_versions_cost_nothing() -> None:
+    assert from_scratch([]) == continual([]) == path_switching([], []) == 0
+
+
+def test_amounts_add_up_and_scale() -> None:
+    total = Amount(10, 100.0, 1.0) + Amount(30, 300.0, 3.0)
+    assert total == Amount(40, 400.0, 4.0)
+    assert total.scaled_to(80) == Amount(80, 800.0, 8.0)
+    assert Amount().scaled_to(5) == Amount(5, 0.0, 0.0)

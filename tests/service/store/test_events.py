@@ -1,0 +1,63 @@
+"""Events: their ids rise in the order in which they become visible."""
+
+import threading
+
+import pytest
+
+from service.store import events
+from service.store.database import Database
+
+
+def test_events_are_read_in_the_order_they_were_appended(database: Database) -> None:
+    with database.transaction() as session:
+        for number in range(3):
+            events.append(session, "counted", number=number)
+    with database.transaction() as session:
+        events.append(session, "counted", number=3)
+    with database.reading() as session:
+        rows = events.page(session, 0, 10)
+        assert [row.data["number"] for row in rows] == [0, 1, 2, 3]
+        assert [row.id for row in rows] == sorted(row.id for row in rows)
+        assert events.latest(session) == rows[-1].id
+        assert [row.id for row in events.page(session, rows[1].id, 1)] == [rows[2].id]
+
+
+def test_nothing_is_left_of_a_transaction_that_failed(database: Database) -> None:
+    with pytest.raises(RuntimeError), database.transaction() as session:
+        events.append(session, "never")
+        raise RuntimeError
+    with database.reading() as session:
+        assert events.latest(session) == 0
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_transaction_that_ends_later_gets_the_higher_id(database: Database) -> None:
+    """Else a reader that has seen the higher one would never see the lower one."""
+    appended, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with database.transaction() as session:
+            events.append(session, "slow")
+            appended.set()
+            assert go_on.wait(30)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    assert appended.wait(30)
+    with database.transaction() as session:
+        events.append(session, "fast")
+    with database.reading() as session:
+        assert [row.type for row in events.page(session, 0, 10)] == ["fast"]
+    go_on.set()
+    thread.join()
+    with database.reading() as session:
+        assert [row.type for row in events.page(session, 0, 10)] == ["fast", "slow"]
+
+
+def test_reading_is_one_snapshot(database: Database) -> None:
+    with database.reading() as session:
+        assert events.latest(session) == 0
+        with database.transaction() as other:
+            events.append(other, "meanwhile")
+        assert events.latest(session) == 0

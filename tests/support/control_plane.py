@@ -1,0 +1,149 @@
+"""A control plane to talk to: a real server on a free port, and a scripted orchestrator for what needs one."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from api.client import Client
+from api.main import Server, create_app
+from api.schemas.common import BASE
+from service.artifacts import Artifacts
+from service.core.executor import Point, StageCall
+from service.core.specs import StageKind
+from service.core.states import UpdateState
+from service.orchestrator.loop import Orchestrator
+from service.settings import Settings
+from service.store import models, updates
+from service.store.database import Database
+from tests.support.scripted import ScriptedExecutor, ScriptedServing
+
+START_SECONDS = 30.0
+TICKS = 100
+
+EXPORT_FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "weights/model.safetensors": bytes(range(256)) * 1000,
+}
+
+
+class Exporting(ScriptedExecutor):
+    """Its exports have the files of a real one, in a folder of their own too."""
+
+    def _execute(self, call: StageCall, points: list[Point]) -> None:
+        if StageKind(call.kind) != StageKind.EXPORT:
+            super()._execute(call, points)
+            return
+        with self.artifacts.writing(call.key) as directory:
+            for name, content in EXPORT_FILES.items():
+                (directory / name).parent.mkdir(exist_ok=True)
+                (directory / name).write_bytes(content)
+            self.artifacts.publish(call.key, directory, {"parameters": 1000})
+
+
+@dataclass
+class ControlPlane:
+    """``http`` speaks to the routes under the base, ``root`` to those outside of it."""
+
+    url: str
+    settings: Settings
+    database: Database
+    artifacts: Artifacts
+    client: Client
+    http: httpx.Client
+    root: httpx.Client
+
+    def __post_init__(self) -> None:
+        self.executor = Exporting(self.artifacts)
+        self.serving = ScriptedServing()
+
+    def add_dataset(self, name: str, *versions: list[str], holdout_fraction: float = 0.5) -> None:
+        """A dataset with one data version for each list of texts."""
+        self.client.create_dataset(name, holdout_fraction=holdout_fraction)
+        for texts in versions:
+            self.push(name, *texts)
+
+    def push(self, dataset: str, *texts: str) -> httpx.Response:
+        return self.http.post(
+            f"/datasets/{dataset}/versions",
+            content=ndjson(*texts),
+            headers={"Content-Type": "application/x-ndjson"},
+        )
+
+    def finish(self, model: str) -> None:
+        """Run the orchestrator until the model's updates have all ended."""
+        orchestrator = Orchestrator(self.database, self.artifacts, self.executor, self.serving, "tests")
+        for _ in range(TICKS):
+            orchestrator.tick()
+            with self.database.reading() as session:
+                rows = updates.of_model(session, models.model(session, model).id)
+                open_states = {UpdateState.PENDING, UpdateState.RUNNING}
+                if not any(row.state in open_states for row in rows):
+                    return
+        raise AssertionError(f"the updates of {model} have not ended in {TICKS} ticks")
+
+    def add_model(self, name: str, dataset: str, **spec: object) -> None:
+        """A model whose updates are brought to their end."""
+        self.client.create_model({"name": name, "dataset": dataset, **spec})
+        self.finish(name)
+
+
+def ndjson(*texts: str) -> bytes:
+    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
+
+
+@contextmanager
+def serve(settings: Settings) -> Iterator[ControlPlane]:
+    """Serve a migrated database from a thread of this process."""
+    app = create_app(settings)
+    closing = app.state.services.closing
+    server = Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None), closing)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + START_SECONDS
+    while not server.started:
+        assert thread.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    database = Database(settings.database)
+    with (
+        Client(url) as client,
+        httpx.Client(base_url=url + BASE, timeout=60) as http,
+        httpx.Client(base_url=url, timeout=60) as root,
+    ):
+        yield ControlPlane(
+            url, settings, database, Artifacts.from_url(settings.artifacts), client, http, root
+        )
+    database.close()
+    closing.set()
+    server.should_exit = True
+    thread.join(START_SECONDS)
+    assert not thread.is_alive()
+
+
+def ask(app: FastAPI, path: str) -> httpx.Response:
+    """One request, straight into an application that no server runs."""
+
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            return await http.get(path)
+
+    return asyncio.run(get())
+
+
+def settings_of(home: Path, database_url: str) -> Settings:
+    """Settings of a control plane whose import root is ``<home>/imports``."""
+    roots = home / "imports"
+    roots.mkdir(parents=True)
+    return Settings(home=home, database_url=database_url, import_roots=(roots,))

@@ -1,0 +1,146 @@
+"""One local Ray for the whole test session, started as a production head is and ended by its own pid.
+
+Not ``ray.init()``: that fixes ports which orphans of a killed Ray hold for a minute, and not ``ray stop``: that ends every
+Ray of the machine. Everything here is on free ports and in a folder of its own, so that several sessions can run at once.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NUM_CPUS = 8  # logical, so that trainers, replicas and control actors fit on a machine with two
+OBJECT_STORE_BYTES = 200_000_000
+START_SECONDS = 90.0
+STOP_SECONDS = 30.0
+
+# The kernel ends the head when this process dies, however it dies. Asked for by the child before it becomes the head, as
+# code between fork and exec is unsafe in a process with threads.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    address: str  # for ray.init, e.g. "127.0.0.1:41234"
+    dashboard_url: str  # for the Jobs client
+    token: str
+    pid: int
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """A running Ray; this process is connected to it as a driver."""
+    with started_ray() as cluster, connected(cluster):
+        yield cluster
+
+
+@contextmanager
+def started_ray() -> Iterator[RayCluster]:
+    """Start a head node with token authentication, and end it."""
+    token = secrets.token_hex(32)
+    gcs_port, dashboard_port, client_port = _free_ports(3)
+    # Unix socket paths are limited to about 100 characters: a short folder, not one of pytest's.
+    folder = Path(tempfile.mkdtemp(prefix="psw-", dir="/tmp"))
+    command = [
+        sys.executable,
+        "-c",
+        _LAUNCHER,
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={gcs_port}",
+        f"--dashboard-port={dashboard_port}",
+        f"--ray-client-server-port={client_port}",
+        "--dashboard-host=127.0.0.1",
+        "--dashboard-agent-listen-port=0",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--temp-dir={folder}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--num-cpus={NUM_CPUS}",
+        '--resources={"trainer": 1}',
+        "--disable-usage-stats",
+    ]
+    with (folder / "head.log").open("wb") as log:
+        head = subprocess.Popen(
+            command,
+            env=os.environ | _environment(token),
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_for_port(head, gcs_port, folder / "head.log")
+        yield RayCluster(f"127.0.0.1:{gcs_port}", f"http://127.0.0.1:{dashboard_port}", token, head.pid)
+    finally:
+        head.terminate()
+        try:
+            head.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            head.kill()
+            head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def connected(cluster: RayCluster) -> Iterator[None]:
+    """Make this process a driver of the cluster, its environment and signal handlers restored afterwards."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as undo:
+        for name, value in _environment(cluster.token).items():
+            patch.setenv(name, value)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        undo.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
+        undo.callback(ray.shutdown)
+        yield
+
+
+def _environment(token: str) -> dict[str, str]:
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free together; held until all are known, so that none is given twice."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [bound.getsockname()[1] for bound in sockets]
+
+
+def _wait_for_port(head: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if head.poll() is not None:
+            break
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"Ray did not start:\n{log.read_text(errors='replace')[-4000:]}")

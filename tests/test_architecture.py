@@ -1,0 +1,76 @@
+"""The house stands as drawn: the folders are the packages, and the arrows between them hold."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = frozenset({"service", "workers", "api", "migrations", "deploy"})
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph(*sorted(PACKAGES), include_external_packages=True, cache_dir=None)
+
+
+def test_the_import_contracts_hold() -> None:
+    lint_imports = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint_imports, "--no-logo"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_core_imports_the_standard_library_and_pydantic_only(graph: grimp.ImportGraph) -> None:
+    """Wider than its contract, which can only name what it forbids."""
+    core = {"service.core", *graph.find_descendants("service.core")}
+    roots = {imported.partition(".")[0] for module in core for imported in _imports(graph, module) - core}
+    assert roots - sys.stdlib_module_names <= {"pydantic", "pydantic_core"}
+
+
+def test_workers_take_from_service_only_core_artifacts_and_documents(graph: grimp.ImportGraph) -> None:
+    taken = {
+        imported
+        for module in {"workers", *graph.find_descendants("workers")}
+        for imported in _imports(graph, module)
+        if imported.partition(".")[0] == "service"
+    }
+    allowed = {
+        "service.core",
+        *graph.find_descendants("service.core"),
+        "service.artifacts",
+        "service.ingest.reading",
+    }
+    assert taken <= allowed
+
+
+def test_the_top_level_folders_with_code_are_the_packages_and_the_tests() -> None:
+    folders = {
+        path.name
+        for path in ROOT.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and next(path.rglob("*.py"), None)
+    }
+    assert folders - {"build", "dist"} == PACKAGES | {"tests"}
+
+
+def test_the_wheel_has_every_package_and_nothing_else() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) == PACKAGES
+    assert set(project["tool"]["importlinter"]["root_packages"]) == PACKAGES
+
+
+def test_every_folder_with_modules_is_a_regular_package() -> None:
+    """A namespace package is invisible to the import contracts and to the type checker."""
+    missing = {
+        str(module.parent.relative_to(ROOT))
+        for package in PACKAGES
+        for module in (ROOT / package).rglob("*.py")
+        if not (module.parent / "__init__.py").exists()
+    }
+    assert not missing
+
+
+def _imports(graph: grimp.ImportGraph, module: str) -> set[str]:
+    return graph.find_modules_directly_imported_by(module)

@@ -52,7 +52,9 @@ def train_chain(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     wire = _Wire(run.id, rank)
     context = StageContext(
-        artifacts=Artifacts.from_url(config["artifacts_url"]), report=wire.report, should_stop=wire.should_stop
+        artifacts=Artifacts.from_url(config["artifacts_url"]),
+        report=wire.report,
+        should_stop=wire.should_stop,
     )
     handle = board()
     try:

@@ -1,0 +1,267 @@
+import json
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support.tiny_export import CONTEXT_LENGTH, write_tiny_export
+from workers.serving import decoding
+from workers.serving.engine import EngineError, EngineEvent, QueueFull, SequenceFailed, SequenceRequest
+from workers.serving.generation import Chat, ChatMessage, Finished, FinishReason, Sampling, Token
+from workers.serving.transformers_engine import TransformersEngine
+
+PROMPT = "The cat sat on"
+
+
+@pytest.fixture(scope="module")
+def engine(export: Path) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(export)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def model(export: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(export).eval()
+
+
+def sequence(
+    prompt: Sequence[int],
+    *,
+    max_tokens: int = 20,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    index: int = 0,
+    **sampling: Any,
+) -> SequenceRequest:
+    chosen = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, **sampling)
+    return SequenceRequest(index, tuple(prompt), max_tokens, seed, chosen)
+
+
+def run(engine: TransformersEngine, *sequences: SequenceRequest) -> list[list[EngineEvent]]:
+    """Events of each sequence, the sequences in flight together."""
+    emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
+    engine.submit(sequences, emitted.put)
+    events: dict[int, list[EngineEvent]] = {request.index: [] for request in sequences}
+    open_sequences = len(sequences)
+    while open_sequences:
+        for event in emitted.get(timeout=30):
+            events[event.index].append(event)
+            open_sequences -= isinstance(event, Finished | SequenceFailed)
+    return [events[request.index] for request in sequences]
+
+
+def tokens(events: Sequence[EngineEvent]) -> list[Token]:
+    return [event for event in events if isinstance(event, Token)]
+
+
+def text(events: Sequence[EngineEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Token | Finished))
+
+
+def finish(events: Sequence[EngineEvent]) -> Finished:
+    last = events[-1]
+    assert isinstance(last, Finished), last
+    return last
+
+
+def raws(events: Sequence[EngineEvent]) -> list[bytes]:
+    return [token.raw for token in tokens(events)]
+
+
+def generated(model: Any, prompt: Sequence[int], max_tokens: int) -> list[int]:
+    with torch.inference_mode():
+        output = model.generate(
+            torch.tensor([list(prompt)]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    ids: list[int] = output[0, len(prompt) :].tolist()
+    return ids
+
+
+def test_greedy_equals_generate_token_for_token(engine: TransformersEngine, model: Any, export: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    prompts = [engine.encode(prompt) for prompt in (PROMPT, "Grüße", "the dog", "5 €")]
+    requests = [sequence(prompt, max_tokens=60, index=index) for index, prompt in enumerate(prompts)]
+    for prompt, events in zip(prompts, run(engine, *requests), strict=True):
+        expected = generated(model, prompt, 60)
+        assert len(tokens(events)) == len(expected) == finish(events).num_tokens
+        assert raws(events) == [token.raw for token in _named(engine, expected)]
+        assert text(events) == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def _named(engine: TransformersEngine, ids: Sequence[int]) -> list[Token]:
+    """The tokens of the ids, by echoing them."""
+    [events] = run(engine, sequence(ids, max_tokens=0, echo=True))
+    return tokens(events)
+
+
+def test_a_prompt_in_several_chunks_gives_the_same_answer(
+    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = sequence(engine.encode(PROMPT * 4), echo=True, num_logprobs=1)
+    [whole] = run(engine, request)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 5)
+    [chunked] = run(engine, request)
+    assert raws(chunked) == raws(whole)
+    for ours, theirs in zip(tokens(chunked)[1:], tokens(whole)[1:], strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
+def test_a_seed_gives_the_same_answer_alone_and_beside_others(engine: TransformersEngine) -> None:
+    prompt = engine.encode(PROMPT)
+    [alone] = run(engine, sequence(prompt, temperature=1.0, seed=7))
+    others = [sequence(prompt, temperature=1.0, seed=7 + index, index=index) for index in range(4)]
+    crowd = run(engine, *others)
+    assert raws(crowd[0]) == raws(alone)
+    assert len({tuple(raws(events)) for events in crowd}) == 4
+
+
+def test_top_p_zero_is_greedy_at_any_temperature(engine: TransformersEngine) -> None:
+    prompt = engine.encode(PROMPT)
+    greedy, nucleus = run(
+        engine, sequence(prompt, index=0), sequence(prompt, temperature=2.0, top_p=0.0, seed=3, index=1)
+    )
+    assert raws(nucleus) == raws(greedy)
+
+
+def test_logprobs_are_those_of_the_model(engine: TransformersEngine, model: Any) -> None:
+    prompt = engine.encode(PROMPT)
+    [events] = run(engine, sequence(prompt, max_tokens=8, temperature=1.5, seed=5, num_logprobs=3, echo=True))
+    answer = tokens(events)
+    ids = [*prompt, *_ids(engine, answer[len(prompt) :])]
+    with torch.inference_mode():
+        logprobs_TV = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), dim=-1)
+    assert answer[0].logprob is None
+    assert answer[0].top is None
+    for position, token in enumerate(answer[1:], start=1):
+        row_V = logprobs_TV[position - 1]
+        assert token.logprob == pytest.approx(float(row_V[ids[position]]), abs=1e-4)
+        assert token.top is not None
+        best = [alternative.logprob for alternative in token.top[:3]]
+        assert best == pytest.approx(row_V.topk(3).values.tolist(), abs=1e-4)
+        assert token.raw in {alternative.raw for alternative in token.top}
+
+
+def _ids(engine: TransformersEngine, answer: Sequence[Token]) -> list[int]:
+    by_raw = {token.raw: id for id, token in enumerate(_named(engine, range(100)))}
+    for start in range(100, engine.vocab_size, 100):
+        named = _named(engine, range(start, min(start + 100, engine.vocab_size)))
+        by_raw |= {token.raw: start + position for position, token in enumerate(named)}
+    return [by_raw[token.raw] for token in answer]
+
+
+def test_echo_begins_with_the_prompt_and_offsets_point_into_the_text(engine: TransformersEngine) -> None:
+    prompt = "5 € für das"
+    [events] = run(engine, sequence(engine.encode(prompt), max_tokens=3, echo=True))
+    assert text(events).startswith(prompt)
+    for token in tokens(events):
+        if token.piece and not token.piece.startswith("bytes:"):
+            assert text(events)[token.offset :].startswith(token.piece)
+
+
+def test_a_stop_string_ends_the_answer_before_it(engine: TransformersEngine) -> None:
+    prompt = engine.encode(PROMPT)
+    [events] = run(engine, sequence(prompt, max_tokens=40))
+    stop = text(events)[5:8]
+    [stopped] = run(engine, sequence(prompt, max_tokens=40, stop=(stop,)))
+    assert finish(stopped).reason is FinishReason.STOP
+    assert text(stopped) == text(events)[: text(events).index(stop)]
+
+
+def test_the_end_token_ends_the_answer_and_counts_but_is_not_shown(
+    engine: TransformersEngine, export: Path, tmp_path: Path
+) -> None:
+    prompt = engine.encode(PROMPT)
+    [events] = run(engine, sequence(prompt, max_tokens=10))
+    ids = _ids(engine, tokens(events))
+    shutil.copytree(export, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "generation_config.json").read_text())
+    (tmp_path / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [ids[3], 0]}))
+    ending = TransformersEngine(tmp_path)
+    [ended] = run(ending, sequence(prompt, max_tokens=10))
+    ending.close()
+    assert finish(ended).reason is FinishReason.STOP
+    assert finish(ended).num_tokens == len(tokens(ended)) == ids.index(ids[3]) + 1
+    assert tokens(ended)[-1].text == ""
+    assert text(events).startswith(text(ended).rstrip("�"))
+
+
+def test_an_empty_prompt_is_the_token_texts_begin_with(engine: TransformersEngine) -> None:
+    assert engine.encode("") == (0,)
+
+
+def test_a_conversation_without_a_template_is_plain_text(engine: TransformersEngine) -> None:
+    chat = Chat((ChatMessage("system", "Be brief."), ChatMessage("user", "Hello")))
+    ids, stop = engine.encode_chat(chat)
+    assert ids == engine.encode("system: Be brief.\nuser: Hello\nassistant:")
+    assert "\nuser:" in stop
+
+
+def test_a_template_of_the_tokenizer_is_used_and_may_refuse(export: Path) -> None:
+    engine = TransformersEngine(export)
+    engine._tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        "{% for message in messages %}[{{ message.content }}]{% endfor %}"
+    )
+    assert engine.encode_chat(Chat((ChatMessage("user", "Hi"),))) == (engine.encode("[Hi]"), ())
+    with pytest.raises(ValueError, match="no system here"):
+        engine.encode_chat(Chat((ChatMessage("system", "Hi"),)))
+    engine.close()
+
+
+def test_logits_that_are_not_finite_fail_the_sequence(tmp_path: Path) -> None:
+    write_tiny_export(tmp_path, seed=1, broken=True)
+    engine = TransformersEngine(tmp_path)
+    [[failure]] = run(engine, sequence([1, 2, 3]))
+    assert isinstance(failure, SequenceFailed)
+    assert "not finite" in failure.message
+    assert engine.alive
+    engine.close()
+
+
+def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(export: Path) -> None:
+    engine = TransformersEngine(export, max_active=1, max_waiting=2)
+    started = threading.Event()
+    begin: Callable[[list[EngineEvent]], None] = lambda _: started.set()  # noqa: E731
+    prompt = engine.encode(PROMPT)
+    long = sequence(prompt, max_tokens=CONTEXT_LENGTH - len(prompt))
+    cancels = [engine.submit([long], begin)]
+    assert started.wait(30)
+    cancels.append(engine.submit([long, long], begin))
+    with pytest.raises(QueueFull):
+        engine.submit([long], begin)
+    for cancel in cancels:
+        cancel()
+    [events] = run(engine, sequence(prompt, max_tokens=2))
+    assert finish(events).num_tokens == 2
+    engine.close()
+
+
+def test_closing_fails_what_is_in_flight_and_refuses_more(export: Path) -> None:
+    engine = TransformersEngine(export)
+    emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
+    prompt = engine.encode(PROMPT)
+    engine.submit([sequence(prompt, max_tokens=100)], emitted.put)
+    emitted.get(timeout=30)
+    engine.close()
+    while not isinstance(event := emitted.get(timeout=30)[0], SequenceFailed):
+        pass
+    assert event.message == "the engine was closed"
+    with pytest.raises(EngineError):
+        engine.submit([sequence(prompt)], emitted.put)
+
+
+def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
+    with pytest.raises((OSError, ValueError)):
+        TransformersEngine(tmp_path)

@@ -1,0 +1,23 @@
+"""What the hardware is, and what of it a line's numerics take."""
+
+import pytest
+import torch
+
+from workers import capabilities as module
+from workers.capabilities import measure_capabilities
+
+
+def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: set(range(6)))
+    assert [measure_capabilities(workers).threads for workers in (1, 2, 4, 6, 9)] == [6, 3, 1, 1, 1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="describes a CPU")
+def test_bf16_on_a_cpu_needs_instructions_and_must_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_bf16_is_faster", lambda: True)
+    for flags, bf16 in (({"avx2", "avx512f"}, False), ({"avx512_bf16"}, True), ({"amx_bf16"}, True)):
+        monkeypatch.setattr(module, "_cpu_flags", lambda flags=flags: flags)
+        assert measure_capabilities(1).bf16 is bf16
+    monkeypatch.setattr(module, "_bf16_is_faster", lambda: False)
+    assert measure_capabilities(1).bf16 is False
+    assert measure_capabilities(1).device == "cpu"

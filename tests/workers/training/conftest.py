@@ -1,0 +1,34 @@
+"""One line, prepared once; every test trains it in a copy of its own."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from service.artifacts import Artifacts
+from tests.support.training import SmallLine, Trainer, prepare_line
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SmallLine]:
+    root = tmp_path_factory.mktemp("prepared")
+    return root, prepare_line(Artifacts(root))
+
+
+@pytest.fixture
+def small(prepared: tuple[Path, SmallLine]) -> SmallLine:
+    """15 steps in data version 1, 38 in version 2."""
+    return prepared[1]
+
+
+@pytest.fixture
+def trainer(prepared: tuple[Path, SmallLine], tmp_path: Path) -> Trainer:
+    shutil.copytree(prepared[0], tmp_path / "artifacts")
+    return Trainer(Artifacts(tmp_path / "artifacts"))
+
+
+@pytest.fixture
+def other_trainer(prepared: tuple[Path, SmallLine], tmp_path: Path) -> Trainer:
+    """A second place that shares nothing with the first one."""
+    shutil.copytree(prepared[0], tmp_path / "other")
+    return Trainer(Artifacts(tmp_path / "other"))

@@ -1,0 +1,287 @@
+"""Training for real: the same bits twice, across interruptions, and from trunk to branch."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from service.artifacts import Artifacts, Manifest
+from service.core.errors import ArtifactCorrupt, Diverged, StageInputInvalid, Stopped
+from service.core.plan import branch_checkpoint_key, branch_checkpoint_prefix, trunk_key, trunk_prefix
+from service.core.schedules import branch_rate, trunk_rate
+from service.core.specs import ArchitectureSpec, TrainStage
+from tests.support.training import SMALL_CONFIG, SmallLine, Trainer, branch_stage, trunk_stage
+
+STATE_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+def content(artifacts: Artifacts, manifest: Manifest) -> dict[str, bytes]:
+    """The files that hold state, and of the points what does not depend on the clock."""
+    folder = artifacts.open(manifest.key)
+    files = {name: (folder / name).read_bytes() for name in STATE_FILES if (folder / name).exists()}
+    points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for point in points:
+        del point["tokens_per_second"]
+    return files | {"points": json.dumps(points).encode()}
+
+
+def interrupted(trainer: Trainer, stage: TrainStage, at: list[int]) -> Manifest:
+    """Run the stage, stopped and started again at each of these steps."""
+    run = trainer.trunk if stage.branch is None else trainer.branch
+    for step in at:
+        trainer.stop_at = step
+        with pytest.raises(Stopped, match=f"stopped at step {step} "):
+            run(stage)
+    trainer.stop_at = None
+    return run(stage)
+
+
+def test_two_runs_give_equal_bits(small: SmallLine, trainer: Trainer, other_trainer: Trainer) -> None:
+    stage = trunk_stage(small, 8)
+    once = content(trainer.artifacts, trainer.trunk(stage))
+    assert once == content(other_trainer.artifacts, other_trainer.trunk(stage))
+    assert set(once) == {*STATE_FILES, "points"}
+
+
+def test_an_interrupted_trunk_ends_in_the_same_bits(
+    small: SmallLine, trainer: Trainer, other_trainer: Trainer
+) -> None:
+    """Stopped at the first step, twice in a row, and in the second data version."""
+    stage = trunk_stage(small, 20)
+    whole = content(trainer.artifacts, trainer.trunk(stage))
+    manifest = interrupted(other_trainer, stage, [1, 2, 9, 16])
+    assert content(other_trainer.artifacts, manifest) == whole
+    assert manifest.result["resumed_from_step"] == 16
+    assert [point.step for point in other_trainer.points] == list(range(1, 21))
+
+
+def test_checkpoints_on_the_way_change_nothing(
+    small: SmallLine, trainer: Trainer, other_trainer: Trainer
+) -> None:
+    whole = trainer.trunk(trunk_stage(small, 8))
+    often = other_trainer.trunk(trunk_stage(small, 8, checkpoint_every=3))
+    assert content(other_trainer.artifacts, often) == content(trainer.artifacts, whole)
+    keys = other_trainer.artifacts.keys(trunk_prefix(small.line))
+    assert keys == sorted(trunk_key(small.line, small.ledger, step) for step in (3, 6, 8))
+
+
+def test_a_trunk_goes_on_from_the_newest_checkpoint_of_its_lineage(
+    small: SmallLine, trainer: Trainer, other_trainer: Trainer
+) -> None:
+    """A longer segment, a shorter one after it, and one that another model trained: no step is trained twice."""
+    trainer.trunk(trunk_stage(small, 6))
+    first = len(trainer.points)
+    longer = trainer.trunk(trunk_stage(small, 10))
+    assert longer.result["resumed_from_step"] == 6
+    assert len(trainer.points) - first == 4
+    other_trainer.trunk(trunk_stage(small, 10))
+    assert [p.loss for p in trainer.points] == [p.loss for p in other_trainer.points]
+    # The artifact has every point of its stage, those of the other segment included.
+    assert json.loads(content(trainer.artifacts, longer)["points"])[0]["step"] == 1
+
+
+def test_a_trunk_that_read_other_data_is_not_gone_on_from(small: SmallLine, trainer: Trainer) -> None:
+    trainer.trunk(trunk_stage(small, 4))
+    swapped = SmallLine(small.line, small.ledger[::-1], small.data_keys)
+    assert trainer.trunk(trunk_stage(swapped, 6)).result["resumed_from_step"] == 0
+
+
+def test_a_corrupt_newest_checkpoint_costs_steps_not_the_stage(
+    small: SmallLine, trainer: Trainer, other_trainer: Trainer, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer.trunk(trunk_stage(small, 6, checkpoint_every=3))
+    newest = trainer.artifacts.open(trunk_key(small.line, small.ledger, 6)) / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\x7f")
+    with caplog.at_level(logging.WARNING):
+        manifest = trainer.trunk(trunk_stage(small, 9))
+    assert "passed over" in caplog.text
+    assert manifest.result["resumed_from_step"] == 3
+    whole = other_trainer.trunk(trunk_stage(small, 9))
+    assert content(trainer.artifacts, manifest) == content(other_trainer.artifacts, whole)
+
+
+def test_a_stage_of_no_steps_publishes_the_initial_state(small: SmallLine, trainer: Trainer) -> None:
+    manifest = trainer.trunk(trunk_stage(small, 0))
+    assert (manifest.result["step"], manifest.result["tokens"], manifest.result["loss"]) == (0, 0, None)
+    branch = trainer.branch(branch_stage(small, 0, 4))
+    assert branch.result["step"] == 4
+
+
+def test_a_branch_begins_with_the_trunks_loss_and_leaves_its_checkpoint_alone(
+    small: SmallLine, trainer: Trainer
+) -> None:
+    start = trainer.trunk(trunk_stage(small, 9))
+    folder = trainer.artifacts.open(start.key)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    branch = trainer.branch(branch_stage(small, 9, 6))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    trainer.points.clear()
+    trainer.trunk(trunk_stage(small, 15))
+    trunk_losses = [point.loss for point in trainer.points]
+    assert branch.result["first_loss"] == trunk_losses[0]
+    # The same rows, at another rate: the losses part after the first step.
+    assert branch.result["loss"] != trunk_losses[-1]
+    names = {entry.path for entry in branch.files}
+    assert names == {"config.json", "model.safetensors", "state.json", "metrics.jsonl"}
+
+
+def test_an_interrupted_branch_ends_in_the_same_bits(
+    small: SmallLine, trainer: Trainer, other_trainer: Trainer
+) -> None:
+    """With replay, another beta2, and checkpoints of its own that its trunk never sees."""
+    stage = branch_stage(small, 20, 12, new_rows_steps=6, replay_fraction=0.5, beta2=0.99, checkpoint_every=5)
+    for each in (trainer, other_trainer):
+        each.trunk(trunk_stage(small, 20))
+    whole = trainer.branch(stage)
+    again = interrupted(other_trainer, stage, [21, 27])
+    assert content(trainer.artifacts, whole) == content(other_trainer.artifacts, again)
+    assert other_trainer.artifacts.keys(branch_checkpoint_prefix(stage)) == [
+        branch_checkpoint_key(stage, step) for step in (21, 25, 27, 30)
+    ]
+    assert other_trainer.artifacts.keys(trunk_prefix(small.line)) == [trunk_key(small.line, small.ledger, 20)]
+
+
+def test_a_branch_cannot_begin_at_a_corrupt_checkpoint(small: SmallLine, trainer: Trainer) -> None:
+    start = trainer.artifacts.open(trainer.trunk(trunk_stage(small, 9)).key)
+    (start / "optimizer.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactCorrupt):
+        trainer.branch(branch_stage(small, 9, 6))
+
+
+def test_schedules_reach_the_optimizer(small: SmallLine, trainer: Trainer) -> None:
+    """The rates reported, and the size of the update that each of them makes."""
+    trainer.trunk(trunk_stage(small, 9))
+    peak = small.line.peak_lr
+    assert [p.learning_rate for p in trainer.points] == [trunk_rate(step, peak, 2) for step in range(1, 10)]
+    trainer.points.clear()
+    stage = branch_stage(small, 9, 6, shape="multi_step", cuts=(0.3, 0.6), checkpoint_every=1)
+    trainer.branch(stage)
+    rates = [branch_rate(k, 6, peak, shape="multi_step", cuts=(0.3, 0.6)) for k in range(1, 7)]
+    assert [p.learning_rate for p in trainer.points] == rates
+    weights = [trainer.artifacts.open(trunk_key(small.line, small.ledger, 9))]
+    weights += [trainer.artifacts.open(branch_checkpoint_key(stage, step)) for step in range(10, 15)]
+    tables = [load_file(folder / "model.safetensors")["model.embed_tokens.weight"] for folder in weights]
+    moved = [(after - before).abs().mean().item() for before, after in zip(tables, tables[1:], strict=False)]
+    # An Adam step's size is about its rate: a third of it after a cut, to within the change of the gradients.
+    for size, (before, after) in zip(
+        zip(moved, moved[1:], strict=False), zip(rates, rates[1:], strict=False), strict=False
+    ):
+        assert size[1] / size[0] == pytest.approx(after / before, rel=0.3)
+
+
+def test_points_and_result_tell_what_happened(small: SmallLine, trainer: Trainer) -> None:
+    trainer.trunk(trunk_stage(small, 5))
+    manifest = trainer.trunk(trunk_stage(small, 9, from_step=5))
+    points = trainer.points[5:]
+    assert [(p.step, p.stage_step, p.total_steps) for p in points] == [(s, s - 5, 4) for s in range(6, 10)]
+    assert all(p.tokens_per_second > 0 and p.grad_norm > 0 and p.stage_id == "stage" for p in points)
+    assert points[-1].eta_seconds == 0
+    result = manifest.result
+    assert (result["from_step"], result["resumed_from_step"], result["step"]) == (5, 5, 9)
+    assert result["tokens"] == 4 * 8 * 32
+    assert (result["first_loss"], result["loss"]) == (points[0].loss, points[-1].loss)
+    parameters = result["parameters"]
+    assert parameters["total"] == parameters["non_embedding"] + parameters["embedding"]
+    per_token = 6 * parameters["total"] + 6 * 2 * 32 * 32
+    assert result["flops"] == per_token * result["tokens"]
+    assert result["devices"] == 1
+    assert 0 < result["device_seconds"] < 60
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_what_is_already_published_is_not_trained_again(small: SmallLine, trainer: Trainer) -> None:
+    manifest = trainer.trunk(trunk_stage(small, 5))
+    trainer.points.clear()
+    assert trainer.trunk(trunk_stage(small, 5)) == manifest
+    assert trainer.points == []
+
+
+def test_a_loss_that_is_not_finite_publishes_nothing(small: SmallLine, trainer: Trainer) -> None:
+    """A weight that is not a number, found before the optimizer's step."""
+    key = trunk_key(small.line, small.ledger, 4)
+    source = trainer.artifacts.open(trainer.trunk(trunk_stage(small, 3)).key)
+    with trainer.artifacts.writing(key) as directory:
+        for path in source.iterdir():
+            (directory / path.name).write_bytes(path.read_bytes())
+        weights = load_file(directory / "model.safetensors")
+        weights["model.norm.weight"][0] = math.nan
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        (directory / "state.json").write_text('{"step": 4}')
+        trainer.artifacts.publish(key, directory, {})
+    before = trainer.artifacts.keys(trunk_prefix(small.line))
+    with pytest.raises(Diverged, match="step 5: loss nan"):
+        trainer.trunk(trunk_stage(small, 6, checkpoint_every=1))
+    assert trainer.artifacts.keys(trunk_prefix(small.line)) == before
+
+
+def test_training_that_blows_up_diverges(small: SmallLine, trainer: Trainer) -> None:
+    line = small.line.model_copy(update={"peak_lr": 1e30, "grad_clip": 1e30, "warmup_steps": 0})
+    stage = trunk_stage(SmallLine(line, small.ledger, small.data_keys), 10)
+    with pytest.raises(Diverged):
+        trainer.trunk(stage)
+    assert trainer.artifacts.keys(trunk_prefix(line)) == []
+
+
+def test_dropout_is_seeded_by_the_step(small: SmallLine, trainer: Trainer, other_trainer: Trainer) -> None:
+    """A configuration with dropout resumes to the same bits too; the process's own generator is left alone."""
+    architecture = ArchitectureSpec(config=SMALL_CONFIG | {"attention_dropout": 0.2})
+    line = small.line.model_copy(update={"architecture": architecture})
+    stage = trunk_stage(SmallLine(line, small.ledger, small.data_keys), 6)
+    torch.manual_seed(1)
+    whole = content(trainer.artifacts, trainer.trunk(stage))
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(drawn, torch.rand(3))
+    assert content(other_trainer.artifacts, interrupted(other_trainer, stage, [2, 3])) == whole
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(small: SmallLine, trainer: Trainer) -> None:
+    """Three rows at a time, the last two alone: the mean over all tokens all the same."""
+    trainer.trunk(trunk_stage(small, 6))
+    whole = [(p.loss, p.grad_norm) for p in trainer.points]
+    trainer.points.clear()
+    line = small.line.model_copy(update={"micro_batch_rows": 3})
+    trainer.trunk(trunk_stage(SmallLine(line, small.ledger, small.data_keys), 6))
+    for (loss, norm), point in zip(whole, trainer.points, strict=True):
+        assert point.loss == pytest.approx(loss, rel=1e-5)
+        assert point.grad_norm == pytest.approx(norm, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ({"preset": "llama-9000b"}, "unknown preset"),
+        ({"config": {"hidden_size": 8}}, "model_type"),
+        ({"config": {"model_type": "not-a-model"}}, "cannot be built"),
+        ({"config": SMALL_CONFIG | {"num_attention_heads": 5}}, "cannot be built"),
+        ({"config": SMALL_CONFIG | {"vocab_size": 100}}, "token embeddings"),
+        ({"config": SMALL_CONFIG | {"max_position_embeddings": 16}}, "16 positions"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused(
+    small: SmallLine, trainer: Trainer, architecture: dict[str, object], reason: str
+) -> None:
+    line = small.line.model_copy(update={"architecture": ArchitectureSpec.model_validate(architecture)})
+    with pytest.raises(StageInputInvalid, match=reason):
+        trainer.trunk(trunk_stage(SmallLine(line, small.ledger, small.data_keys), 2))
+
+
+def test_the_process_is_left_as_it_was(small: SmallLine, trainer: Trainer) -> None:
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    trainer.trunk(trunk_stage(small, 1))
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+
+
+def test_the_loss_curve_is_golden(small: SmallLine, trainer: Trainer) -> None:
+    """Trunk and branch over two data versions: a refactoring must not move it."""
+    trainer.trunk(trunk_stage(small, 24))
+    trainer.branch(branch_stage(small, 24, 16, new_rows_steps=8, replay_fraction=0.5))
+    losses = [point.loss for point in trainer.points]
+    golden = Path(__file__).parents[2] / "golden" / "tiny_loss_curve.json"
+    if not golden.exists():
+        golden.write_text(json.dumps([round(loss, 5) for loss in losses], indent=1) + "\n")
+    assert losses == pytest.approx(json.loads(golden.read_text()), rel=2e-3)

@@ -1,0 +1,45 @@
+"""What the hardware of a training process is: everything about it that changes bits."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from service.core.executor import Capabilities
+
+# Without one of these a CPU computes bf16 products by way of fp32, several times slower than fp32 itself.
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+def measure_capabilities(workers: int) -> Capabilities:
+    """Describe one of ``workers`` training processes that share this machine's cores."""
+    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    if torch.cuda.is_available():
+        return Capabilities(
+            "cuda", bf16=torch.cuda.is_bf16_supported(including_emulation=False), threads=threads
+        )
+    return Capabilities("cpu", bf16=bool(_BF16_FLAGS & _cpu_flags()) and _bf16_is_faster(), threads=threads)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except FileNotFoundError:
+        return set()
+    return {flag for line in lines if line.startswith("flags") for flag in line.split(":", 1)[1].split()}
+
+
+def _bf16_is_faster() -> bool:
+    return _product_seconds(torch.bfloat16) < _product_seconds(torch.float32)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """The fastest of a few products of the size of a small model's."""
+    left, right = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    fastest = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        left @ right
+        fastest = min(fastest, time.perf_counter() - started)
+    return fastest

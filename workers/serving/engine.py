@@ -1,0 +1,75 @@
+"""The engine port: what runs one model version. The default is ``transformers_engine``; another can slide in.
+
+An engine keeps several sequences in flight by itself. It is handed all sequences of a request at once and
+calls ``sink`` from a thread of its own, in order for each sequence; how it batches them is its own matter.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from workers.serving.generation import Chat, Finished, Sampling, Token
+
+
+class EngineError(Exception):
+    """The engine cannot go on with a sequence, e.g. its logits are not finite."""
+
+
+class QueueFull(Exception):
+    """Too many sequences wait already; nothing of the request was taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRequest:
+    """One prompt to continue. ``max_tokens`` fits the context and ``seed`` is this sequence's own."""
+
+    index: int
+    prompt: tuple[int, ...]
+    max_tokens: int
+    seed: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFailed:
+    index: int
+    message: str
+
+
+EngineEvent = Token | Finished | SequenceFailed
+Sink = Callable[[list[EngineEvent]], None]
+
+
+class Engine(Protocol):
+    @property
+    def context_length(self) -> int:
+        """Most tokens a sequence may have, prompt and continuation together."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine still decodes."""
+        ...
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a prompt; never empty."""
+        ...
+
+    def encode_chat(self, chat: Chat) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Token ids of a conversation up to the assistant's turn, and stop strings that end the turn. Raises
+        ValueError.
+        """
+        ...
+
+    def submit(self, sequences: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
+        """Begin all of the sequences, or raise QueueFull. Returns what cancels them; cancelling twice is
+        harmless.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop; sequences still in flight fail. Returns without waiting."""
+        ...

@@ -1,0 +1,78 @@
+"""Serving without Ray: the same HTTP interface and the same replicas, in threads of this process."""
+
+import socket
+import threading
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+
+import uvicorn
+
+from service.artifacts import Artifacts
+from service.core.errors import Unavailable
+from service.core.serving import ReplicaReport, ServedTarget
+from workers.serving.generation import Answer, Generation, unknown_model
+from workers.serving.openai_app import build_app
+from workers.serving.replica import Replica
+from workers.serving.transformers_engine import TransformersEngine
+
+
+class LocalServing:
+    """One replica per model line, and an HTTP server on ``host`` and ``port`` (0: any free one)."""
+
+    def __init__(self, artifacts_url: str, host: str, port: int) -> None:
+        self._artifacts = Artifacts.from_url(artifacts_url)
+        self._directory = _LocalDirectory()
+        # Bound here, so that a port in use is the caller's error and a free one is known at once.
+        self._socket = socket.create_server((host, port))
+        self._url = f"http://{host}:{self._socket.getsockname()[1]}"
+        self._server = uvicorn.Server(
+            uvicorn.Config(build_app(self._directory), log_level="warning", lifespan="off")
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="serving", daemon=True
+        )
+        self._thread.start()
+
+    def url(self) -> str:
+        return self._url
+
+    def apply(self, targets: Sequence[ServedTarget]) -> None:
+        if not self._thread.is_alive():
+            raise Unavailable("the HTTP server has stopped")
+        replicas = self._directory.replicas
+        for model in replicas.keys() - {target.model for target in targets}:
+            replicas.pop(model).close()
+        for target in targets:
+            if target.model not in replicas:
+                replicas[target.model] = Replica(
+                    f"{target.model}-0", self._artifacts.open, TransformersEngine
+                )
+            replicas[target.model].set_target(target.number, target.key)
+
+    def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
+        return {model: [replica.report()] for model, replica in self._directory.replicas.copy().items()}
+
+    def close(self) -> None:
+        """Stop answering; requests in flight are cut off."""
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+        for replica in self._directory.replicas.values():
+            replica.close()
+
+
+class _LocalDirectory:
+    def __init__(self) -> None:
+        self.replicas: dict[str, Replica] = {}
+
+    async def served(self) -> dict[str, int]:
+        reports = {model: replica.report() for model, replica in self.replicas.copy().items()}
+        return {model: report.number for model, report in reports.items() if report.number is not None}
+
+    async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
+        replica = self.replicas.get(request.model)
+        if replica is None:
+            yield [unknown_model(request.model).refused]
+            return
+        async with aclosing(replica.generate(request)) as batches:
+            async for batch in batches:
+                yield batch

@@ -1,0 +1,173 @@
+"""A replica's items as OpenAI's JSON: whole answers and chunks of a stream, for both kinds of completion."""
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from workers.serving.generation import (
+    Alternative,
+    Answer,
+    Finished,
+    FinishReason,
+    Started,
+    Token,
+    fingerprint,
+)
+
+JSON = dict[str, Any]
+
+
+class Choice:
+    """What one batch, or the whole answer, adds to one sequence."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Token] = []
+        self.text = ""
+        self.reason: FinishReason | None = None
+
+    def add(self, item: Token | Finished) -> None:
+        self.text += item.text
+        if isinstance(item, Token):
+            self.tokens.append(item)
+        else:
+            self.reason = item.reason
+
+
+class Rendering(ABC):
+    """Renders one answer. ``logprobs`` and ``include_usage`` are what the request asked for."""
+
+    prefix: str
+    whole_object: str
+    chunk_object: str
+
+    def __init__(self, model: str, started: Started, *, logprobs: bool, include_usage: bool) -> None:
+        self.number = started.number
+        self._head: JSON = {
+            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint(model, started.number),
+        }
+        self._num_prompt_tokens = started.num_prompt_tokens
+        self._num_completion_tokens = 0
+        self._logprobs = logprobs
+        self._include_usage = include_usage
+
+    def whole(self, items: list[Answer]) -> JSON:
+        """The answer at once."""
+        choices = [
+            {"index": index, **self._content(choice), "finish_reason": choice.reason}
+            for index, choice in sorted(self._by_choice(items).items())
+        ]
+        return {**self._head, "object": self.whole_object, "choices": choices, "usage": self._usage()}
+
+    def chunks(self, items: list[Answer]) -> Iterator[JSON]:
+        """One chunk for every choice that a batch adds something to."""
+        for index, choice in self._by_choice(items).items():
+            if choice.tokens or choice.text or choice.reason is not None:
+                yield self._chunk({"index": index, **self._delta(choice), "finish_reason": choice.reason})
+
+    def opening(self, num_choices: int) -> Iterator[JSON]:
+        """Chunks before the first token."""
+        yield from ()
+
+    def closing(self) -> Iterator[JSON]:
+        """Chunks after the last token: the usage, if asked for."""
+        if self._include_usage:
+            yield {**self._head, "object": self.chunk_object, "choices": [], "usage": self._usage()}
+
+    @abstractmethod
+    def _content(self, choice: Choice) -> JSON:
+        """Fields of a choice in a whole answer."""
+
+    @abstractmethod
+    def _delta(self, choice: Choice) -> JSON:
+        """Fields of a choice in a chunk."""
+
+    def _chunk(self, choice: JSON) -> JSON:
+        usage: JSON = {"usage": None} if self._include_usage else {}
+        return {**self._head, "object": self.chunk_object, "choices": [choice], **usage}
+
+    def _by_choice(self, items: list[Answer]) -> dict[int, Choice]:
+        choices: dict[int, Choice] = {}
+        for item in items:
+            if isinstance(item, Token | Finished):
+                choices.setdefault(item.index, Choice()).add(item)
+            if isinstance(item, Finished):
+                self._num_completion_tokens += item.num_tokens
+        return choices
+
+    def _usage(self) -> JSON:
+        return {
+            "prompt_tokens": self._num_prompt_tokens,
+            "completion_tokens": self._num_completion_tokens,
+            "total_tokens": self._num_prompt_tokens + self._num_completion_tokens,
+        }
+
+
+class CompletionRendering(Rendering):
+    prefix = "cmpl"
+    whole_object = chunk_object = "text_completion"
+
+    def _content(self, choice: Choice) -> JSON:
+        return {"text": choice.text, "logprobs": self._token_logprobs(choice.tokens)}
+
+    _delta = _content
+
+    def _token_logprobs(self, tokens: list[Token]) -> JSON | None:
+        if not self._logprobs:
+            return None
+        return {
+            "tokens": [token.piece for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [_best_by_text(token.top) for token in tokens],
+            "text_offset": [token.offset for token in tokens],
+        }
+
+
+class ChatRendering(Rendering):
+    prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def opening(self, num_choices: int) -> Iterator[JSON]:
+        for index in range(num_choices):
+            delta = {"role": "assistant", "content": ""}
+            yield self._chunk({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
+
+    def _content(self, choice: Choice) -> JSON:
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        return {"message": message, "logprobs": self._token_logprobs(choice.tokens)}
+
+    def _delta(self, choice: Choice) -> JSON:
+        delta = {"content": choice.text} if choice.text else {}
+        return {"delta": delta, "logprobs": self._token_logprobs(choice.tokens)}
+
+    def _token_logprobs(self, tokens: list[Token]) -> JSON | None:
+        if not self._logprobs:
+            return None
+        content = [
+            {
+                "token": token.piece,
+                "logprob": token.logprob,
+                "bytes": list(token.raw),
+                "top_logprobs": [
+                    {"token": other.text, "logprob": other.logprob, "bytes": list(other.raw)}
+                    for other in token.top or ()
+                ],
+            }
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _best_by_text(top: tuple[Alternative, ...] | None) -> dict[str, float] | None:
+    """Alternatives by how they read; of two tokens that read the same, the likelier."""
+    if top is None:
+        return None
+    best: dict[str, float] = {}
+    for alternative in top:
+        best[alternative.text] = max(alternative.logprob, best.get(alternative.text, alternative.logprob))
+    return best

@@ -1,0 +1,149 @@
+"""The OpenAI-compatible HTTP interface over a directory of models; knows neither engines nor Ray."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Coroutine, Iterable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
+
+from workers.serving import openai_errors
+from workers.serving.generation import (
+    Answer,
+    Directory,
+    Refused,
+    RequestRefused,
+    Started,
+    fingerprint,
+    unknown_model,
+)
+from workers.serving.openai_answers import JSON, ChatRendering, CompletionRendering, Rendering
+from workers.serving.openai_schemas import ChatRequest, CompletionRequest
+
+VERSION_HEADER = "x-pathswitch-version"
+
+T = TypeVar("T")
+
+
+def build_app(directory: Directory) -> FastAPI:
+    """The app that answers ``/v1`` from ``directory``."""
+    app = FastAPI(title="Pathswitch inference", docs_url=None, redoc_url=None)
+    openai_errors.install(app)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        served = await directory.served()
+        return {"object": "list", "data": [_model(name, number) for name, number in sorted(served.items())]}
+
+    @app.get("/v1/models/{model}")
+    async def model(model: str) -> Response:
+        number = (await directory.served()).get(model)
+        if number is None:
+            raise unknown_model(model)
+        return JSONResponse(_model(model, number), headers=_headers(number))
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        return await _answer(
+            directory, request, body, CompletionRendering, logprobs=body.logprobs is not None
+        )
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        return await _answer(directory, request, body, ChatRendering, logprobs=bool(body.logprobs))
+
+    return app
+
+
+async def _answer(
+    directory: Directory,
+    request: Request,
+    body: CompletionRequest | ChatRequest,
+    kind: type[Rendering],
+    *,
+    logprobs: bool,
+) -> Response:
+    generation = body.generation()
+    batches = directory.generate(generation)
+    if not generation.stream:
+        answer = await _unless_disconnected(request, _collect(batches))
+        rendering = kind(body.model, _started(answer), logprobs=logprobs, include_usage=True)
+        return JSONResponse(rendering.whole(answer), headers=_headers(rendering.number))
+    # The version is known with the first batch and belongs in the headers, which go out before the rest.
+    first = await _unless_disconnected(request, anext(batches))
+    rendering = kind(body.model, _started(first), logprobs=logprobs, include_usage=body.include_usage)
+    num_choices = len(generation.prompts) * generation.n
+    events = _event_stream(rendering, num_choices, first, batches)
+    return StreamingResponse(events, media_type="text/event-stream", headers=_headers(rendering.number))
+
+
+async def _event_stream(
+    rendering: Rendering, num_choices: int, first: list[Answer], batches: AsyncGenerator[list[Answer], None]
+) -> AsyncGenerator[str, None]:
+    """Server-sent events; a failure after the first batch can only be said inside the stream, and ends it."""
+    async with aclosing(batches):
+        yield _events(rendering.opening(num_choices)) + _events(rendering.chunks(first))
+        async for batch in batches:
+            refused = next((item for item in batch if isinstance(item, Refused)), None)
+            if refused is not None:
+                yield _events([openai_errors.error_body(refused)])
+                return
+            yield _events(rendering.chunks(batch))
+        yield _events(rendering.closing()) + "data: [DONE]\n\n"
+
+
+def _events(chunks: Iterable[JSON]) -> str:
+    return "".join(f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n" for chunk in chunks)
+
+
+async def _collect(batches: AsyncGenerator[list[Answer], None]) -> list[Answer]:
+    async with aclosing(batches):
+        return [item async for batch in batches for item in batch]
+
+
+def _started(answer: list[Answer]) -> Started:
+    """The beginning of an answer. Raises RequestRefused where any item of it is a refusal."""
+    for item in answer:
+        if isinstance(item, Refused):
+            raise RequestRefused(item)
+    started = answer[0]
+    assert isinstance(started, Started)
+    return started
+
+
+async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work``, or cancel it when the client goes away: nobody would read the answer."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for other in (task, gone):
+            other.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _model(name: str, number: int) -> JSON:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "pathswitch",
+        "version": number,
+        "system_fingerprint": fingerprint(name, number),
+    }
+
+
+def _headers(number: int) -> dict[str, str]:
+    return {VERSION_HEADER: str(number)}

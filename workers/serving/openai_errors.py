@@ -1,0 +1,63 @@
+"""Errors in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}`` under an HTTP status."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from workers.serving.generation import Refused, RequestRefused, invalid
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app in OpenAI's shape, those of routing and of parsing included."""
+
+    @app.exception_handler(RequestRefused)
+    async def refused(_: Request, refusal: RequestRefused) -> JSONResponse:
+        return error_response(refusal.refused)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(_from_validation(error).refused)
+
+    @app.exception_handler(HTTPException)
+    async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{error.detail}: {request.method} {request.url.path}"
+        return error_response(Refused(error.status_code, message, "invalid_request_error"))
+
+
+def error_body(refused: Refused) -> dict[str, Any]:
+    return {
+        "error": {
+            "message": refused.message,
+            "type": refused.type,
+            "param": refused.param,
+            "code": refused.code,
+        }
+    }
+
+
+def error_response(refused: Refused) -> JSONResponse:
+    headers = {}
+    if refused.retry_after_seconds is not None:
+        headers["retry-after"] = str(refused.retry_after_seconds)
+    return JSONResponse(error_body(refused), status_code=refused.status, headers=headers)
+
+
+def _from_validation(error: RequestValidationError) -> RequestRefused:
+    """The first finding of the request's validation; OpenAI reports one as well."""
+    finding = error.errors()[0]
+    # A location is ("body", field, …); what follows the field names union members and list positions.
+    param = next((str(part) for part in finding["loc"][1:] if isinstance(part, str)), None)
+    match finding["type"]:
+        case "json_invalid":
+            return invalid("We could not parse the JSON body of your request.")
+        case "extra_forbidden":
+            return invalid(f"Unrecognized request argument supplied: {param}", param=param)
+        case "missing":
+            return invalid(f"you must provide a {param or 'JSON'} parameter", param=param)
+        case "refused":
+            return invalid(finding["ctx"]["message"], param=finding["ctx"]["param"])
+        case _:
+            return invalid(f"Invalid value for '{param}': {finding['msg']}", param=param)

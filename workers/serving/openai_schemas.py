@@ -1,0 +1,214 @@
+"""The requests of OpenAI's completions and chat completions as far as they are served here.
+
+Parameters that do not change the answer are accepted and ignored. Those that would, and are not implemented,
+are declared with the values under which they change nothing; any other value, like an unknown parameter, is
+refused.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from workers.serving.generation import Chat, ChatMessage, Generation, Prompt, Sampling
+
+DEFAULT_COMPLETION_TOKENS = 16
+MAX_LOGPROBS = 20
+
+TokenId = Annotated[int, Field(strict=True, ge=0)]
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+    include_obfuscation: bool = False  # padding against traffic analysis: not part of the answer
+
+
+class _Request(BaseModel):
+    """What both kinds of request share. A null means the default, as with OpenAI."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    model: str
+    max_tokens: int | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    n: int | None = Field(default=None, ge=1, le=128)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_is_sensible(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if stop is not None and (len(stop) > 16 if isinstance(stop, list) else False):
+            raise ValueError("at most 16 stop strings")
+        if stop is not None and (stop == "" or "" in list(stop)):
+            raise ValueError("a stop string must not be empty")
+        return stop
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_implemented(self, info: ValidationInfo) -> "_Request":
+        for name, neutral in {
+            "presence_penalty": (0,),
+            "frequency_penalty": (0,),
+            "logit_bias": ({},),
+        }.items():
+            self._require(name, neutral)
+        for name, neutral in self.NEUTRAL.items():
+            self._require(name, neutral)
+        if self.stream_options is not None and not self.stream:
+            raise refusal("stream_options", "`stream_options` is only allowed when `stream` is true")
+        return self
+
+    def _require(self, name: str, neutral: tuple[Any, ...]) -> None:
+        value = getattr(self, name)
+        if value is not None and value not in neutral:
+            raise refusal(name, f"`{name}` is not supported by this server")
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def _sampling(self, *, max_tokens: int | None, num_logprobs: int | None, echo: bool = False) -> Sampling:
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=tuple(stop),
+            seed=self.seed,
+            num_logprobs=num_logprobs,
+            echo=echo,
+        )
+
+
+class CompletionRequest(_Request):
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] | None = None
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    echo: bool | None = None
+
+    best_of: int | None = None
+    suffix: str | None = None
+
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {"suffix": ("",)}
+
+    @model_validator(mode="after")
+    def _best_of_is_n(self) -> "CompletionRequest":
+        self._require("best_of", (self.n or 1,))
+        return self
+
+    def generation(self) -> Generation:
+        max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        return Generation(
+            model=self.model,
+            prompts=self._prompts(),
+            sampling=self._sampling(max_tokens=max_tokens, num_logprobs=self.logprobs, echo=bool(self.echo)),
+            n=self.n or 1,
+            stream=bool(self.stream),
+        )
+
+    def _prompts(self) -> tuple[Prompt, ...]:
+        """One prompt or several; a flat list of numbers is one prompt. None is the empty prompt."""
+        if self.prompt is None or isinstance(self.prompt, str):
+            return (self.prompt or "",)
+        prompts: list[Prompt] = []
+        ids: list[int] = []
+        for item in self.prompt:
+            if isinstance(item, int):
+                ids.append(item)
+            else:
+                prompts.append(item if isinstance(item, str) else tuple(item))
+        return (tuple(ids),) if ids else tuple(prompts)
+
+    @field_validator("prompt")
+    @classmethod
+    def _some_prompt(cls, prompt: Any) -> Any:
+        if prompt == []:
+            raise ValueError("at least one prompt is needed")
+        return prompt
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+    refusal: None = None
+
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(_Request):
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: dict[str, Any] | None = None
+
+    response_format: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    tools: list[Any] | None = None
+    tool_choice: Any = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+
+    NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "store": (False,),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+    }
+
+    @model_validator(mode="after")
+    def _top_logprobs_need_logprobs(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refusal("top_logprobs", "`top_logprobs` needs `logprobs` to be true")
+        return self
+
+    def generation(self) -> Generation:
+        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        num_logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        messages = tuple(ChatMessage(message.role, message.text()) for message in self.messages)
+        return Generation(
+            model=self.model,
+            prompts=(Chat(messages),),
+            sampling=self._sampling(max_tokens=max_tokens, num_logprobs=num_logprobs),
+            n=self.n or 1,
+            stream=bool(self.stream),
+        )
+
+
+def refusal(param: str, message: str) -> PydanticCustomError:
+    """A validation error that names the parameter it is about, wherever it is raised."""
+    return PydanticCustomError("refused", "{message}", {"message": message, "param": param})

@@ -1,0 +1,48 @@
+"""STAGES: kind -> the function that runs it: a spec in, one artifact out, under the stage's key."""
+
+from collections.abc import Callable, Mapping
+
+from pydantic import ValidationError
+from transformers.utils.logging import disable_progress_bar
+
+from service.artifacts import Manifest
+from service.core.errors import StageInputInvalid
+from service.core.executor import StageCall
+from service.core.specs import TRAINING_KINDS, StageKind
+from workers.stages.context import StageContext
+from workers.stages.data import pack, tokenizer
+from workers.stages.finish import evaluate, export
+from workers.stages.training import train_line
+from workers.training.ranks import Ranks
+
+StageFunction = Callable[[StageCall, StageContext], Manifest]
+
+STAGES: Mapping[StageKind, StageFunction] = {
+    StageKind.TOKENIZER: tokenizer,
+    StageKind.PACK: pack,
+    StageKind.TRAIN_TRUNK: train_line,
+    StageKind.TRAIN_BRANCH: train_line,
+    StageKind.EXPORT: export,
+    StageKind.EVALUATE: evaluate,
+}
+
+
+def run_stage(call: StageCall, context: StageContext) -> Manifest:
+    """Run the stage unless its artifact exists, and return the manifest that counts, whoever published it.
+
+    A training stage is called by every rank of its process group. Raises the errors of the StageError branch.
+    """
+    kind = StageKind(call.kind)
+    published = context.artifacts.manifest(call.key)
+    if kind in TRAINING_KINDS:
+        # All ranks must see the same: one that returned early would leave the others waiting for it.
+        device = call.spec["line"]["numerics"]["device"]
+        there = Ranks.current(device).from_first(lambda: published is not None)
+        published = context.artifacts.manifest(call.key) if there else None
+    if published is not None:
+        return published
+    disable_progress_bar()
+    try:
+        return STAGES[kind](call, context)
+    except ValidationError as error:
+        raise StageInputInvalid(f"{call.kind}: {error}") from error

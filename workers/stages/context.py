@@ -1,0 +1,16 @@
+"""What a stage is given beside its spec."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.artifacts import Artifacts
+from service.core.executor import Point
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """``report`` takes progress, from the first training process only; ``should_stop`` is asked every step."""
+
+    artifacts: Artifacts
+    report: Callable[[Point], None]
+    should_stop: Callable[[], bool]

@@ -1,0 +1,121 @@
+"""Checkpoints: everything a training stage needs to go on as if it had never been interrupted.
+
+    config.json            the architecture: a checkpoint loads with from_pretrained
+    model.safetensors      weights in fp32
+    optimizer.safetensors  moments and step counts by parameter name (a finished branch has none)
+    state.json             the global step, which is the data position and, with the seed, the random state
+    metrics.jsonl          one point a line, from the stage's first step on
+
+Random numbers (dropout, where a configuration has it) are seeded for every step from the line's seed, the
+step and the rank, so there is no generator state to save, and any number of workers may take up a
+checkpoint.
+"""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from service.artifacts import Artifacts
+from service.core.errors import ArtifactCorrupt, ArtifactMissing
+from service.core.plan import branch_checkpoint_key, branch_checkpoint_prefix, trunk_key, trunk_prefix
+from service.core.specs import TrainStage
+from workers.training.optimizer import Optimizer, load_optimizer, optimizer_tensors
+
+WEIGHTS = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+STATE = "state.json"
+METRICS = "metrics.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingState:
+    """What works, and what is saved. ``points`` are rows of ``metrics.jsonl``."""
+
+    model: PreTrainedModel
+    optimizer: Optimizer
+    step: int = 0
+    points: list[dict[str, float | int]] = field(default_factory=list)
+
+
+def checkpoint_key(stage: TrainStage, step: int) -> str:
+    """Where the stage's state at the global ``step`` is published: a trunk's for all, a branch's for itself."""
+    if stage.branch is None:
+        return trunk_key(stage.line, stage.ledger, step)
+    return branch_checkpoint_key(stage, step)
+
+
+def newest_checkpoint(stage: TrainStage, artifacts: Artifacts) -> str | None:
+    """Key of the newest intact checkpoint that the stage may go on from; None for the initial weights.
+
+    A branch that has none of its own begins at ``start_key``, and cannot do without it. For the trunk that is
+    one of many checkpoints: where one is corrupt, the one before it costs steps, not the stage.
+    """
+    prefix = trunk_prefix(stage.line) if stage.branch is None else branch_checkpoint_prefix(stage)
+    published = set(artifacts.keys(prefix))
+    steps = {_step_of(key) for key in published}
+    for step in sorted((step for step in steps if step <= stage.to_step), reverse=True):
+        key = checkpoint_key(stage, step)
+        if key not in published:  # a trunk of this line that has read other data
+            continue
+        try:
+            artifacts.open(key)
+        except (ArtifactCorrupt, ArtifactMissing) as error:
+            logger.warning("checkpoint passed over: %s", error.detail)
+            continue
+        return key
+    return stage.start_key if stage.branch is not None else None
+
+
+def save_checkpoint(state: TrainingState, directory: Path, *, resumable: bool = True) -> None:
+    """Write the state's files; without the optimizer's where nothing goes on from here."""
+    state.model.config.save_pretrained(directory)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(state.model).items()}
+    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+    if resumable:
+        moments = optimizer_tensors(state.optimizer, state.model)
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in moments.items()}, directory / OPTIMIZER
+        )
+    (directory / STATE).write_text(json.dumps({"step": state.step}))
+    (directory / METRICS).write_text("".join(json.dumps(point) + "\n" for point in state.points))
+
+
+def load_checkpoint(state: TrainingState, folder: Path, *, points_after: int) -> None:
+    """Put the state back as it was saved, with the points of the steps after ``points_after``."""
+    load_weights(state.model, folder)
+    load_optimizer(state.optimizer, state.model, load_file(folder / OPTIMIZER))
+    state.step = json.loads((folder / STATE).read_text())["step"]
+    points = (json.loads(line) for line in (folder / METRICS).read_text().splitlines())
+    state.points = [point for point in points if point["step"] > points_after]
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Copy the saved weights into the module. Raises ArtifactCorrupt unless they are exactly the module's."""
+    saved, weights = load_file(folder / WEIGHTS), _weights(model)
+    if saved.keys() != weights.keys():
+        raise ArtifactCorrupt(
+            f"{WEIGHTS} is of another architecture: {sorted(saved.keys() ^ weights.keys())[:3]}"
+        )
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            if tensor.shape != saved[name].shape:
+                raise ArtifactCorrupt(f"{WEIGHTS}: {name} has shape {tuple(saved[name].shape)}")
+            tensor.copy_(saved[name])
+
+
+def _weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Parameters and saved buffers, a tied one once, under the name that from_pretrained expects."""
+    saved = model.state_dict(keep_vars=True)
+    once = {id(tensor): name for name, tensor in reversed(saved.items())}
+    return {name: tensor for name, tensor in saved.items() if once[id(tensor)] == name}
+
+
+def _step_of(key: str) -> int:
+    return int(key.rsplit("/", 1)[1].split("-")[0])

@@ -1,0 +1,193 @@
+"""The training loop: one for trunk and branch, so a branch's first step has the trunk's loss to the bit."""
+
+import hashlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+
+from service.artifacts import Artifacts, Manifest
+from service.core.costs import training_flops
+from service.core.errors import Diverged, Stopped
+from service.core.executor import Point
+from service.core.schedules import branch_rate, trunk_rate, warmup_steps
+from service.core.specs import TrainStage
+from workers.training.batches import Batches
+from workers.training.checkpoint import (
+    TrainingState,
+    checkpoint_key,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from workers.training.loss import NextTokenLoss
+from workers.training.model import count_parameters, line_model
+from workers.training.optimizer import build_optimizer
+from workers.training.process import keep_freed_memory, numerics_applied
+from workers.training.ranks import Ranks
+
+
+def train(
+    stage: TrainStage,
+    *,
+    key: str,
+    stage_id: str,
+    artifacts: Artifacts,
+    report: Callable[[Point], None],
+    should_stop: Callable[[], bool],
+) -> Manifest:
+    """Train the stage from its newest checkpoint to ``to_step`` and publish the end under ``key``.
+
+    Every rank of the process group, where there is one, calls this; the first one writes and reports. Raises
+    Diverged, which publishes nothing, and Stopped, once ``should_stop`` says so on any rank and the
+    checkpoint of the step is published.
+    """
+    line, branch = stage.line, stage.branch
+    ranks = Ranks.current(line.numerics.device)
+    began = time.monotonic()
+    with numerics_applied(line.numerics), torch.random.fork_rng(_cuda_devices(ranks)):
+        keep_freed_memory()
+        state = _start(stage, artifacts, ranks)
+        resumed_from = state.step
+        counts, config = count_parameters(state.model), state.model.config
+        batches = Batches(stage, artifacts, ranks)
+        loss_of = NextTokenLoss(state.model, compiled=line.numerics.compile)
+        module = loss_of if ranks.world == 1 else DistributedDataParallel(loss_of, broadcast_buffers=False)
+        parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+        autocast = torch.autocast(
+            ranks.device.type, torch.bfloat16, enabled=line.numerics.precision == "bf16"
+        )
+        batch_tokens = line.batch_rows * line.sequence_length
+        seconds: deque[float] = deque(maxlen=20)
+
+        def result() -> dict[str, Any]:
+            tokens = (state.step - stage.from_step) * batch_tokens
+            return {
+                "from_step": stage.from_step,
+                "resumed_from_step": resumed_from,
+                "step": state.step,
+                "first_loss": state.points[0]["loss"] if state.points else None,
+                "loss": state.points[-1]["loss"] if state.points else None,
+                "tokens": tokens,
+                "flops": training_flops(
+                    non_embedding=counts.non_embedding,
+                    output_head=counts.output_head,
+                    layers=config.num_hidden_layers,
+                    hidden=config.hidden_size,
+                    context=line.sequence_length,
+                    tokens=tokens,
+                ),
+                "device_seconds": ranks.world * (time.monotonic() - began),
+                "devices": ranks.world,
+                "parameters": asdict(counts),
+            }
+
+        def publish(at: str, *, resumable: bool) -> None:
+            # A trunk's checkpoint is every model's on that line: whoever was first has written the same
+            # state.
+            if ranks.first and artifacts.manifest(at) is None:
+                with artifacts.writing(at) as directory:
+                    save_checkpoint(state, directory, resumable=resumable)
+                    artifacts.publish(at, directory, result())
+
+        while state.step < stage.to_step:
+            started, step = time.monotonic(), state.step + 1
+            rate = _rate(stage, step)
+            for group in state.optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(_dropout_seed(line.seed, step, ranks.rank))
+            loss_sum = torch.zeros((), device=ranks.device)
+            micro_batches = batches.of_step(step)
+            for number, rows in enumerate(micro_batches, start=1):
+                last = number == len(micro_batches)
+                with nullcontext() if last or module is loss_of else module.no_sync():
+                    with autocast:
+                        loss = module(rows)
+                    # Gradients are averaged over the ranks: times their number, the sum is the mean per
+                    # token.
+                    (loss * (ranks.world / batch_tokens)).backward()
+                loss_sum += loss.detach()
+            grad_norm = clip_grad_norm_(parameters, line.grad_clip).item()
+            total, stops = ranks.add(loss_sum.item(), should_stop())
+            mean_loss = total / batch_tokens
+            if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
+                raise Diverged(
+                    f"step {step}: loss {mean_loss}, gradient norm {grad_norm}, learning rate {rate:.3g}"
+                )
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step = step
+            seconds.append(time.monotonic() - started)
+            point = Point(
+                stage_id=stage_id,
+                step=step,
+                stage_step=step - stage.from_step,
+                total_steps=stage.total_steps,
+                loss=mean_loss,
+                learning_rate=rate,
+                grad_norm=grad_norm,
+                tokens_per_second=batch_tokens / seconds[-1],
+                eta_seconds=(stage.to_step - step) * sum(seconds) / len(seconds),
+            )
+            if step > stage.from_step:  # not where the stage had to go back behind its own beginning
+                state.points.append(_metrics_row(point))
+                if ranks.first:
+                    report(point)
+            if step < stage.to_step and (stops or step % stage.checkpoint_every == 0):
+                publish(checkpoint_key(stage, step), resumable=True)
+                if stops:
+                    raise Stopped(f"stopped at step {step} of {stage.to_step}; its checkpoint is published")
+        publish(key, resumable=branch is None)
+        ranks.wait()  # for the first one's manifest
+        manifest = artifacts.manifest(key)
+        assert manifest is not None
+        return manifest
+
+
+def _start(stage: TrainStage, artifacts: Artifacts, ranks: Ranks) -> TrainingState:
+    """The stage's newest state: from a checkpoint, or the initial weights at step 0."""
+    model = line_model(stage.line, artifacts).train()
+    model.to(ranks.device)  # type: ignore[arg-type]
+    state = TrainingState(model, build_optimizer(model, stage.line))
+    start = ranks.from_first(lambda: newest_checkpoint(stage, artifacts))
+    if start is not None:
+        load_checkpoint(state, artifacts.open(start), points_after=stage.from_step)
+    if stage.branch is not None and stage.branch.beta2 is not None:
+        for group in state.optimizer.param_groups:
+            group["betas"] = (stage.line.betas[0], stage.branch.beta2)
+    return state
+
+
+def _rate(stage: TrainStage, step: int) -> float:
+    line, branch = stage.line, stage.branch
+    if branch is None:
+        return trunk_rate(step, line.peak_lr, warmup_steps(line.warmup_steps, stage.ledger[0].steps))
+    k = step - stage.from_step
+    return branch_rate(
+        k, branch.steps, line.peak_lr, shape=branch.shape, floor=branch.floor, cuts=branch.cuts
+    )
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "little")
+
+
+def _metrics_row(point: Point) -> dict[str, float | int]:
+    return {
+        "step": point.step,
+        "loss": point.loss,
+        "learning_rate": point.learning_rate,
+        "grad_norm": point.grad_norm,
+        "tokens_per_second": point.tokens_per_second,
+    }
+
+
+def _cuda_devices(ranks: Ranks) -> list[int]:
+    return [ranks.device.index] if ranks.device.type == "cuda" else []

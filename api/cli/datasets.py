@@ -1,0 +1,203 @@
+"""`pathswitch dataset …`"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.connection import client_of
+from api.cli.problems import Problem, explain
+
+if TYPE_CHECKING:
+    from api.client import Client, DataFormat, Progress
+    from api.schemas.data import DataVersion
+
+app = typer.Typer(help="Datasets and their data versions.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+_CHUNK_BYTES = 1 << 18
+_VERSION_COLUMNS = (
+    ">version",
+    "label",
+    ">documents",
+    ">duplicates",
+    ">holdout",
+    ">bytes",
+    "created",
+    "sha256",
+)
+
+
+@app.command()
+def create(
+    context: typer.Context,
+    name: str,
+    description: Annotated[str | None, typer.Option()] = None,
+    holdout: Annotated[
+        float | None, typer.Option(help="Share of each version's documents that is kept to measure on.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a dataset."""
+    from api.cli import output
+
+    with client_of(context) as client:
+        dataset = client.create_dataset(name, description=description, holdout_fraction=holdout)
+    if as_json:
+        output.print_json(dataset)
+    else:
+        print(f"created dataset {dataset.name}")
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    dataset: Annotated[str | None, typer.Argument(help="List the data versions of this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the datasets, or the data versions of one."""
+    from api.cli import output
+
+    with client_of(context) as client:
+        if dataset is not None:
+            _show_versions(list(client.data_versions(dataset)), as_json)
+            return
+        found = list(client.datasets())
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_rows(
+        ("dataset", ">versions", ">holdout", "created", "description"),
+        [
+            (
+                one.name,
+                str(one.latest_version or 0),
+                f"{one.holdout_fraction:g}",
+                f"{one.created_at:%Y-%m-%d %H:%M}",
+                one.description or "",
+            )
+            for one in found
+        ],
+    )
+
+
+@app.command()
+def push(
+    context: typer.Context,
+    dataset: str,
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE…",
+            help="Each is a version of its own, in this order: .ndjson, .jsonl, .txt or .parquet, also with "
+            ".gz or .zst; - is standard input; s3:// and file:// are read by the service itself.",
+        ),
+    ],
+    label: Annotated[str | None, typer.Option(help="What to call the version.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="ndjson, text or parquet, where the name does not tell.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Push files as the next data versions."""
+    from api.client import DataFormat
+
+    if label is not None and len(files) > 1:
+        raise Problem("--label is for one file", "Each file becomes a version of its own.")
+    if format is not None and format not in list(DataFormat):
+        raise Problem(f"--format {format}: not one of {', '.join(DataFormat)}")
+    told = DataFormat(format) if format is not None else None
+    pushed = []
+    with client_of(context) as client:
+        for file in files:
+            try:
+                pushed.append(_push(client, dataset, file, told, label))
+            except Exception as error:
+                problem = explain(error)
+                if problem is None:
+                    raise
+                raise Problem(f"{file}: {problem.title}", problem.detail, problem.errors) from error
+    _show_versions(pushed, as_json)
+
+
+def _push(
+    client: "Client", dataset: str, file: str, format: "DataFormat | None", label: str | None
+) -> "DataVersion":
+    if "://" in file:
+        version, created = client.import_version(dataset, file, format=format, label=label)
+    else:
+        source = _standard_input() if file == "-" else Path(file)
+        total = source.stat().st_size if isinstance(source, Path) else None
+        with upload_progress(file, total) as progress:
+            version, created = client.push_version(
+                dataset, source, format=format, label=label, progress=progress
+            )
+    if not created:
+        print(f"{file}: the same content is version {version.number} already", file=sys.stderr)
+    return version
+
+
+@contextmanager
+def upload_progress(what: str, total: int | None) -> Iterator["Progress"]:
+    """A progress bar on stderr, where that is a terminal. What is sent still has to be stored."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    from api.cli import output
+
+    screen = output.console(sys.stderr)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
+        task = bars.add_task(what, total=total)
+
+        def advance(num_bytes: int) -> None:
+            bars.advance(task, num_bytes)
+            if total is not None and bars.tasks[task].completed >= total:
+                bars.update(task, description=f"{what}: sent, being stored")
+
+        yield advance
+
+
+def _standard_input() -> Iterator[bytes]:
+    while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+        yield chunk
+
+
+def _show_versions(versions: "list[DataVersion]", as_json: bool) -> None:
+    from api.cli import output
+
+    if as_json:
+        output.print_json(versions)
+        return
+    output.print_rows(
+        _VERSION_COLUMNS,
+        [
+            (
+                str(one.number),
+                one.label or "",
+                f"{one.documents:,}",
+                f"{one.duplicates:,}",
+                f"{one.holdout_documents:,}",
+                output.size(one.bytes),
+                f"{one.created_at:%Y-%m-%d %H:%M}",
+                one.sha256[:12],
+            )
+            for one in versions
+        ],
+    )

@@ -1,0 +1,118 @@
+"""The `pathswitch` command. Every command imports what it needs when it runs: help is there at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from api.cli import datasets, models, updates
+from api.cli.connection import Connection
+from api.cli.problems import explain
+
+app = typer.Typer(
+    name="pathswitch",
+    help="Keeps large language models up to date by learning-rate path switching.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+database = typer.Typer(help="The database.", no_args_is_help=True)
+app.add_typer(database, name="db")
+app.add_typer(datasets.app, name="dataset")
+app.add_typer(models.app, name="model")
+app.add_typer(updates.app, name="update")
+
+Home = Annotated[
+    Path | None, typer.Option(help="Folder of the database, the artifacts and the logs. [PATHSWITCH_HOME]")
+]
+
+
+def main() -> None:
+    """Run the command line. The exit status is 0 only on success."""
+    try:
+        app()
+    except Exception as error:
+        problem = explain(error)
+        if problem is None:
+            raise
+        print(problem.block(), file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    api: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="PATHSWITCH_API_URL",
+            help="Where the control plane is; by default on this machine, at the port of the settings.",
+        ),
+    ] = None,
+) -> None:
+    context.obj = Connection(api)
+
+
+@app.command()
+def up(
+    home: Home = None,
+    api_port: Annotated[
+        int | None, typer.Option(help="Of the control plane; 0: any free one. [PATHSWITCH_API_PORT]")
+    ] = None,
+    serve_port: Annotated[
+        int | None, typer.Option(help="Of inference; 0: any free one. [PATHSWITCH_SERVE_PORT]")
+    ] = None,
+) -> None:
+    """Start everything on this machine, in the foreground, until Ctrl-C."""
+    from api.cli.up.run import up as run
+    from service.settings import Settings
+
+    given: dict[str, Any] = {"home": home, "api_port": api_port, "serve_port": serve_port}
+    run(Settings(**{name: value for name, value in given.items() if value is not None}))
+
+
+@app.command()
+def demo(
+    home: Annotated[Path | None, typer.Option(help="Keep it all in this folder.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end, until Ctrl-C.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.")
+    ] = None,
+) -> None:
+    """Train, update and serve a small model on this machine, under load, in minutes."""
+    from api.cli.demo import demo as run
+
+    run(home, keep=keep, json_file=json_file)
+
+
+@database.command()
+def upgrade() -> None:
+    """Bring the database to the revision that this version expects."""
+    from service.settings import Settings
+    from service.store import migrate
+
+    migrate.upgrade(Settings().database)
+
+
+@app.command()
+def orchestrator() -> None:
+    """Run the orchestrator: it has updates trained, checked and released."""
+    _become("service.main")
+
+
+@app.command()
+def api() -> None:
+    """Run the control plane: the HTTP API and the dashboard."""
+    _become("api.main")
+
+
+def _become(module: str) -> None:
+    """Turn this process into another, which whoever started this one can signal and wait for as before."""
+    os.execve(sys.executable, [sys.executable, "-m", module], os.environ | {"PYTHONSAFEPATH": "1"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Models, versions, costs and forgetting as tables. Pure: documents in, tables out."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from api.cli.output import count, duration, loss, table
+from api.schemas.costs import Costs
+from api.schemas.models import Forgetting, Model, ModelVersion
+
+
+def models(found: Sequence[Model]) -> Table:
+    made = table(
+        "model", "dataset", "architecture", "paradigm", ">trunk step", ">latest", ">served", "update"
+    )
+    for model in found:
+        architecture = model.architecture
+        made.add_row(
+            model.name,
+            model.dataset,
+            architecture.preset or ("base" if architecture.base else "config"),
+            model.paradigm.name,
+            f"{model.state.trunk_step:,}",
+            _number(model.state.latest_version),
+            _number(model.state.served_version),
+            model.state.update or "",
+        )
+    return made
+
+
+def versions(found: Sequence[ModelVersion]) -> Table:
+    made = table(
+        *(
+            "version",
+            ">data",
+            "state",
+            ">branch point",
+            ">final step",
+            ">loss",
+            ">tokens",
+            ">FLOPs",
+            ">trained in",
+        ),
+        "gate",
+    )
+    for version in found:
+        gate = version.gate
+        verdict = "" if gate is None else "passed" if gate.passed else "; ".join(gate.reasons)
+        made.add_row(
+            f"{version.model}@{version.number}",
+            str(version.data_version),
+            version.state,
+            f"{version.branch_point.step:,}",
+            f"{version.final_step:,}",
+            loss(own_loss(version)),
+            count(version.cost.tokens),
+            count(version.cost.flops),
+            duration(version.cost.device_seconds),
+            verdict,
+        )
+    return made
+
+
+def own_loss(version: ModelVersion) -> float | None:
+    """Loss on the slice of the data version that it was trained for, the last that was measured."""
+    return version.evaluations[-1].loss if version.evaluations else None
+
+
+def costs(found: Costs) -> Table:
+    made = table(
+        *("version", ">data", ">tokens", ">reused", ">FLOPs", ">trained in", ">from scratch", ">share"),
+        title="What each version cost",
+    )
+    for version in found.versions:
+        made.add_row(
+            str(version.number),
+            str(version.data_version),
+            count(version.tokens),
+            count(version.reused_tokens),
+            count(version.flops),
+            duration(version.device_seconds),
+            count(version.from_scratch_tokens),
+            _share(version.tokens, version.from_scratch_tokens),
+        )
+    spent, reused = found.totals.spent, found.totals.reused
+    tokens = spent.tokens + reused.tokens
+    made.add_section()
+    made.add_row(
+        *("all", "", count(tokens), count(reused.tokens), count(spent.flops + reused.flops)),
+        duration(spent.device_seconds + reused.device_seconds),
+        count(found.from_scratch.tokens),
+        _share(tokens, found.from_scratch.tokens),
+    )
+    for name, estimate in (("from scratch", found.from_scratch), ("continual", found.continual)):
+        made.add_row(name, "", count(estimate.tokens), "", count(estimate.flops), "", "", "", style="dim")
+    return made
+
+
+def costs_in_words(found: Costs) -> str:
+    if found.ratio_to_from_scratch is None:
+        return "No version has been trained yet."
+    lines = [f"{found.ratio_to_from_scratch:.1%} of what training every version from scratch would take."]
+    for name, amount in (("wasted", found.totals.wasted), ("extra", found.totals.extra)):
+        if amount.tokens:
+            lines.append(
+                f"Besides, {name}: {count(amount.tokens)} tokens, {duration(amount.device_seconds)}."
+            )
+    if (next_one := found.forecast) is not None:
+        lines.append(
+            f"The next version, of {count(next_one.new_tokens)} tokens, would take {count(next_one.tokens)} "
+            f"tokens and {duration(next_one.device_seconds)}; "
+            f"from scratch it would take {count(next_one.from_scratch_tokens)}."
+        )
+    return "\n".join(lines)
+
+
+def forgetting(found: Forgetting) -> Table:
+    """The best of each column is marked: what lies below it in the column has forgotten something since."""
+    made = table(
+        "version", *(f">{name}" for name in found.slices), title="Loss on every slice (nats per token)"
+    )
+    best = [
+        min((value for value in column if value is not None), default=None)
+        for column in zip(*found.loss, strict=True)
+    ]
+    for number, row in zip(found.versions, found.loss, strict=True):
+        cells = [
+            f"[bold]{loss(value)}[/bold]" if value is not None and value == lowest else loss(value)
+            for value, lowest in zip(row, best, strict=True)
+        ]
+        made.add_row(str(number), *cells)
+    return made
+
+
+def _number(value: int | None) -> str:
+    return "–" if value is None else str(value)
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.0%}" if whole else "–"

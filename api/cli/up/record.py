@@ -1,0 +1,121 @@
+"""Who owns a home, and what its owner has started: `<home>/lock` and `<home>/processes.json`.
+
+The lock ends with its holder, however that ends. The record outlives a holder that was killed, so that the
+next one can end what is left of it.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from api.cli.problems import Problem
+from api.cli.up import processes
+from api.cli.up.processes import Process
+
+LEFTOVER_GRACE_SECONDS = 10.0
+
+
+class HomeInUse(Problem):
+    def __init__(self, home: Path, owner: int | None) -> None:
+        who = "another `pathswitch up`" + (f" (process {owner})" if owner else "")
+        super().__init__(
+            f"{who} runs on the home {home}",
+            "Stop it, or choose another home with --home or PATHSWITCH_HOME.",
+        )
+
+
+class HomeLock:
+    """Held while the block runs. Raises HomeInUse."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def __enter__(self) -> Self:
+        self._descriptor = os.open(self._home / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise HomeInUse(self._home, _owner(self._home)) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+
+class Record:
+    """`processes.json`: the owner, what it started, what descends from that, and where it all answers."""
+
+    def __init__(self, home: Path, urls: Mapping[str, str] | None = None) -> None:
+        self._path = home / "processes.json"
+        self._urls = dict(urls or {})
+        self._written: object = None
+
+    def write(self, parts: Mapping[str, Process], descendants: Iterable[Process]) -> None:
+        content = {
+            "boot": _boot(),
+            "owner": _row(processes.this_process()),
+            "urls": self._urls,
+            "parts": {name: _row(process) for name, process in parts.items()},
+            "descendants": [_row(process) for process in sorted(descendants)],
+        }
+        if content == self._written:
+            return
+        fresh = self._path.with_suffix(".new")
+        fresh.write_text(json.dumps(content, indent=1))
+        fresh.replace(self._path)
+        self._written = content
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+    def leftovers(self) -> set[Process]:
+        """What the last owner started and still runs, what descends from it, and what is in its sessions."""
+        content = _read(self._path)
+        if content is None or content["boot"] != _boot():  # after a reboot no pid means anything
+            return set()
+        rows = [*content["parts"].values(), *content["descendants"]]
+        present = {process for process in (Process(*row) for row in rows) if processes.alive(process)}
+        # Every part leads a session. A session whose leader lives is ours; of one whose leader is gone the
+        # number may have been given to a stranger since.
+        sessions = {process.pid for process in present}
+        table = processes.all_processes()
+        present |= {
+            entry.process for entry in table.values() if entry.session in sessions and not entry.zombie
+        }
+        return present | processes.descendants([process.pid for process in present], table)
+
+
+def end_leftovers(home: Path) -> int:
+    """End what a killed owner left. Call it under the lock. Returns how many processes that were."""
+    record = Record(home)
+    left = record.leftovers()
+    processes.end(left, LEFTOVER_GRACE_SECONDS)
+    record.remove()
+    return len(left)
+
+
+def _row(process: Process) -> list[int]:
+    return [process.pid, process.started]
+
+
+def _owner(home: Path) -> int | None:
+    content = _read(home / "processes.json")
+    return None if content is None else int(content["owner"][0])
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,178 @@
+"""`pathswitch up`: which parts there are, how each is started, and what is said about it."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from alembic.util import CommandError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.cli.connection import url_of
+from api.cli.problems import Problem
+from api.cli.up import ports
+from api.cli.up.local_ray import LocalRay
+from api.cli.up.record import HomeLock, Record, end_leftovers
+from api.cli.up.supervisor import Part, Supervisor
+from service.artifacts import Artifacts
+from service.core.errors import PathswitchError
+from service.settings import Settings
+from service.store import migrate
+
+# A training step ends and a checkpoint is written before the orchestrator goes.
+ORCHESTRATOR_GRACE_SECONDS = 30.0
+PROBE_SECONDS = 2.0
+
+
+def up(settings: Settings) -> None:
+    """Everything on this machine, until a signal. Raises Problem where it cannot start."""
+    home = settings.home.absolute()
+    (home / "logs").mkdir(parents=True, exist_ok=True)
+    with HomeLock(home):
+        if ended := end_leftovers(home):
+            say("home", f"ended {ended} processes that a killed `pathswitch up` had left")
+        settings = _with_ports(settings.model_copy(update={"home": home}))
+        _prepare_stores(settings)
+        _keep_last_logs(home / "logs")
+        ray = LocalRay(home) if settings.executor == "ray" and settings.ray_address is None else None
+        record = Record(home, {"api": _api_url(settings), "serve": _serve_url(settings)})
+        try:
+            Supervisor(_parts(settings, ray), record, say, lambda: _announce(settings)).run()
+        finally:
+            if ray is not None:
+                ray.clear()
+        say("stopped")
+
+
+def say(name: str, text: str = "") -> None:
+    """One line, at once. Whoever reads it may be gone, which must not keep the parts from being stopped."""
+    try:
+        print(f"pathswitch: {name:<15}{text}".rstrip(), flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _with_ports(settings: Settings) -> Settings:
+    """The settings with ports that can be listened on."""
+    api = ports.chosen(
+        "control plane", settings.api_host, settings.api_port, "--api-port", "PATHSWITCH_API_PORT"
+    )
+    serve = ports.chosen(
+        "inference server", settings.serve_host, settings.serve_port, "--serve-port", "PATHSWITCH_SERVE_PORT"
+    )
+    if api == serve:
+        raise Problem(f"port {api} is given for both the control plane and the inference server")
+    return settings.model_copy(update={"api_port": api, "serve_port": serve})
+
+
+def _prepare_stores(settings: Settings) -> None:
+    url = make_url(settings.database)
+    try:
+        migrate.upgrade(settings.database)
+    except (SQLAlchemyError, CommandError, PathswitchError, OSError) as error:
+        raise Problem(f"the database {url.render_as_string()} cannot be used", str(error)) from error
+    say("database", url.render_as_string())
+    try:
+        Artifacts.from_url(settings.artifacts).check()
+    except (OSError, ValueError) as error:
+        raise Problem(f"the artifact store {settings.artifacts} cannot be used", str(error)) from error
+    say("artifacts", settings.artifacts)
+
+
+def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
+    """In the order in which they start. The control plane waits for nothing, and is up while Ray starts."""
+    logs = settings.home / "logs"
+    ready_file = settings.home / "orchestrator.ready"
+
+    def environment() -> dict[str, str]:
+        return _environment(settings) | (ray.client_environment() if ray else {})
+
+    parts = []
+    if ray is not None:
+        head = Part(
+            name="ray",
+            ready=ray.ready,
+            describe=lambda: f"{ray.address}, dashboard {ray.dashboard}",
+            log=logs / "ray.log",
+            command=ray.command,
+            environment=environment,
+            prepare=ray.prepare,
+            grace_seconds=15.0,
+        )
+        parts.append(head)
+    elif settings.ray_address is not None:
+        say("ray", f"{settings.ray_address} (started elsewhere)")
+    orchestrator = Part(
+        name="orchestrator",
+        ready=ready_file.exists,
+        describe=lambda: f"log {logs / 'orchestrator.log'}",
+        log=logs / "orchestrator.log",
+        command=lambda: [sys.executable, "-m", "service.main"],
+        environment=lambda: environment() | {"PATHSWITCH_READY_FILE": str(ready_file)},
+        prepare=lambda: ready_file.unlink(missing_ok=True),
+        needs=tuple(parts),
+        grace_seconds=ORCHESTRATOR_GRACE_SECONDS,
+    )
+    control_plane = Part(
+        name="control plane",
+        ready=_answers(f"{_api_url(settings)}/readyz"),
+        describe=lambda: _api_url(settings),
+        log=logs / "api.log",
+        command=lambda: [sys.executable, "-m", "api.main"],
+        environment=environment,
+    )
+    serve = Part(
+        name="serve",
+        ready=_answers(f"{_serve_url(settings)}/models"),
+        describe=lambda: _serve_url(settings),
+        log=logs / "orchestrator.log",
+        needs=(orchestrator,),
+    )
+    return [*parts, orchestrator, control_plane, serve]
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What every part is started with."""
+    environment = settings.environment() | {
+        # The packages are named `service`, `api`, …: such folders in the working directory must not win.
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Threads that spin while they wait halve the speed of everything beside them on a small machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    environment.pop("RAY_ADDRESS", None)  # it would win over the address that is meant
+    return environment
+
+
+def _answers(url: str) -> Callable[[], bool]:
+    def probe() -> bool:
+        try:
+            return httpx.get(url, timeout=PROBE_SECONDS, trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    return probe
+
+
+def _api_url(settings: Settings) -> str:
+    return url_of(settings.api_host, settings.api_port)
+
+
+def _serve_url(settings: Settings) -> str:
+    return url_of(settings.serve_host, settings.serve_port) + "/v1"
+
+
+def _keep_last_logs(folder: Path) -> None:
+    for log in folder.glob("*.log"):
+        log.replace(log.with_suffix(".log.1"))
+
+
+def _announce(settings: Settings) -> None:
+    print(
+        f"pathswitch: ready\n  control plane  {_api_url(settings)}\n  inference      {_serve_url(settings)}",
+        flush=True,
+    )

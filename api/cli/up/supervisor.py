@@ -1,0 +1,195 @@
+"""Keeps the parts running: started when what they need is ready, again when they die, ended in reverse order.
+
+One loop on the main thread, since children are tied to the thread that starts them. Each pass looks at every
+part as it is now and closes the difference.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from api.cli.problems import Problem
+from api.cli.up import processes
+from api.cli.up.processes import Process
+from api.cli.up.record import Record
+
+TICK_SECONDS = 0.2
+WATCH_SECONDS = 1.0
+START_SECONDS = 240.0  # Ray alone took 24 s on two busy cores
+STARTS_BEFORE_GIVING_UP = 3
+LONGEST_BACKOFF_SECONDS = 30.0
+STEADY_SECONDS = 60.0
+TAIL_LINES = 15
+
+Say = Callable[[str, str], None]
+"""Prints a line about a part: its name, and a text."""
+
+
+@dataclass(eq=False)
+class Part:
+    """What runs as a child process, or, without a `command`, as a child of another part."""
+
+    name: str
+    ready: Callable[[], bool]
+    describe: Callable[[], str]
+    log: Path
+    command: Callable[[], Sequence[str]] | None = None
+    environment: Callable[[], Mapping[str, str]] = dict
+    prepare: Callable[[], None] = lambda: None  # before every start
+    needs: tuple["Part", ...] = ()
+    grace_seconds: float = 10.0
+
+    # What it is doing now.
+    child: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
+    tree: set[Process] = field(
+        default_factory=set
+    )  # what descends from it, also through parents that have ended
+    started_with: Mapping[str, str] = field(default_factory=dict)
+    log_start: int = 0
+    started_at: float = 0.0
+    start_at: float = 0.0
+    failures: int = 0
+    is_ready: bool = False
+
+
+class Supervisor:
+    """Runs the parts until a signal. `parts` are in the order in which they start."""
+
+    def __init__(self, parts: Sequence[Part], record: Record, say: Say, announce: Callable[[], None]) -> None:
+        self._parts = parts
+        self._record = record
+        self._say = say
+        self._announce = announce
+        self._stopping = threading.Event()
+        self._signals = 0
+        self._watched_at = 0.0
+        self._complete = False  # all parts are ready
+        self._once_complete = False
+
+    def run(self) -> None:
+        """Return after SIGTERM, SIGINT or SIGHUP, all ended. Raises Problem where a part will not start."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        processes.adopt_orphans()
+        try:
+            while not self._stopping.is_set():
+                for part in self._parts:
+                    self._tend(part)
+                self._note_completeness()
+                if time.monotonic() - self._watched_at > WATCH_SECONDS:
+                    self._watch()
+                self._stopping.wait(TICK_SECONDS)
+        finally:
+            self._stop()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._signals += 1
+        self._stopping.set()
+
+    def _tend(self, part: Part) -> None:
+        """One part, one step nearer to running and ready."""
+        if not all(need.is_ready for need in part.needs):
+            self._end(part)
+        elif part.command is None or self._runs(part):
+            part.started_at = part.started_at or time.monotonic()
+            if part.is_ready:
+                return
+            if part.ready():
+                part.is_ready = True
+                self._say(part.name, part.describe())
+            elif time.monotonic() - part.started_at > START_SECONDS:
+                self._note_failure(part, f"is not ready after {START_SECONDS:.0f} s")
+
+    def _runs(self, part: Part) -> bool:
+        """Whether it runs as it should. Starts it where it does not, unless it has to wait."""
+        if part.child is None:
+            if time.monotonic() >= part.start_at:
+                self._start(part)
+        elif (code := part.child.poll()) is not None:
+            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+            self._note_failure(part, f"ended with {how}")
+        elif part.environment() != part.started_with:
+            self._end(part)
+        else:
+            return True
+        return False
+
+    def _start(self, part: Part) -> None:
+        assert part.command is not None
+        part.prepare()
+        part.started_with = part.environment()
+        part.log_start = part.log.stat().st_size if part.log.exists() else 0
+        part.child = processes.spawn(part.command(), part.started_with, part.log)
+        found = processes.status(part.child.pid)
+        assert found is not None, "a child is there until it is waited for"
+        part.process = found.process
+        part.started_at = time.monotonic()
+        self._watch()
+
+    def _note_failure(self, part: Part, what: str) -> None:
+        """End what is left of it, to be started again after a while. Raises Problem if it never worked."""
+        lived = time.monotonic() - part.started_at
+        part.failures = 1 if part.is_ready and lived > STEADY_SECONDS else part.failures + 1
+        if not self._once_complete and part.failures >= STARTS_BEFORE_GIVING_UP:
+            raise Problem(f"{part.name} {what}", self._tail(part))
+        wait = min(2.0 ** (part.failures - 1), LONGEST_BACKOFF_SECONDS)
+        self._say(part.name, f"{what}; starting it again in {wait:.0f} s (log: {part.log})")
+        self._end(part)
+        part.start_at = time.monotonic() + wait
+
+    def _end(self, part: Part) -> None:
+        """End it with everything below it. What needs it is ended by its own step."""
+        part.is_ready, part.started_at = False, 0.0
+        if part.child is None:
+            return
+        assert part.process is not None
+        processes.end([part.process], part.grace_seconds, below=part.tree, hurry=lambda: self._signals > 1)
+        part.child.wait()
+        part.child, part.process, part.tree = None, None, set()
+
+    def _note_completeness(self) -> None:
+        complete = all(part.is_ready for part in self._parts)
+        if complete and not self._complete:
+            self._announce()
+        self._complete = complete
+        self._once_complete |= complete
+
+    def _watch(self) -> None:
+        """Follow what descends from each part, write it down, and clear away adopted children that ended."""
+        table = processes.all_processes()
+        running = {part.name: part.process for part in self._parts if part.process is not None}
+        for part in self._parts:
+            if part.process is not None:
+                part.tree = {one for one in part.tree if processes.in_table(one, table)}
+                pids = [part.process.pid, *(one.pid for one in part.tree)]
+                part.tree |= processes.descendants(pids, table)
+        self._record.write(running, {one for part in self._parts for one in part.tree})
+        processes.reap_orphans(table, {process.pid for process in running.values()})
+        self._watched_at = time.monotonic()
+
+    def _stop(self) -> None:
+        self._watch()
+        for part in reversed(self._parts):
+            if part.child is not None:
+                self._say(part.name, "stopping")
+            self._end(part)
+        # Whatever a part started and lost within one second has come to this process.
+        strays = processes.descendants([os.getpid()], processes.all_processes())
+        processes.end(strays, 5.0, hurry=lambda: self._signals > 1)
+        processes.reap_orphans(processes.all_processes(), ())
+        self._record.remove()
+
+    def _tail(self, part: Part) -> str:
+        """The end of what it wrote since it started."""
+        if not part.log.exists():
+            return ""
+        with part.log.open("rb") as file:
+            file.seek(part.log_start)
+            lines = file.read().decode(errors="replace").splitlines()
+        return "\n".join([*lines[-TAIL_LINES:], f"(all of it: {part.log})"])

@@ -1,0 +1,71 @@
+"""What routes are given: the parts that the process has opened once, and the place in a list."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from anyio import to_thread
+from fastapi import Depends, Path, Query, Request
+
+from service.artifacts import Artifacts
+from service.settings import Settings
+from service.store.database import Database
+
+_T = TypeVar("_T")
+
+MAX_UPLOADS = 16
+MAX_NUMBER = (1 << 31) - 1  # what an integer column holds
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a process has one of.
+
+    ``ingesting`` are the threads on which bodies are worked on, and ``uploads`` how many more may come in
+    now. ``closing`` is set when the process shall end.
+    """
+
+    settings: Settings
+    database: Database
+    artifacts: Artifacts
+    ingesting: ThreadPoolExecutor
+    uploads: threading.Semaphore
+    closing: threading.Event
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which page of a list."""
+
+    limit: int
+    after: str | None
+
+
+# Written as coroutines, because a plain function would cost every request a hop to a thread and back.
+async def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+async def _database(services: Annotated[Services, Depends(_services)]) -> Database:
+    return services.database
+
+
+async def _place(
+    limit: Annotated[int, Query(ge=1, le=100, description="how many at most")] = 20,
+    after: Annotated[str | None, Query(description="the id of the last one of the page before")] = None,
+) -> Place:
+    return Place(limit, after)
+
+
+ServicesHere = Annotated[Services, Depends(_services)]
+DatabaseHere = Annotated[Database, Depends(_database)]
+PlaceHere = Annotated[Place, Depends(_place)]
+Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
+
+
+async def in_thread(function: Callable[[], _T]) -> _T:
+    """Run what blocks (the database, files) off the event loop."""
+    return await to_thread.run_sync(function)

@@ -1,0 +1,147 @@
+"""The control plane: HTTP in, HTTP out. ``python -m api.main`` serves it until SIGTERM."""
+
+import logging
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from prometheus_client import CollectorRegistry
+from pydantic.json_schema import models_json_schema
+
+from api.body_limit import BodyLimit
+from api.deps import MAX_UPLOADS, Services
+from api.errors import RESPONSES, add_handlers
+from api.monitoring import QueueCollector, RequestMetrics
+from api.routes import (
+    checkpoints,
+    costs,
+    data_versions,
+    datasets,
+    events,
+    forgetting,
+    health,
+    metrics,
+    model_versions,
+    models,
+    releases,
+    slices,
+    updates,
+)
+from api.schemas.common import BASE, Problem
+from api.schemas.data import LabelledSource, Source
+from service.artifacts import Artifacts
+from service.settings import Settings
+from service.store.database import Database
+
+SHUTDOWN_SECONDS = 10
+
+NOUNS = (
+    datasets,
+    data_versions,
+    slices,
+    models,
+    model_versions,
+    checkpoints,
+    forgetting,
+    costs,
+    updates,
+    metrics,
+    events,
+    releases,
+)
+
+
+class ControlPlane(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The generated description, with what FastAPI does not see: bodies it does not read, and problems."""
+        schema = super().openapi()
+        _, more = models_json_schema(
+            [(Problem, "serialization"), (Source, "validation"), (LabelledSource, "validation")],
+            ref_template="#/components/schemas/{model}",
+        )
+        schema["components"]["schemas"] |= more["$defs"]
+        return schema
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application on the database and the artifacts that the settings name. Opens no connection yet."""
+    services = Services(
+        settings=settings,
+        database=Database(settings.database),
+        artifacts=Artifacts.from_url(settings.artifacts),
+        ingesting=ThreadPoolExecutor(max_workers=4, thread_name_prefix="ingest"),
+        uploads=threading.BoundedSemaphore(MAX_UPLOADS),
+        closing=threading.Event(),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        services.closing.set()
+        services.ingesting.shutdown()
+        services.database.close()
+
+    app = ControlPlane(
+        title="Pathswitch",
+        version=version("pathswitch"),
+        lifespan=lifespan,
+        docs_url=f"{BASE}/docs",
+        redoc_url=None,
+        openapi_url=f"{BASE}/openapi.json",
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.services = services
+    app.state.registry = CollectorRegistry()
+    app.state.registry.register(QueueCollector(services.database))
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestMetrics, registry=app.state.registry)
+    add_handlers(app)
+    base = APIRouter(prefix=BASE, responses=RESPONSES)
+    for noun in NOUNS:
+        base.include_router(noun.router)
+    app.include_router(base)
+    app.include_router(health.router, responses=RESPONSES)
+    return app
+
+
+class Server(uvicorn.Server):
+    """Tells the application's endless streams to end as soon as a signal asks the process to."""
+
+    def __init__(self, config: uvicorn.Config, closing: threading.Event) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._closing.set()
+        super().handle_exit(sig, frame)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = Settings()
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    Server(config, app.state.services.closing).run()
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Data versions: register by streaming a body, list, show."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.orm import Session
+
+from api.deps import DatabaseHere, Number, PlaceHere, ServicesHere, in_thread
+from api.schemas.common import Page, Text
+from api.schemas.data import DataVersion, LabelledSource
+from api.upload import openapi_body, received
+from service.ingest.stream import in_worker
+from service.register_data import register_version
+from service.store import datasets, tables, updates
+from service.store.database import Database
+
+router = APIRouter(tags=["data"])
+
+
+@router.post(
+    "/datasets/{dataset}/versions",
+    status_code=201,
+    responses={200: {"model": DataVersion, "description": "The same content is there already: its row"}},
+    openapi_extra=openapi_body(LabelledSource),
+)
+async def add_data_version(
+    dataset: str,
+    request: Request,
+    response: Response,
+    services: ServicesHere,
+    label: Annotated[Text | None, Query()] = None,
+) -> DataVersion:
+    """The body is the data itself, streamed, or JSON that names it. Bad content: 422, nothing is stored."""
+    database = services.database
+    await in_thread(lambda: _check(database, dataset))
+    async with received(request, services, LabelledSource) as (ingest, body, source):
+        if source is not None and source.label is not None:
+            label = source.label
+        registered = await in_worker(
+            lambda: register_version(database, services.artifacts, dataset, ingest, body, label=label),
+            services.ingesting,
+        )
+    response.status_code = 201 if registered.created else 200
+    return await in_thread(lambda: _document(database, dataset, registered.row))
+
+
+@router.get("/datasets/{dataset}/versions")
+def list_data_versions(dataset: str, database: DatabaseHere, place: PlaceHere) -> Page[DataVersion]:
+    with database.reading() as session:
+        row = datasets.dataset(session, dataset)
+        rows, has_more = datasets.page_of_versions(session, row.id, place.after, place.limit)
+        return Page(data=_documents(session, dataset, rows), has_more=has_more)
+
+
+@router.get("/datasets/{dataset}/versions/{number}")
+def show_data_version(dataset: str, number: Number, database: DatabaseHere) -> DataVersion:
+    with database.reading() as session:
+        row = datasets.version(session, datasets.dataset(session, dataset).id, number)
+        return _documents(session, dataset, [row])[0]
+
+
+def _check(database: Database, dataset: str) -> None:
+    with database.reading() as session:
+        datasets.dataset(session, dataset)
+
+
+def _document(database: Database, dataset: str, row: tables.DataVersion) -> DataVersion:
+    with database.reading() as session:
+        return _documents(session, dataset, [row])[0]
+
+
+def _documents(session: Session, dataset: str, rows: Sequence[tables.DataVersion]) -> list[DataVersion]:
+    update_ids = updates.ids_by_data_version(session, [row.id for row in rows])
+    return [
+        DataVersion(
+            id=row.id,
+            dataset=dataset,
+            number=row.number,
+            label=row.label,
+            state="ready",
+            sha256=row.sha256,
+            bytes=row.bytes,
+            documents=row.documents,
+            duplicates=row.duplicates,
+            holdout_documents=row.holdout_documents,
+            created_at=row.created_at,
+            updates=update_ids.get(row.id, []),
+        )
+        for row in rows
+    ]

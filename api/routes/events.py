@@ -1,0 +1,85 @@
+"""What happens: page by page, or as a stream of server-sent events that can be resumed without loss."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+
+from api.deps import Services, ServicesHere, in_thread
+from api.schemas.common import Page
+from api.schemas.events import Event
+from service.core.errors import InvalidRequest
+from service.store import events
+
+router = APIRouter(tags=["events"])
+
+LATEST = "latest"
+POLL_SECONDS = 0.5
+QUIET_SECONDS = 15.0
+_BATCH = 100
+_EVENT_STREAM = "text/event-stream"
+_ID = re.compile(r"[0-9]{1,18}")
+
+
+@router.get(
+    "/events",
+    response_model=Page[Event],
+    responses={200: {"content": {_EVENT_STREAM: {"schema": {"type": "string"}}}}},
+)
+async def list_events(
+    request: Request,
+    services: ServicesHere,
+    after: Annotated[str | None, Query(description=f"id of an event, or ``{LATEST}``")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> Any:
+    """With ``Accept: text/event-stream`` a stream without end, which begins after ``Last-Event-ID``."""
+    streams = _EVENT_STREAM in request.headers.get("accept", "")
+    # A browser that comes back names both: where it began, and how far it came.
+    cursor = await _cursor(services, last_event_id if streams and last_event_id else after)
+    if streams:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_stream(services, cursor), media_type=_EVENT_STREAM, headers=headers)
+    rows = await in_thread(lambda: _read(services, cursor, limit + 1))
+    return Page(data=rows[:limit], has_more=len(rows) > limit)
+
+
+async def _cursor(services: Services, given: str | None) -> int:
+    if given is None:
+        return 0
+    if given == LATEST:
+        return await in_thread(lambda: _latest(services))
+    if not _ID.fullmatch(given):
+        raise InvalidRequest(f"after: {given!r} is not the id of an event")
+    return int(given)
+
+
+async def _stream(services: Services, cursor: int) -> AsyncIterator[str]:
+    # An id without data moves a client's Last-Event-ID: it can resume even before the first event.
+    yield f"retry: 1000\nid: {cursor}\n\n"
+    quiet = 0.0
+    while not services.closing.is_set():
+        rows = await in_thread(lambda: _read(services, cursor, _BATCH))  # noqa: B023  (awaited at once)
+        for row in rows:
+            yield f"id: {row.id}\nevent: {row.type}\ndata: {row.model_dump_json()}\n\n"
+            cursor = int(row.id)
+        quiet = 0.0 if rows else quiet + POLL_SECONDS
+        if quiet >= QUIET_SECONDS:
+            yield ": quiet\n\n"
+            quiet = 0.0
+        if len(rows) < _BATCH:
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def _read(services: Services, after: int, limit: int) -> list[Event]:
+    with services.database.reading() as session:
+        rows = events.page(session, after, limit)
+    return [Event(id=str(row.id), type=row.type, data=row.data, created_at=row.created_at) for row in rows]
+
+
+def _latest(services: Services) -> int:
+    with services.database.reading() as session:
+        return events.latest(session)

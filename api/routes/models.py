@@ -1,0 +1,61 @@
+"""Models: create, list, show, change."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from sqlalchemy.orm import Session
+
+from api.deps import DatabaseHere, PlaceHere, ServicesHere
+from api.schemas.common import Page
+from api.schemas.models import Model, ModelChanges, ModelState
+from service.core.specs import ModelSpec
+from service.create_model import change_model, create_model
+from service.store import models, tables
+
+router = APIRouter(tags=["models"])
+
+
+@router.post("/models", status_code=201)
+def add_model(body: ModelSpec, services: ServicesHere) -> Model:
+    """Everything but ``name`` and ``dataset`` has a default that trains."""
+    row = create_model(services.database, services.artifacts, services.settings.import_roots, body)
+    with services.database.reading() as session:
+        return _documents(session, [row])[0]
+
+
+@router.get("/models")
+def list_models(database: DatabaseHere, place: PlaceHere) -> Page[Model]:
+    with database.reading() as session:
+        rows, has_more = models.page_of_models(session, place.after, place.limit)
+        return Page(data=_documents(session, rows), has_more=has_more)
+
+
+@router.get("/models/{model}")
+def show_model(model: str, database: DatabaseHere) -> Model:
+    with database.reading() as session:
+        return _documents(session, [models.model(session, model)])[0]
+
+
+@router.patch("/models/{model}")
+def patch_model(model: str, body: ModelChanges, database: DatabaseHere) -> Model:
+    row = change_model(database, model, body.model_dump(exclude_unset=True))
+    with database.reading() as session:
+        return _documents(session, [row])[0]
+
+
+def _documents(session: Session, rows: Sequence[tables.Model]) -> list[Model]:
+    standings = models.standings(session, [row.id for row in rows])
+    return [
+        Model(
+            **row.spec,
+            id=row.id,
+            state=ModelState(
+                trunk_step=standings[row.id].trunk_step,
+                latest_version=standings[row.id].latest_version,
+                served_version=standings[row.id].served_version,
+                update=standings[row.id].update_id,
+            ),
+            created_at=row.created_at,
+        )
+        for row in rows
+    ]

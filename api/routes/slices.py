@@ -1,0 +1,61 @@
+"""Given evaluation sets: register by streaming a body, list."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from api.deps import MAX_NUMBER, DatabaseHere, PlaceHere, ServicesHere, in_thread
+from api.schemas.common import Page
+from api.schemas.data import Slice, Source
+from api.upload import openapi_body, received
+from service.core.specs import Name
+from service.ingest.stream import in_worker
+from service.register_data import check_slice, register_slice
+from service.store import datasets, tables
+
+router = APIRouter(tags=["data"])
+
+
+@router.post(
+    "/datasets/{dataset}/slices",
+    status_code=201,
+    responses={200: {"model": Slice, "description": "The same slice is there already"}},
+    openapi_extra=openapi_body(Source),
+)
+async def add_slice(
+    dataset: str,
+    request: Request,
+    response: Response,
+    services: ServicesHere,
+    name: Annotated[Name, Query()],
+    data_version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
+) -> Slice:
+    """A given evaluation set, immutable. Its documents are kept out of training from the next update on."""
+    database = services.database
+    await in_thread(lambda: check_slice(database, dataset, name))
+    async with received(request, services, Source) as (ingest, _, _):
+        registered = await in_worker(
+            lambda: register_slice(database, dataset, ingest, name=name, data_version=data_version),
+            services.ingesting,
+        )
+    response.status_code = 201 if registered.created else 200
+    return _document(dataset, registered.row)
+
+
+@router.get("/datasets/{dataset}/slices")
+def list_slices(dataset: str, database: DatabaseHere, place: PlaceHere) -> Page[Slice]:
+    with database.reading() as session:
+        row = datasets.dataset(session, dataset)
+        rows, has_more = datasets.page_of_slices(session, row.id, place.after, place.limit)
+    return Page(data=[_document(dataset, row) for row in rows], has_more=has_more)
+
+
+def _document(dataset: str, row: tables.Slice) -> Slice:
+    return Slice(
+        id=row.id,
+        dataset=dataset,
+        name=row.name,
+        data_version=row.data_version,
+        documents=row.documents,
+        created_at=row.created_at,
+    )

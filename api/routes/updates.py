@@ -1,0 +1,96 @@
+"""Updates: start, list, show, cancel, retry."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from sqlalchemy.orm import Session
+
+from api.deps import DatabaseHere, PlaceHere
+from api.schemas.common import Page
+from api.schemas.updates import Failure, NewUpdate, Progress, Stage, Update
+from service.core.specs import TRAINING_KINDS, ParadigmSpec
+from service.run_update import cancel_update, retry_update, start_update
+from service.store import datasets, models, tables, updates
+from service.store.database import Database
+
+router = APIRouter(tags=["updates"])
+
+
+@router.post("/models/{model}/updates", status_code=202)
+def add_update(model: str, database: DatabaseHere, body: NewUpdate | None = None) -> Update:
+    row = start_update(database, model, body.data_version if body else None)
+    return _document(database, row.id)
+
+
+@router.get("/models/{model}/updates")
+def list_updates(model: str, database: DatabaseHere, place: PlaceHere) -> Page[Update]:
+    with database.reading() as session:
+        model_id = models.model(session, model).id
+        rows, has_more = updates.page_of_updates(session, model_id, place.after, place.limit)
+        return Page(data=_documents(session, rows), has_more=has_more)
+
+
+@router.get("/updates/{update}")
+def show_update(update: str, database: DatabaseHere) -> Update:
+    return _document(database, update)
+
+
+@router.post("/updates/{update}/cancel")
+def cancel(update: str, database: DatabaseHere) -> Update:
+    cancel_update(database, update)
+    return _document(database, update)
+
+
+@router.post("/updates/{update}/retry")
+def retry(update: str, database: DatabaseHere) -> Update:
+    """A failed update goes on from its last good stage and checkpoint."""
+    retry_update(database, update)
+    return _document(database, update)
+
+
+def _document(database: Database, update_id: str) -> Update:
+    with database.reading() as session:
+        return _documents(session, [updates.update(session, update_id)])[0]
+
+
+def _documents(session: Session, rows: Sequence[tables.Update]) -> list[Update]:
+    ids = [row.id for row in rows]
+    stages = updates.stages_of_updates(session, ids)
+    numbers = models.numbers_of_updates(session, ids)
+    return [
+        Update(
+            id=row.id,
+            model=models.by_id(session, row.model_id).name,
+            data_version=datasets.version_by_id(session, row.data_version_id).number,
+            paradigm=ParadigmSpec.model_validate(row.paradigm),
+            state=row.state,
+            model_version=numbers.get(row.id),
+            branch_point=row.branch_point,
+            final_step=row.final_step,
+            notes=row.notes,
+            error=Failure.model_validate(row.error) if row.error else None,
+            stages=[_stage(stage) for stage in stages[row.id]],
+            created_at=row.created_at,
+            started_at=row.started_at,
+            finished_at=row.finished_at,
+        )
+        for row in rows
+    ]
+
+
+def _stage(row: tables.Stage) -> Stage:
+    # A release stage keeps the id of its release under progress.
+    trains = row.kind in TRAINING_KINDS
+    return Stage(
+        id=row.id,
+        name=row.name,
+        kind=row.kind,
+        state=row.state,
+        attempt=row.attempt,
+        reused=row.reused,
+        needs=row.needs,
+        progress=Progress.model_validate(row.progress) if row.progress and trains else None,
+        error=Failure.model_validate(row.error) if row.error else None,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,84 @@
+"""Updates, their stages and the metrics of those that train."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from api.schemas.common import Document, Request, Time
+from service.core.specs import ParadigmSpec, StageKind
+from service.core.states import StageState, UpdateState
+
+
+class NewUpdate(Request):
+    """Without a data version: the newest one."""
+
+    data_version: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+
+
+class Progress(Document):
+    """``step`` counts within the stage."""
+
+    step: int
+    total_steps: int
+    loss: float
+    learning_rate: float
+    tokens_per_second: float
+    eta_seconds: float
+
+
+class Failure(Document):
+    """Why a stage or an update failed; ``stage`` is the name of the stage an update failed in."""
+
+    code: str
+    detail: str
+    stage: str | None = None
+    attempt: int | None = None
+
+
+class Stage(Document):
+    """``needs`` are ids of stages of the same update; ``error`` is of the last attempt that failed."""
+
+    id: str
+    name: str
+    kind: StageKind
+    state: StageState
+    attempt: int
+    reused: bool
+    needs: list[str]
+    progress: Progress | None
+    error: Failure | None
+    started_at: Time | None
+    finished_at: Time | None
+
+
+class Update(Document):
+    """``stages`` in topological order; ``notes`` say how the plan came out."""
+
+    id: str
+    model: str
+    data_version: int
+    paradigm: ParadigmSpec
+    state: UpdateState
+    model_version: int | None
+    branch_point: int | None
+    final_step: int | None
+    notes: dict[str, Any]
+    error: Failure | None
+    stages: list[Stage]
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+
+
+class MetricPoint(Document):
+    """One optimizer step; ``step`` is the line's global step."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens_per_second: float
+
+
+class Metrics(Document):
+    data: list[MetricPoint]

@@ -1,0 +1,124 @@
+"""Bodies of data, sent or named, into the sink that checks, hashes and stores them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from fastapi import Request
+from pydantic import ValidationError
+
+from api.deps import MAX_UPLOADS, Services
+from api.schemas.data import Source
+from service.core.errors import InvalidRequest, Unavailable, UnsupportedMediaType
+from service.create_model import error_items
+from service.ingest.formats import (
+    MEDIA_TYPES,
+    ContentEncoding,
+    DataFormat,
+    Limits,
+    encoding_of_header,
+    format_of_media_type,
+    format_of_path,
+)
+from service.ingest.ingest import Body, Ingest
+from service.ingest.sources import open_uri
+from service.ingest.stream import in_worker, receive
+from service.settings import Settings
+
+Named = TypeVar("Named", bound=Source)
+
+_JSON = "application/json"
+_MAX_SOURCE_BYTES = 1 << 16
+
+
+class Received(NamedTuple, Generic[Named]):
+    """A body that was read to its end and is good; ``source`` where it was named instead of sent."""
+
+    ingest: Ingest
+    body: Body
+    source: Named | None
+
+
+@asynccontextmanager
+async def received(request: Request, services: Services, kind: type[Named]) -> AsyncIterator[Received[Named]]:
+    """Take in the body of ``request``. What was not published at the end of the block is removed.
+
+    ``kind`` is what a JSON body may say. Raises BadContent, UnsupportedMediaType, InvalidRequest, or
+    Unavailable while too many others are being taken in.
+    """
+    if not services.uploads.acquire(blocking=False):
+        raise Unavailable(f"{MAX_UPLOADS} uploads are being taken in at this moment")
+    try:
+        source = await _source(request, kind)
+        format, encoding = _format_of(request) if source is None else _format_of_source(source)
+        limits = limits_of(services.settings)
+        ingest = await in_worker(
+            lambda: Ingest(services.artifacts, format, encoding, limits), services.ingesting
+        )
+        try:
+            if source is None:
+                body = await receive(request.stream(), ingest, services.ingesting)
+            else:
+                uri, roots = source.uri, services.settings.import_roots
+                body = await in_worker(lambda: _read(uri, roots, ingest), services.ingesting)
+            yield Received(ingest, body, source)
+        finally:
+            await in_worker(ingest.close, services.ingesting)
+    finally:
+        services.uploads.release()
+
+
+def limits_of(settings: Settings) -> Limits:
+    return Limits(
+        max_line_bytes=settings.max_line_bytes,
+        max_document_bytes=settings.max_document_bytes,
+        max_decoded_bytes=settings.max_decoded_bytes,
+    )
+
+
+def openapi_body(kind: type[Source]) -> dict[str, Any]:
+    """How OpenAPI describes such a body, which FastAPI does not read."""
+    content: dict[str, Any] = {
+        name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES
+    }
+    content[_JSON] = {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _source(request: Request, kind: type[Named]) -> Named | None:
+    """The JSON body, where it is one."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != _JSON:
+        return None
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > _MAX_SOURCE_BYTES:
+            raise InvalidRequest(f"a JSON body names the data, in at most {_MAX_SOURCE_BYTES} bytes")
+    try:
+        return kind.model_validate_json(bytes(raw))
+    except ValidationError as error:
+        raise InvalidRequest("not a JSON body that names data", error_items(error)) from error
+
+
+def _format_of(request: Request) -> tuple[DataFormat, ContentEncoding | None]:
+    try:
+        format = format_of_media_type(request.headers.get("content-type", ""))
+    except UnsupportedMediaType as error:
+        raise UnsupportedMediaType(f"{error.detail}, or {_JSON}") from error
+    return format, encoding_of_header(request.headers.get("content-encoding"))
+
+
+def _format_of_source(source: Source) -> tuple[DataFormat, ContentEncoding | None]:
+    format, encoding = format_of_path(source.uri)
+    if source.format is not None:
+        format = source.format
+    if format is None:
+        raise InvalidRequest(f"the name {source.uri!r} does not tell its format: say which")
+    return format, encoding
+
+
+def _read(uri: str, roots: tuple[Any, ...], ingest: Ingest) -> Body:
+    for chunk in open_uri(uri, roots):
+        ingest.feed(chunk)
+    return ingest.end()

@@ -1,0 +1,1 @@
+"""What an operator runs: images, compose files, Kubernetes manifests, dashboards, and the demo's data."""

@@ -1,0 +1,1 @@
+"""What `pathswitch demo` feeds to the service."""

@@ -1,0 +1,159 @@
+"""A steady stream of requests on a served model, and a count of who answered: what an update must not hurt.
+
+Plain HTTP in OpenAI's shape, whole answers and streams in turn. Every answer must name one version, in its
+header and in each of its chunks; nothing is tried twice, so that every failure is seen.
+"""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+VERSION_HEADER = "x-pathswitch-version"
+PROMPTS = ("Return the", "The function", "If the argument is", "Parameters\n", "Raises ")
+MAX_TOKENS = 16
+# Between two requests of one thread: a stream of load, not a flood, since training shares the processors.
+PAUSE_SECONDS = 0.15
+TIMEOUT_SECONDS = 30.0
+FAILURES_KEPT = 20
+
+
+class AnswerError(Exception):
+    """An answer that is not what it should be."""
+
+
+class MixedAnswer(AnswerError):
+    """An answer that names more than one version, or none."""
+
+
+@dataclass
+class Tally:
+    """`latencies` are in seconds, of whole answers and streams to their end."""
+
+    answered: Counter[int] = field(default_factory=Counter)
+    streamed: int = 0
+    failed: int = 0
+    mixed: int = 0
+    failures: list[str] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        return self.answered.total() + self.failed + self.mixed
+
+    def latency(self, quantile: float) -> float | None:
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] if ordered else None
+
+
+class Traffic:
+    """`url` is the base of the OpenAI API, with its /v1. Runs from `start` to `stop`."""
+
+    def __init__(self, url: str, model: str, *, num_threads: int = 3) -> None:
+        self._url = url
+        self._model = model
+        self._tally = Tally()
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._send, args=(number,), name=f"traffic-{number}", daemon=True)
+            for number in range(num_threads)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> Tally:
+        """Let the requests in flight end, and return the count."""
+        self._stopping.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+        return self._tally
+
+    @property
+    def requests(self) -> int:
+        """How many have ended so far."""
+        with self._lock:
+            return self._tally.requests
+
+    def _send(self, number: int) -> None:
+        with httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False) as client:
+            turn = number
+            while not self._stopping.is_set():
+                self._one(client, PROMPTS[turn % len(PROMPTS)], stream=turn % 2 == 0)
+                turn += 1
+                self._stopping.wait(PAUSE_SECONDS)
+
+    def _one(self, client: httpx.Client, prompt: str, *, stream: bool) -> None:
+        start = time.monotonic()
+        try:
+            version, _ = complete(client, self._url, self._model, prompt, stream=stream)
+        except (httpx.HTTPError, AnswerError) as error:
+            with self._lock:
+                if isinstance(error, MixedAnswer):
+                    self._tally.mixed += 1
+                else:
+                    self._tally.failed += 1
+                if len(self._tally.failures) < FAILURES_KEPT:
+                    self._tally.failures.append(f"{type(error).__name__}: {error}")
+            return
+        with self._lock:
+            self._tally.answered[version] += 1
+            self._tally.streamed += stream
+            self._tally.latencies.append(time.monotonic() - start)
+
+
+def complete(
+    client: httpx.Client,
+    url: str,
+    model: str,
+    prompt: str,
+    *,
+    stream: bool = False,
+    max_tokens: int = MAX_TOKENS,
+    temperature: float = 1.0,
+) -> tuple[int, str]:
+    """One completion: the version that made it, and its text. Raises AnswerError or httpx.HTTPError."""
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "stream": stream,
+    }
+    with client.stream("POST", f"{url}/completions", json=body) as response:
+        if response.status_code != httpx.codes.OK:
+            raise AnswerError(f"{response.status_code}: {response.read().decode(errors='replace')[:300]}")
+        chunks = list(_events(response.iter_lines())) if stream else [json.loads(response.read())]
+    version = version_of(model, response.headers.get(VERSION_HEADER), chunks)
+    return version, "".join(choice["text"] for chunk in chunks for choice in chunk["choices"])
+
+
+def version_of(model: str, header: str | None, chunks: Iterable[dict[str, Any]]) -> int:
+    """The one version that all of an answer names. Raises MixedAnswer."""
+    named = {chunk.get("system_fingerprint") for chunk in chunks}
+    if header is None or not header.isdigit() or named != {f"{model}@{header}"}:
+        raise MixedAnswer(f"header {header}, fingerprints {sorted(map(str, named))}")
+    return int(header)
+
+
+def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The chunks of a stream. Raises AnswerError where it breaks off or carries an error."""
+    for line in lines:
+        if not line.startswith("data: "):
+            continue
+        data = line.removeprefix("data: ")
+        if data == "[DONE]":
+            return
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise AnswerError(f"in a stream: {chunk['error']}")
+        yield chunk
+    raise AnswerError("a stream broke off before its end")

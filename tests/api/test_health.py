@@ -1,0 +1,101 @@
+"""Whether the process lives, whether it is ready, and what Prometheus is told."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.client import ApiError
+from api.main import create_app
+from api.routes.health import ray_endpoint
+from service.settings import Settings
+from service.store.migrate import upgrade
+from tests.support.control_plane import ControlPlane, ask
+from tests.support.server_process import free_port
+
+
+def test_a_control_plane_whose_parts_answer_is_ready(each_plane: ControlPlane) -> None:
+    assert each_plane.root.get("/healthz").json()["status"] == "alive"
+    answer = each_plane.root.get("/readyz")
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"status": "ready", "parts": ["database", "artifacts"]},
+    )
+    assert each_plane.client.ready().status == "ready"
+
+
+def test_what_does_not_answer_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    settings = Settings(
+        home=tmp_path,
+        database_url="postgresql+psycopg://nobody@127.0.0.1:1/none",
+        artifacts_url=(tmp_path / "file").as_uri(),
+        ray_address=f"127.0.0.1:{free_port()}",
+    )
+    app = create_app(settings)
+    assert ask(app, "/healthz").status_code == 200
+    answer = ask(app, "/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert [item["location"] for item in answer.json()["errors"]] == ["database", "artifacts", "ray"]
+    assert answer.headers["Retry-After"] == "1"
+
+
+def test_ray_is_asked_where_it_is_configured(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        settings = Settings(home=tmp_path, ray_address=address)
+        upgrade(settings.database)
+        assert ask(create_app(settings), "/readyz").json()["parts"] == ["database", "artifacts", "ray"]
+
+
+@pytest.mark.parametrize(
+    ("address", "endpoint"),
+    [
+        (None, None),
+        ("auto", None),
+        ("local", None),
+        ("10.0.0.1:6379", ("10.0.0.1", 6379)),
+        ("head", ("head", 6379)),
+        ("ray://head:10001", ("head", 10001)),
+        ("http://head:8265", ("head", 8265)),
+        ("[::1]:6379", ("::1", 6379)),
+    ],
+)
+def test_addresses_of_ray(address: str | None, endpoint: tuple[str, int] | None) -> None:
+    assert ray_endpoint(address) == endpoint
+
+
+def test_prometheus_is_told_of_requests_and_of_the_queue(each_plane: ControlPlane, name: str) -> None:
+    each_plane.add_dataset(name, [f"{name} a", "b"])
+    each_plane.add_model(name, name)
+    each_plane.http.get("/datasets/nobody")
+    page = each_plane.root.get("/metrics")
+    assert page.headers["Content-Type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(page.text)
+        for sample in family.samples
+    }
+    route = "/datasets/{dataset}"
+    assert samples["pathswitch_http_requests_total", route, "404", "GET"] >= 1
+    assert samples["pathswitch_http_request_seconds_count", route, "GET"] >= 1
+    assert samples["pathswitch_updates", "succeeded"] >= 1
+    assert samples["pathswitch_stages", "succeeded", "train_trunk"] >= 1
+    assert samples["pathswitch_stage_seconds_count", "gate"] >= 1
+    assert samples["pathswitch_stage_seconds_sum", "gate"] >= 0
+    assert name not in page.text
+
+
+def test_the_client_tells_what_is_not_ready(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("service.artifacts.Artifacts.check", broken)
+    with pytest.raises(ApiError) as caught:
+        plane.client.ready()
+    assert caught.value.problem.errors is not None
+    assert [(item.location, item.message) for item in caught.value.problem.errors] == [
+        ("artifacts", "disk full")
+    ]
+    assert caught.value.retry_after == 1

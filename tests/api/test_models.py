@@ -1,0 +1,149 @@
+"""Models over HTTP."""
+
+import pytest
+
+from service.core.specs import ModelSpec
+from tests.support.control_plane import ControlPlane
+
+
+def test_a_model_has_every_default_filled_in(each_plane: ControlPlane, name: str) -> None:
+    each_plane.add_dataset(name)
+    answer = each_plane.http.post("/models", json={"name": name, "dataset": name})
+    assert answer.status_code == 201
+    model = answer.json()
+    spec = ModelSpec(name=name, dataset=name).model_dump(mode="json")
+    assert {key: model[key] for key in spec} == spec
+    assert model["state"] == {
+        "trunk_step": 0,
+        "latest_version": None,
+        "served_version": None,
+        "update": None,
+    }
+    assert model["created_at"].endswith("Z")
+    assert each_plane.http.get(f"/models/{name}").json() == model
+
+
+def test_a_model_on_data_begins_with_the_newest_version(each_plane: ControlPlane, name: str) -> None:
+    each_plane.add_dataset(name, ["a", "b"], ["c", "d"])
+    each_plane.client.create_model({"name": name, "dataset": name})
+    assert [update.data_version for update in each_plane.client.updates(name)] == [2]
+    each_plane.client.create_model({"name": f"{name}-off", "dataset": name, "auto_update": False})
+    assert list(each_plane.client.updates(f"{name}-off")) == []
+
+
+def test_what_cannot_be_created(each_plane: ControlPlane, name: str) -> None:
+    each_plane.add_dataset(name)
+    post = each_plane.http.post
+    assert post("/models", json={"name": name, "dataset": "nobody"}).status_code == 404
+    assert post("/models", json={"name": name, "dataset": name}).status_code == 201
+    taken = post("/models", json={"name": name, "dataset": name})
+    assert (taken.status_code, taken.json()["code"]) == (409, "conflict")
+
+
+@pytest.mark.parametrize(
+    ("body", "location"),
+    [
+        ({"training": {"peak_lr": 0}}, "body.training.peak_lr"),
+        ({"training": {"colour": 1}}, "body.training.colour"),
+        ({"branch_from": "ckp_1"}, "body.branch_from"),
+        ({"paradigm": {"decay": {"shape": "steep"}}}, "body.paradigm.decay.shape"),
+        ({"architecture": {"preset": "tiny", "base": "x"}}, "body.architecture"),
+        ({"gate": {"max_new_loss_increase": "much"}}, "body.gate.max_new_loss_increase"),
+    ],
+)
+def test_bad_specs_are_named_field_by_field(
+    plane: ControlPlane, name: str, body: dict[str, object], location: str
+) -> None:
+    answer = plane.http.post("/models", json={"name": name, "dataset": name, **body})
+    assert answer.status_code == 422
+    assert [item["location"] for item in answer.json()["errors"]] == [location]
+
+
+def test_bases_outside_the_import_roots_are_refused(plane: ControlPlane, name: str) -> None:
+    plane.add_dataset(name)
+    body = {"name": name, "dataset": name, "architecture": {"base": "/etc"}}
+    answer = plane.http.post("/models", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+def test_gate_and_automatics_can_be_changed_and_nothing_else(each_plane: ControlPlane, name: str) -> None:
+    each_plane.add_dataset(name)
+    each_plane.client.create_model({"name": name, "dataset": name})
+    changes = {"gate": {"max_old_loss_increase": 0.2}, "auto_release": False, "training": {"workers": 2}}
+    changed = each_plane.http.patch(f"/models/{name}", json=changes).json()
+    assert changed["gate"] == {"max_new_loss_increase": 0.0, "max_old_loss_increase": 0.2}
+    assert (changed["auto_release"], changed["auto_update"]) == (False, True)
+    assert changed["training"]["workers"] == 2
+    assert each_plane.http.get(f"/models/{name}").json() == changed
+    for fixed in ({"training": {"peak_lr": 1e-3}}, {"paradigm": {}}, {"name": "other"}, {"colour": 1}):
+        assert each_plane.http.patch(f"/models/{name}", json=fixed).status_code == 409
+    for bad in ({"gate": {"colour": 1}}, {"gate": None}, {"training": 5}, {"training": {"workers": 0}}):
+        assert each_plane.http.patch(f"/models/{name}", json=bad).status_code == 422
+    assert each_plane.http.get(f"/models/{name}").json() == changed
+    assert each_plane.http.patch("/models/nobody", json={}).status_code == 404
+
+
+def test_a_model_shows_where_it_stands(each_plane: ControlPlane, name: str) -> None:
+    each_plane.add_dataset(name, ["a", "b"])
+    each_plane.add_model(name, name)
+    [checkpoint] = each_plane.http.get(f"/models/{name}/checkpoints").json()["data"]
+    state = each_plane.http.get(f"/models/{name}").json()["state"]
+    assert state == {
+        "trunk_step": checkpoint["step"],
+        "latest_version": 1,
+        "served_version": 1,
+        "update": None,
+    }
+    assert checkpoint["step"] > 0
+    listed = [model for model in each_plane.client.models() if model.name == name]
+    assert listed == [each_plane.client.model(name)]
+
+
+def test_checkpoints_are_the_trunk(each_plane: ControlPlane, name: str) -> None:
+    each_plane.add_dataset(name, ["a", "b"])
+    each_plane.add_model(name, name)
+    each_plane.push(name, "c", "d")
+    each_plane.finish(name)
+    page = each_plane.http.get(f"/models/{name}/checkpoints", params={"limit": 1}).json()
+    assert page["has_more"] is True
+    assert set(page["data"][0]) == {
+        "id",
+        "kind",
+        "state",
+        "step",
+        "data_version",
+        "sha256",
+        "bytes",
+        "created_at",
+    }
+    rows = list(each_plane.client.checkpoints(name))
+    assert [(row.kind, row.state, row.data_version) for row in rows] == [
+        ("trunk", "live", 1),
+        ("trunk", "live", 2),
+    ]
+    assert rows[0].step < rows[1].step
+
+
+def test_the_forgetting_matrix_has_a_row_a_version_and_a_column_a_slice(
+    each_plane: ControlPlane, name: str
+) -> None:
+    each_plane.add_dataset(name, ["a", "b"])
+    empty = each_plane.http.get(f"/models/{name}/forgetting")
+    assert empty.status_code == 404
+    each_plane.client.create_model({"name": name, "dataset": name, "auto_update": False})
+    assert each_plane.http.get(f"/models/{name}/forgetting").json() == {
+        "slices": [],
+        "versions": [],
+        "loss": [],
+    }
+    each_plane.client.start_update(name)
+    each_plane.finish(name)
+    each_plane.push(name, "c", "d")
+    each_plane.client.start_update(name)
+    each_plane.finish(name)
+    # The served version is measured on the slices that came after it.
+    assert each_plane.http.get(f"/models/{name}/forgetting").json() == {
+        "slices": ["v1", "v2"],
+        "versions": [1, 2],
+        "loss": [[3.0, 3.0], [3.0, 3.0]],
+    }

@@ -1,0 +1,149 @@
+"""Uploads that are large, and uploads that meet: memory stays flat, and every row is right."""
+
+import itertools
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from api.client import Client, DataFormat
+from api.deps import MAX_UPLOADS
+from service.settings import Settings
+from service.store.migrate import upgrade
+from tests.bench.upload import ndjson_body
+from tests.support.control_plane import ControlPlane, ndjson
+from tests.support.server_process import MemoryWatch, server_process
+
+MIB = 1 << 20
+AT_ONCE = 8
+
+
+def all_at_once(count: int, push: Callable[[int], httpx.Response]) -> list[httpx.Response]:
+    """Do ``push`` for 0 … count-1 on as many threads, which begin together."""
+    together = threading.Barrier(count)
+
+    def one(number: int) -> httpx.Response:
+        together.wait()
+        return push(number)
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(one, range(count)))
+
+
+def test_memory_stays_flat_while_100_mib_stream_in(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    upgrade(settings.database)
+    with server_process(settings) as (url, process), Client(url) as client:
+        client.create_dataset("d")
+        client.push_version("d", ndjson_body(1 * MIB, seed=1), format=DataFormat.NDJSON)
+        with MemoryWatch(process.pid) as memory:
+            version, _ = client.push_version("d", ndjson_body(100 * MIB), format=DataFormat.NDJSON)
+    assert version.bytes >= 100 * MIB
+    assert memory.growth <= 64 * MIB
+
+
+def test_the_same_content_at_once_is_one_row(each_plane: ControlPlane, name: str) -> None:
+    each_plane.add_dataset(name)
+    answers = all_at_once(AT_ONCE, lambda _: each_plane.push(name, "a", "b", "c"))
+    assert sorted(answer.status_code for answer in answers) == [200] * (AT_ONCE - 1) + [201]
+    assert len({answer.text for answer in answers}) == 1
+    assert len(each_plane.http.get(f"/datasets/{name}/versions").json()["data"]) == 1
+
+
+def test_different_content_at_once_gets_numbers_and_duplicates_right(
+    each_plane: ControlPlane, name: str
+) -> None:
+    """All bodies share one document: whoever comes first has it, and for all others it is a duplicate."""
+    each_plane.add_dataset(name)
+    answers = all_at_once(AT_ONCE, lambda i: each_plane.push(name, "shared", f"own {i}", f"more {i}"))
+    assert [answer.status_code for answer in answers] == [201] * AT_ONCE
+    rows = sorted((answer.json() for answer in answers), key=lambda row: row["number"])
+    assert [row["number"] for row in rows] == list(range(1, AT_ONCE + 1))
+    assert [row["duplicates"] for row in rows] == [0] + [1] * (AT_ONCE - 1)
+
+
+def test_a_client_that_hangs_up_leaves_nothing(plane: ControlPlane, name: str) -> None:
+    plane.add_dataset(name)
+    address = urlsplit(plane.url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        head = f"POST /api/v1/datasets/{name}/versions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        connection.sendall(f"{head}Content-Type: application/x-ndjson\r\n\r\n".encode() + ndjson("a"))
+        _wait_until(lambda: _staged(plane) == 1)
+    _wait_until(lambda: _staged(plane) == 0)
+    assert plane.http.get(f"/datasets/{name}/versions").json()["data"] == []
+    assert plane.push(name, "a", "b").status_code == 201
+
+
+def test_too_many_uploads_at_once_are_told_to_come_back(plane: ControlPlane, name: str) -> None:
+    plane.add_dataset(name)
+    go_on = threading.Event()
+
+    def slow(number: int) -> Iterator[bytes]:
+        yield ndjson(f"document {number}")
+        go_on.wait(30)
+        yield ndjson(f"more {number}")
+
+    def push(number: int) -> httpx.Response:
+        with httpx.Client(base_url=plane.http.base_url, timeout=60) as http:
+            headers = {"Content-Type": "application/x-ndjson"}
+            return http.post(f"/datasets/{name}/versions", content=slow(number), headers=headers)
+
+    with ThreadPoolExecutor(MAX_UPLOADS) as threads:
+        pending = [threads.submit(push, number) for number in range(MAX_UPLOADS)]
+        try:
+            _wait_until(lambda: _staged(plane) == MAX_UPLOADS)
+            refused = plane.push(name, "one too many")
+        finally:
+            go_on.set()
+        assert {future.result().status_code for future in pending} == {201}
+    assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
+    assert refused.headers["Retry-After"] == "1"
+    assert plane.push(name, "one too many", "now").status_code == 201
+
+
+def test_the_server_answers_while_a_body_streams_in(plane: ControlPlane, name: str) -> None:
+    plane.add_dataset(name)
+    answers = itertools.count()
+
+    def body() -> Iterator[bytes]:
+        for chunk in ndjson_body(8 * MIB):
+            if plane.root.get("/healthz").status_code == 200:
+                next(answers)
+            yield chunk
+
+    plane.client.push_version(name, body(), format=DataFormat.NDJSON)
+    assert next(answers) > 100
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_process_ends_by_itself_when_asked_to(tmp_path: Path, number: signal.Signals) -> None:
+    """Also while somebody follows the events, a stream that has no end of its own."""
+    settings = Settings(home=tmp_path)
+    upgrade(settings.database)
+    with server_process(settings) as (url, process):
+        headers = {"Accept": "text/event-stream"}
+        with httpx.stream("GET", f"{url}/api/v1/events", headers=headers) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("retry")
+            process.send_signal(number)
+            list(lines)
+        assert process.wait(10) in (0, -number)
+
+
+def _staged(plane: ControlPlane) -> int:
+    return len(list(plane.artifacts.root.glob(".ingest-*")))
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    ticks = threading.Event()
+    for _ in range(1000):
+        if holds():
+            return
+        ticks.wait(0.01)
+    raise AssertionError("it has not come to hold in 10 seconds")

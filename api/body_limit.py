@@ -1,4 +1,4 @@
-"""Bodies are small JSON, and are read into memory whole, but for data, which is streamed and may have any size."""
+"""Bodies are small JSON and are read whole, but for data, which is streamed and may have any size."""
 
 import re
 from http import HTTPStatus

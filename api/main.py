@@ -60,7 +60,7 @@ NOUNS = (
 
 class ControlPlane(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """The generated description, with what FastAPI does not see: bodies it does not read, and problems."""
+        """What is generated, and what FastAPI does not see: bodies that it does not read, and problems."""
         schema = super().openapi()
         _, more = models_json_schema(
             [(Problem, "serialization"), (Source, "validation"), (LabelledSource, "validation")],

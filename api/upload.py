@@ -59,8 +59,8 @@ async def received(request: Request, services: Services, kind: type[Named]) -> A
             if source is None:
                 body = await receive(request.stream(), ingest, services.ingesting)
             else:
-                uri, roots = source.uri, services.settings.import_roots
-                body = await in_worker(lambda: _read(uri, roots, ingest), services.ingesting)
+                uri = source.uri
+                body = await in_worker(lambda: _read(uri, services, ingest), services.ingesting)
             yield Received(ingest, body, source)
         finally:
             await in_worker(ingest.close, services.ingesting)
@@ -118,7 +118,9 @@ def _format_of_source(source: Source) -> tuple[DataFormat, ContentEncoding | Non
     return format, encoding
 
 
-def _read(uri: str, roots: tuple[Any, ...], ingest: Ingest) -> Body:
-    for chunk in open_uri(uri, roots):
+def _read(uri: str, services: Services, ingest: Ingest) -> Body:
+    for chunk in open_uri(uri, services.settings.import_roots):
+        if services.closing.is_set():  # no cancellation reaches a thread
+            raise Unavailable("the service is stopping")
         ingest.feed(chunk)
     return ingest.end()

@@ -123,10 +123,8 @@ def _read(session: Session, model: Model, versions: Sequence[ModelVersion]) -> t
     trained: list[_Trained] = []
     wasted_seconds = 0.0
     ids = [row.id for row in updates.of_model(session, model.id)]
-    for update_id, stages in updates.stages_of_updates(session, ids).items():
+    for update_id, stages in updates.stages_of_updates(session, ids, TRAINING_KINDS).items():
         for stage in stages:
-            if stage.kind not in TRAINING_KINDS:
-                continue
             wasted_seconds += stage.wasted_seconds * workers
             if stage.state == StageState.SUCCEEDED:
                 trained.append(_trained(stage, by_update.get(update_id)))

@@ -40,6 +40,8 @@ def print_table(made: Table) -> None:
     if not out.is_terminal:
         made.box, made.title_style = None, ""
     out.print(made, soft_wrap=not out.is_terminal)
+    if made.title and not out.is_terminal:
+        out.print()
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:

@@ -46,8 +46,7 @@ def view(update: Update, points: Points, now: datetime, width: int) -> Renderabl
     parts: list[RenderableType] = [headline(update, now), stages(update, now)]
     if any(points.values()):
         parts.append(charts(update, points, width))
-    if update.error is not None:
-        parts.append(Text(failure(update.error), style="red"))
+    parts += [Text(text, style="red") for text in failures(update)]
     return Group(*parts)
 
 
@@ -85,8 +84,6 @@ def stages(update: Update, now: datetime) -> Table:
                 duration(progress.eta_seconds) if stage.state == StageState.RUNNING else "",
             ]
         made.add_row(*cells)
-        if stage.error is not None and stage.state != StageState.SUCCEEDED:
-            made.add_row("", Text(failure(stage.error), style="red"))
     return made
 
 
@@ -121,6 +118,17 @@ def paths(update: Update, points: Points) -> list[tuple[str, Sequence[MetricPoin
         else:
             found.append((BRANCH_STYLE, [*trunk_end, *own]))
     return found
+
+
+def failures(update: Update) -> list[str]:
+    """Why stages have failed so far, be they tried again or not, and what else the update failed of."""
+    found = [
+        f"{stage.name}: {failure(stage.error.model_copy(update={'stage': None}))}"
+        for stage in update.stages
+        if stage.error is not None and stage.state != StageState.SUCCEEDED
+    ]
+    own = failure(update.error) if update.error is not None else None
+    return found if own is None or own in found else [*found, own]
 
 
 def failure(error: Failure) -> str:

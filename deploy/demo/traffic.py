@@ -118,14 +118,14 @@ def complete(
     *,
     stream: bool = False,
     max_tokens: int = MAX_TOKENS,
-    temperature: float = 1.0,
+    seed: int | None = None,
 ) -> tuple[int, str]:
     """One completion: the version that made it, and its text. Raises AnswerError or httpx.HTTPError."""
     body = {
         "model": model,
         "prompt": prompt,
         "max_tokens": max_tokens,
-        "temperature": temperature,
+        "seed": seed,
         "stream": stream,
     }
     with client.stream("POST", f"{url}/completions", json=body) as response:

@@ -50,9 +50,12 @@ class DigestSpool:
             parts = max(1, len(file) // self._run_length)
             for part in range(parts):
                 low, high = hash_at(part / parts), hash_at((part + 1) / parts)
-                # Sorting finds the runs and merges them; a dict keeps the order while it drops the equal
-                # ones.
-                block = sorted(chain.from_iterable(_between(run, low, high) for run in runs))
+                block: list[bytes] = []
+                for run in runs:
+                    block += _between(run, low, high)
+                    file.forget()  # a page that is touched may bring along all of its run
+                # Sorting finds the runs and merges them; a dict keeps the order and drops the equal ones.
+                block.sort()
                 yield list(dict.fromkeys(block))
 
     def _spool(self) -> None:

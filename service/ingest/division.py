@@ -85,6 +85,8 @@ def divide(
             block = _without(block, given_hashes)
             new += len(block)
             lowest.write(b"".join(block))
+            for other in (*earlier_hashes, *given_hashes):
+                other.forget()
         holdout = holdout_size(fraction, new)
         lowest.truncate(holdout * HASH_BYTES)
     if not fresh:

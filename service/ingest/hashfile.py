@@ -94,6 +94,14 @@ class HashFile(Hashes):
             os.close(descriptor)
         super().__init__(self._map or b"", 0, size // HASH_BYTES)
 
+    def forget(self) -> None:
+        """Give back the pages that were read, which count as this process's memory while they are mapped.
+
+        They stay in the system's cache. A walk through a file that never does this ends with all of it.
+        """
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         if self._map is not None:
             self._map.close()

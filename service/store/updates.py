@@ -1,13 +1,13 @@
 """Updates: the rows that are the queue."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from service.core.errors import NotFound
-from service.core.specs import ModelSpec
+from service.core.specs import ModelSpec, StageKind
 from service.core.states import FINISHED_STAGES, FINISHED_UPDATES, StageState, UpdateState, sources
 from service.store import events
 from service.store.database import now
@@ -80,7 +80,7 @@ def startable(session: Session) -> Sequence[Update]:
 
 
 def unplanned(session: Session) -> Sequence[str]:
-    """Running updates whose first stages have all succeeded and whose part two is not written: a retry left them so."""
+    """Running updates whose first stages all succeeded and that have no part two: a retry left them so."""
     unfinished = sa.exists().where(Stage.update_id == Update.id, Stage.state != StageState.SUCCEEDED)
     has_stages = sa.exists().where(Stage.update_id == Update.id)
     return session.scalars(
@@ -91,7 +91,7 @@ def unplanned(session: Session) -> Sequence[str]:
 
 
 def move(session: Session, row: Update, target: UpdateState, error: dict[str, object] | None = None) -> bool:
-    """Move the update if the table of moves allows it from where it stands in the database. False where it does not."""
+    """Move the update, if the table of moves allows it from where it stands. False where it does not."""
     values: dict[str, object] = {"state": target, "error": error}
     at = now(session)
     if target == UpdateState.RUNNING:
@@ -117,17 +117,19 @@ def stages(session: Session, update_id: str) -> Sequence[Stage]:
     return session.scalars(query.execution_options(populate_existing=True)).all()
 
 
-def stages_of_updates(session: Session, update_ids: Sequence[str]) -> dict[str, list[Stage]]:
-    """Update id -> its stages in topological order."""
+def stages_of_updates(
+    session: Session, update_ids: Sequence[str], kinds: Collection[str] = tuple(StageKind)
+) -> dict[str, list[Stage]]:
+    """Update id -> its stages of these kinds in topological order."""
     found: dict[str, list[Stage]] = {update_id: [] for update_id in update_ids}
-    query = sa.select(Stage).where(Stage.update_id.in_(update_ids)).order_by(Stage.update_id, Stage.position)
-    for row in session.scalars(query):
+    query = sa.select(Stage).where(Stage.update_id.in_(update_ids), Stage.kind.in_(kinds))
+    for row in session.scalars(query.order_by(Stage.update_id, Stage.position)):
         found[row.update_id].append(row)
     return found
 
 
 def cancel_open_stages(session: Session, update_id: str) -> None:
-    """Cancel what has not ended. Bumping the epoch fences whoever holds one; ``run_id`` stays until its run is gone."""
+    """Cancel what has not ended, and fence whoever holds it. ``run_id`` stays until its run is gone."""
     session.execute(
         sa.update(Stage)
         .where(Stage.update_id == update_id, Stage.state.not_in(FINISHED_STAGES))

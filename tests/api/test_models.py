@@ -75,8 +75,14 @@ def test_gate_and_automatics_can_be_changed_and_nothing_else(each_plane: Control
     assert (changed["auto_release"], changed["auto_update"]) == (False, True)
     assert changed["training"]["workers"] == 2
     assert each_plane.http.get(f"/models/{name}").json() == changed
-    for fixed in ({"training": {"peak_lr": 1e-3}}, {"paradigm": {}}, {"name": "other"}, {"colour": 1}):
-        assert each_plane.http.patch(f"/models/{name}", json=fixed).status_code == 409
+    fixed: list[dict[str, object]] = [
+        {"training": {"peak_lr": 1e-3}},
+        {"paradigm": {}},
+        {"name": "other"},
+        {"colour": 1},
+    ]
+    for change in fixed:
+        assert each_plane.http.patch(f"/models/{name}", json=change).status_code == 409
     for bad in ({"gate": {"colour": 1}}, {"gate": None}, {"training": 5}, {"training": {"workers": 0}}):
         assert each_plane.http.patch(f"/models/{name}", json=bad).status_code == 422
     assert each_plane.http.get(f"/models/{name}").json() == changed

@@ -1,5 +1,7 @@
 """Updates over HTTP: started, watched, cancelled and retried."""
 
+from itertools import pairwise
+
 import pytest
 
 from service.core.executor import RunError
@@ -92,7 +94,7 @@ def test_stages_that_another_model_has_done_are_reused(each_plane: ControlPlane,
     each_plane.client.create_model({"name": twin, "dataset": model, "auto_update": False})
     update_id = each_plane.client.start_update(twin, data_version=1).id
     each_plane.finish(twin)
-    done = {stage.kind: stage.reused for stage in each_plane.client.update(update_id).stages}
+    done = {str(stage.kind): stage.reused for stage in each_plane.client.update(update_id).stages}
     assert done["train_trunk"]
     assert done["train_branch"]
     version = each_plane.client.model_version(twin, 1)
@@ -172,7 +174,7 @@ def test_metrics_are_thinned_evenly_above_2000_points(
         return
     assert (got[0], got[-1]) == (points[0], points[-1])
     steps = [point["step"] for point in got]
-    gaps = {later - earlier for earlier, later in zip(steps, steps[1:], strict=False)}
+    gaps = {later - earlier for earlier, later in pairwise(steps)}
     assert max(gaps) - min(gaps) <= 1
 
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -81,7 +82,12 @@ def test_every_format_comes_in_every_encoding(
     plane: ControlPlane, name: str, content_type: str, body: bytes, encoding: str | None
 ) -> None:
     plane.add_dataset(name)
-    encode = {None: bytes, "gzip": gzip.compress, "zstd": zstandard.compress}[encoding]
+    encoders: dict[str | None, Callable[[bytes], bytes]] = {
+        None: bytes,
+        "gzip": gzip.compress,
+        "zstd": zstandard.compress,
+    }
+    encode = encoders[encoding]
     headers = {"Content_Encoding": encoding} if encoding else {}
     answer = post(plane, name, encode(body), content_type, **headers)
     assert answer.status_code == 201, answer.text

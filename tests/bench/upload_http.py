@@ -1,8 +1,8 @@
 """How fast a body is taken in over HTTP, and what memory that takes the server.
 
-``python -m tests.bench.upload_http --megabytes 1024``. The body is made beforehand and sent from a file, so that making
-it takes nothing from the server. Beside the wall-clock, which counts a machine's other work too, it tells the server's
-own processor time.
+``python -m tests.bench.upload_http --megabytes 1024``. The body is made beforehand and sent from a file, so
+that making it takes nothing from the server. Beside the wall-clock, which counts a machine's other work too,
+it tells the server's own processor time.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A control plane to talk to: a real server on a free port, and a scripted orchestrator for what needs one."""
+"""A control plane to talk to: a real server on a free port, with a scripted orchestrator beside it."""
 
 import asyncio
 import json

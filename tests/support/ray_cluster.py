@@ -1,7 +1,8 @@
 """One local Ray for the whole test session, started as a production head is and ended by its own pid.
 
-Not ``ray.init()``: that fixes ports which orphans of a killed Ray hold for a minute, and not ``ray stop``: that ends every
-Ray of the machine. Everything here is on free ports and in a folder of its own, so that several sessions can run at once.
+Not ``ray.init()``: that fixes ports which orphans of a killed Ray hold for a minute, and not ``ray stop``:
+that ends every Ray of the machine. Everything here is on free ports and in a folder of its own, so that
+several sessions can run at once.
 """
 
 import os
@@ -26,8 +27,8 @@ OBJECT_STORE_BYTES = 200_000_000
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0
 
-# The kernel ends the head when this process dies, however it dies. Asked for by the child before it becomes the head, as
-# code between fork and exec is unsafe in a process with threads.
+# The kernel ends the head when this process dies, however it dies. The child asks for it before it becomes the
+# head, as code between fork and exec is unsafe in a process with threads.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
@@ -104,12 +105,12 @@ def started_ray() -> Iterator[RayCluster]:
 @contextmanager
 def connected(cluster: RayCluster) -> Iterator[None]:
     """Make this process a driver of the cluster, its environment and signal handlers restored afterwards."""
-    import ray
-
     with pytest.MonkeyPatch.context() as patch, ExitStack() as undo:
         for name, value in _environment(cluster.token).items():
             patch.setenv(name, value)
         patch.delenv("RAY_ADDRESS", raising=False)
+        import ray
+
         undo.callback(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
         undo.callback(ray.shutdown)

@@ -71,7 +71,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 class MemoryWatch:
-    """Looks at a process's memory all the time; ``growth`` is the most it has had more than at the beginning."""
+    """Looks at a process's memory all the time; ``growth`` is how far it went above the beginning."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

@@ -1,4 +1,4 @@
-"""A line small enough to train in a test for real: 31 thousand parameters, rows of 32 tokens, made-up text."""
+"""A line small enough to train in a test for real: 31 thousand parameters, rows of 32 tokens."""
 
 import hashlib
 import json

@@ -24,10 +24,10 @@ _BLOCK_CHARACTERS = 1 << 20
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE with ``<|endoftext|>`` as id 0. Equal texts give equal bytes, on any number of
-    cores.
+    """Train a byte-level BPE with ``<|endoftext|>`` as id 0.
 
-    The vocabulary is smaller than asked where the texts have fewer pairs to merge.
+    Equal texts give equal bytes, on any number of cores. The vocabulary is smaller than asked where the texts
+    have fewer pairs to merge.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

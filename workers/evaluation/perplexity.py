@@ -56,7 +56,7 @@ class Evaluator:
         model = AutoModelForCausalLM.from_pretrained(
             export, dtype=torch.float32, use_safetensors=True, attn_implementation=numerics.attention
         )
-        self._loss_of = NextTokenLoss(model.to(self._device).eval()).eval()
+        self._loss_of = NextTokenLoss(model).to(self._device).eval()
 
     def evaluate(self, texts: Iterable[str], should_stop: Callable[[], bool]) -> Evaluation | None:
         """Measure the documents; None if there are none. Raises Stopped between two batches."""

@@ -19,8 +19,8 @@ from workers.serving.transformers_engine import TransformersEngine
 class LocalServing:
     """One replica per model line, and an HTTP server on ``host`` and ``port`` (0: any free one)."""
 
-    def __init__(self, artifacts_url: str, host: str, port: int) -> None:
-        self._artifacts = Artifacts.from_url(artifacts_url)
+    def __init__(self, artifacts: Artifacts, host: str, port: int) -> None:
+        self._artifacts = artifacts
         self._directory = _LocalDirectory()
         # Bound here, so that a port in use is the caller's error and a free one is known at once.
         self._socket = socket.create_server((host, port))

@@ -9,7 +9,7 @@ from service.core.executor import Point
 
 @dataclass(frozen=True)
 class StageContext:
-    """``report`` takes progress, from the first training process only; ``should_stop`` is asked every step."""
+    """``report`` takes progress, of the first training process; ``should_stop`` is asked every step."""
 
     artifacts: Artifacts
     report: Callable[[Point], None]

@@ -45,7 +45,7 @@ class TrainingState:
 
 
 def checkpoint_key(stage: TrainStage, step: int) -> str:
-    """Where the stage's state at the global ``step`` is published: a trunk's for all, a branch's for itself."""
+    """Where the stage's state at the global ``step`` is published: for all, or a branch's for itself."""
     if stage.branch is None:
         return trunk_key(stage.line, stage.ledger, step)
     return branch_checkpoint_key(stage, step)

@@ -59,7 +59,8 @@ def train(
         counts, config = count_parameters(state.model), state.model.config
         batches = Batches(stage, artifacts, ranks)
         loss_of = NextTokenLoss(state.model, compiled=line.numerics.compile)
-        module = loss_of if ranks.world == 1 else DistributedDataParallel(loss_of, broadcast_buffers=False)
+        ddp = DistributedDataParallel(loss_of, broadcast_buffers=False) if ranks.world > 1 else None
+        module = loss_of if ddp is None else ddp
         parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         autocast = torch.autocast(
             ranks.device.type, torch.bfloat16, enabled=line.numerics.precision == "bf16"
@@ -107,11 +108,10 @@ def train(
             micro_batches = batches.of_step(step)
             for number, rows in enumerate(micro_batches, start=1):
                 last = number == len(micro_batches)
-                with nullcontext() if last or module is loss_of else module.no_sync():
+                with nullcontext() if ddp is None or last else ddp.no_sync():
                     with autocast:
                         loss = module(rows)
-                    # Gradients are averaged over the ranks: times their number, the sum is the mean per
-                    # token.
+                    # DDP averages gradients over the ranks, the mean is over tokens: times the ranks.
                     (loss * (ranks.world / batch_tokens)).backward()
                 loss_sum += loss.detach()
             grad_norm = clip_grad_norm_(parameters, line.grad_clip).item()
@@ -154,7 +154,7 @@ def train(
 def _start(stage: TrainStage, artifacts: Artifacts, ranks: Ranks) -> TrainingState:
     """The stage's newest state: from a checkpoint, or the initial weights at step 0."""
     model = line_model(stage.line, artifacts).train()
-    model.to(ranks.device)  # type: ignore[arg-type]
+    model.to(ranks.device)
     state = TrainingState(model, build_optimizer(model, stage.line))
     start = ranks.from_first(lambda: newest_checkpoint(stage, artifacts))
     if start is not None:

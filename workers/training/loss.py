@@ -24,19 +24,19 @@ class NextTokenLoss(nn.Module):
     def __init__(self, model: PreTrainedModel, *, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
-        self._body = torch.compile(model.base_model, dynamic=False) if compiled else model.base_model
         self._head_is_plain = _head_is_plain(model)
+        body = model.base_model if self._head_is_plain else model
+        self._body = torch.compile(body, dynamic=False) if compiled else body
 
     def forward(self, rows_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        """Sum in nats over the targets of ``rows_BT`` of shape (rows, length + 1) where ``mask_BT`` is true."""
+        """Sum in nats over the targets of ``rows_BT``, (rows, length + 1), where ``mask_BT`` is true."""
         targets = rows_BT[:, 1:] if mask_BT is None else rows_BT[:, 1:][mask_BT]
         if self._head_is_plain:
             hidden_BTD = self._body(input_ids=rows_BT[:, :-1], use_cache=False).last_hidden_state
             hidden = hidden_BTD.flatten(0, 1) if mask_BT is None else hidden_BTD[mask_BT]
             weight = self.model.get_output_embeddings().weight
-            loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets.flatten())
-            return loss
-        logits_BTV = self.model(input_ids=rows_BT[:, :-1], use_cache=False).logits
+            return _LinearCrossEntropy.apply(hidden, weight, targets.flatten())  # type: ignore[no-any-return, no-untyped-call]
+        logits_BTV = self._body(input_ids=rows_BT[:, :-1], use_cache=False).logits
         logits = logits_BTV.flatten(0, 1) if mask_BT is None else logits_BTV[mask_BT]
         return functional.cross_entropy(logits.float(), targets.flatten(), reduction="sum")
 
@@ -44,7 +44,7 @@ class NextTokenLoss(nn.Module):
 def _head_is_plain(model: PreTrainedModel) -> bool:
     """Whether the logits are exactly ``hidden @ weight.T``, without a bias, scale or soft cap: tried out."""
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None:
+    if not isinstance(head, nn.Linear) or len(list(head.parameters())) > 1 or model.base_model is model:
         return False
     ids = torch.arange(8, device=head.weight.device)[None] % head.out_features
     training = model.training

@@ -33,7 +33,7 @@ class TokenizerFacts:
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """``embedding`` are tables to look up in, ``output_head`` is what gives the logits; a tied table is both."""
+    """``embedding`` are tables to look up in, ``output_head`` gives the logits; a tied table is both."""
 
     total: int
     embedding: int

@@ -4,9 +4,10 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-import torch.utils.deterministic as filling
+import torch.utils.deterministic
 
 from service.core.specs import Numerics
 
@@ -22,6 +23,8 @@ def numerics_applied(numerics: Numerics) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
+    # A module whose attributes are made at run time.
+    filling: Any = torch.utils.deterministic
     fill = filling.fill_uninitialized_memory
     torch.set_num_threads(numerics.threads)
     torch.use_deterministic_algorithms(numerics.deterministic)

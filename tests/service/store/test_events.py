@@ -23,9 +23,13 @@ def test_events_are_read_in_the_order_they_were_appended(database: Database) -> 
 
 
 def test_nothing_is_left_of_a_transaction_that_failed(database: Database) -> None:
-    with pytest.raises(RuntimeError), database.transaction() as session:
-        events.append(session, "never")
-        raise RuntimeError
+    def fail() -> None:
+        with database.transaction() as session:
+            events.append(session, "never")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     with database.reading() as session:
         assert events.latest(session) == 0
 

@@ -83,7 +83,7 @@ def test_without_a_configuration_a_known_end_is_found(folder: Path, tmp_path: Pa
 
 
 def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StageInputInvalid, match="no tokenizer.json"):
+    with pytest.raises(StageInputInvalid, match=r"no tokenizer\.json"):
         take_over_tokenizer(tmp_path)
     Tokenizer(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(StageInputInvalid, match="ends a document"):

@@ -40,7 +40,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
 
 @pytest.fixture(scope="module")
 def serving(artifacts: Artifacts) -> Iterator[LocalServing]:
-    serving = LocalServing(artifacts.url, "127.0.0.1", 0)
+    serving = LocalServing(artifacts, "127.0.0.1", 0)
     settle(serving, LINE, UNRELEASED)
     yield serving
     serving.close()
@@ -314,7 +314,7 @@ def test_a_client_that_goes_away_stops_the_decoding(http: httpx.Client, stream: 
 
 
 def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(artifacts: Artifacts) -> None:
-    serving = LocalServing(artifacts.url, "127.0.0.1", 0)
+    serving = LocalServing(artifacts, "127.0.0.1", 0)
     settle(serving, LINE)
     stop = threading.Event()
     seen: list[tuple[str, str]] = []
@@ -353,7 +353,7 @@ def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(artifacts: Artifac
 
 
 def test_models_that_are_no_target_any_more_are_gone(artifacts: Artifacts) -> None:
-    serving = LocalServing(artifacts.url, "127.0.0.1", 0)
+    serving = LocalServing(artifacts, "127.0.0.1", 0)
     settle(serving, LINE)
     serving.apply([UNRELEASED])
     assert serving.observe() == {"unreleased": [ReplicaReport("unreleased-0", None)]}
@@ -365,4 +365,4 @@ def test_models_that_are_no_target_any_more_are_gone(artifacts: Artifacts) -> No
 def test_a_port_in_use_is_the_callers_error(serving: LocalServing, artifacts: Artifacts) -> None:
     port = int(serving.url().rpartition(":")[2])
     with pytest.raises(OSError, match="in use"):
-        LocalServing(artifacts.url, "127.0.0.1", port)
+        LocalServing(artifacts, "127.0.0.1", port)

@@ -37,8 +37,8 @@ def test_the_tiny_preset_is_tiny() -> None:
         ("llama-42m", 32_000, 42),
         ("gpt2-124m", 50_304, 124),
         ("llama-360m", 32_000, 374),
-    ]
-    + [("llama-1.2b", 32_000, 1188)],
+        ("llama-1.2b", 32_000, 1188),
+    ],
 )
 def test_presets_have_their_size_and_no_dropout(name: str, vocab_size: int, millions: float) -> None:
     config = PRESETS[name](vocab_size, 1024)

@@ -62,7 +62,7 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
         from workers.local_executor import LocalExecutor
         from workers.serving.local_serving import LocalServing
 
-        return LocalExecutor(artifacts), LocalServing(artifacts.url, settings.serve_host, settings.serve_port)
+        return LocalExecutor(artifacts), LocalServing(artifacts, settings.serve_host, settings.serve_port)
 
     import ray
 

@@ -7,7 +7,7 @@ LONGEST_WAIT_SECONDS = 120.0
 
 def wait_before(attempt: int) -> float:
     """Seconds before ``attempt`` (2, 3, …): doubling from two seconds, at most two minutes."""
-    return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** max(0, attempt - 2))
+    return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** max(0, attempt - 2))
 
 
 def worth_another(attempt: int, max_attempts: int, retryable: bool) -> bool:

@@ -187,7 +187,7 @@ def forget_run(session: Session, run_id: str) -> None:
 
 def spec_by_key(session: Session, key: str) -> dict[str, Any]:
     """The spec that any stage publishing under ``key`` was written with: equal keys have equal specs."""
-    spec = session.scalar(sa.select(Stage.spec).where(Stage.key == key).limit(1))
+    spec: dict[str, Any] | None = session.scalar(sa.select(Stage.spec).where(Stage.key == key).limit(1))
     assert spec is not None
     return spec
 

@@ -68,9 +68,7 @@ class RayServing:
 
     def _apply(self, targets: dict[str, ServedTarget]) -> None:
         if not self._started:
-            serve.start(
-                proxy_location="HeadOnly", http_options={"host": self._host, "port": self._port}
-            )
+            serve.start(proxy_location="HeadOnly", http_options={"host": self._host, "port": self._port})
             self._started = True
         running = serve.status().applications
         if INGRESS_APP not in running:

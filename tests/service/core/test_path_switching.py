@@ -146,7 +146,7 @@ def test_a_version_of_one_step_gets_initial_weights_as_its_trunk_and_a_branch_of
 
 def test_where_the_trunk_stands_at_the_branch_point_the_branch_starts_at_once():
     plan = PARADIGMS["path_switching"](plan_context(ledger_of(1000), DecaySpec(), trunk_step=900))
-    assert [stage.kind for stage in plan.stages][0] == StageKind.TRAIN_BRANCH
+    assert plan.stages[0].kind == StageKind.TRAIN_BRANCH
     assert plan.stages[0].needs == ("pack-1",)
 
 

@@ -1,5 +1,6 @@
 """Rates against closed forms written out by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -61,7 +62,7 @@ def test_multi_step_is_cut_at_its_two_points():
 def test_every_shape_falls_from_below_the_peak_to_above_the_floor(shape, steps, floor):
     options = {"floor": 0.0, "cuts": (0.3, 0.7)} if shape == "multi_step" else {"floor": floor, "cuts": ()}
     rates = [branch_rate(k, steps, 1.0, shape=shape, **options) for k in range(1, steps + 1)]
-    assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates))
     assert rates[0] <= 1.0
     assert rates[-1] >= options["floor"]
 

@@ -58,6 +58,7 @@ def run_to_the_end(house, database=None):
         return outcome(house, model_id, update_id), True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_around_any_commit_it_ends_the_same_and_nothing_runs_twice(house, when):
     at, killed, expected = 0, True, None

@@ -69,7 +69,7 @@ def train(
         seconds: deque[float] = deque(maxlen=20)
 
         def result() -> dict[str, Any]:
-            tokens = (state.step - stage.from_step) * batch_tokens
+            tokens = max(0, state.step - stage.from_step) * batch_tokens
             return {
                 "from_step": stage.from_step,
                 "resumed_from_step": resumed_from,
@@ -91,8 +91,7 @@ def train(
             }
 
         def publish(at: str, *, resumable: bool) -> None:
-            # A trunk's checkpoint is every model's on that line: whoever was first has written the same
-            # state.
+            # A trunk's checkpoint is every model's on that line: whoever was first wrote the same state.
             if ranks.first and artifacts.manifest(at) is None:
                 with artifacts.writing(at) as directory:
                     save_checkpoint(state, directory, resumable=resumable)

@@ -294,5 +294,5 @@ def test_the_loss_curve_is_golden(small: SmallLine, trainer: Trainer) -> None:
     losses = [point.loss for point in trainer.points]
     golden = Path(__file__).parents[2] / "golden" / "tiny_loss_curve.json"
     assert losses == pytest.approx(json.loads(golden.read_text()), rel=2e-3), (
-        f"if the change is meant, write the new losses to {golden.name}: {[round(loss, 5) for loss in losses]}"
+        f"if the change is meant, write these to {golden.name}: {[round(loss, 5) for loss in losses]}"
     )

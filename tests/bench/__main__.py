@@ -1,0 +1,10 @@
+"""``make bench``: every benchmark that prints a figure of the README, one after another."""
+
+import sys
+
+from tests.bench import training, upload, upload_http
+
+for benchmark in (training, upload, upload_http):
+    print(f"== {benchmark.__name__.rpartition('.')[2]}", flush=True)
+    sys.argv = [benchmark.__name__]
+    benchmark.main()

@@ -27,8 +27,8 @@ OBJECT_STORE_BYTES = 200_000_000
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0
 
-# The kernel ends the head when this process dies, however it dies. The child asks for it before it becomes the
-# head, as code between fork and exec is unsafe in a process with threads.
+# The kernel ends the head when this process dies, however it dies. The child asks for it before it becomes
+# the head, as code between fork and exec is unsafe in a process with threads.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -5,12 +5,14 @@ import os
 # Before Ray, transformers or an OpenMP runtime is imported: they read these once. PASSIVE, because threads
 # that spin while they wait halve the speed of everything beside them on a small machine.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from tests.support.database import database, migrated_postgres, migrated_sqlite, sqlite
 from tests.support.postgres import postgres_server, postgres_url
+from tests.support.ray_cluster import ray_cluster
 
 __all__ = [
     "database",
@@ -18,5 +20,6 @@ __all__ = [
     "migrated_sqlite",
     "postgres_server",
     "postgres_url",
+    "ray_cluster",
     "sqlite",
 ]

@@ -55,7 +55,7 @@ def ray_cluster() -> Iterator[RayCluster]:
 def started_ray() -> Iterator[RayCluster]:
     """Start a head node with token authentication, and end it."""
     token = secrets.token_hex(32)
-    gcs_port, dashboard_port, client_port = _free_ports(3)
+    gcs_port, dashboard_port, client_port = free_ports(3)
     # Unix socket paths are limited to about 100 characters: a short folder, not one of pytest's.
     folder = Path(tempfile.mkdtemp(prefix="psw-", dir="/tmp"))
     command = [
@@ -127,7 +127,7 @@ def _environment(token: str) -> dict[str, str]:
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free together; held until all are known, so that none is given twice."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]

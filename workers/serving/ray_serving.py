@@ -50,7 +50,7 @@ class RayServing:
         self._port = port
         self._options = ReplicaOptions(artifacts_url, num_replicas, num_cpus, num_gpus or 0.0)
         self._gpus_known = num_gpus is not None
-        self._models: list[str] = []
+        self._released: dict[str, bool] = {}
         self._starting: threading.Thread | None = None
         self._start_error: str | None = None
         self._retried_at = time.monotonic()
@@ -64,7 +64,7 @@ class RayServing:
             has_gpu = bool(ray.cluster_resources().get("GPU"))
             self._options = replace(self._options, num_gpus=REPLICA_GPUS if has_gpu else 0.0)
             self._gpus_known = True
-        self._models = [target.model for target in targets if target.number is not None]
+        self._released = {target.model: target.number is not None for target in targets}
         declared = ray_config.applications(targets, self._options)
         controller = self._controller()
         details: JSON = _ask(controller.get_serve_instance_details.remote())
@@ -84,7 +84,10 @@ class RayServing:
 
     def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
         deadline = time.monotonic() + ANSWER_SECONDS
-        return {model: self._reports(model, deadline) for model in self._models}
+        return {
+            model: self._reports(model, deadline) if released else []
+            for model, released in self._released.items()
+        }
 
     def close(self) -> None:
         """Let go; Serve and its applications go on answering."""
@@ -117,7 +120,7 @@ class RayServing:
             answers = handle.broadcast("report").results(timeout_s=seconds, return_exceptions=True)
             reports = [answer for answer in answers if isinstance(answer, ReplicaReport)]
         except (RayError, RayServeException, TimeoutError) as error:
-            logger.info("replicas of %s do not answer: %s", model, error)
+            logger.debug("replicas of %s do not answer: %s", model, error)
         silent = range(len(reports), self._options.num_replicas)
         return reports + [ReplicaReport(f"{model}-{position}", None) for position in silent]
 

@@ -1,0 +1,95 @@
+"""Both executors through one contract: a chain of a trunk segment and its branch, in process and as a Ray Job."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from service.artifacts import Artifacts
+from service.core.errors import Unavailable
+from service.core.executor import Executor, Run, RunReport, RunState, StageCall
+from service.core.plan import branch_key, trunk_key
+from service.core.specs import StageKind
+from tests.support.training import branch_stage, prepare_line, trunk_stage
+from workers.local_executor import LocalExecutor
+
+PATIENCE_SECONDS = 240.0
+T = TypeVar("T")
+
+
+def chain(artifacts: Artifacts, run_id: str) -> Run:
+    small = prepare_line(artifacts, (60,))
+    trunk = trunk_stage(small, 6)
+    branch = branch_stage(small, 6, 4)
+    calls = (
+        (StageKind.TRAIN_TRUNK, trunk_key(trunk.line, trunk.ledger, 6), trunk),
+        (StageKind.TRAIN_BRANCH, branch_key(branch), branch),
+    )
+    return Run(run_id, tuple(StageCall(k, 1, k, key, spec.model_dump(mode="json")) for k, key, spec in calls))
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """As the orchestrator does: what is unavailable now (an actor that starts) is asked again."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return call()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+
+
+def run_to_the_end(executor: Executor, run: Run) -> tuple[RunReport, list[tuple[str, int]]]:
+    """Submit twice (the second is adopted), poll to the end; the last report and all points in order."""
+    assert patiently(lambda: executor.poll(run.id, 0)).state == RunState.LOST
+    patiently(lambda: executor.submit(run))
+    patiently(lambda: executor.submit(run))
+    cursor, points = 0, []
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        report = patiently(lambda at=cursor: executor.poll(run.id, at))
+        cursor = report.cursor
+        points += [(point.stage_id, point.step) for point in report.points]
+        if report.state != RunState.RUNNING:
+            return report, points
+        time.sleep(0.2)
+    pytest.fail("the run did not end")
+
+
+def check(artifacts: Artifacts, executor: Executor, run: Run) -> None:
+    report, points = run_to_the_end(executor, run)
+    assert report.error is None
+    assert report.state == RunState.SUCCEEDED
+    assert report.finished == {"train_trunk", "train_branch"}
+    assert points == [("train_trunk", s) for s in range(1, 7)] + [("train_branch", s) for s in range(7, 11)]
+    assert all(artifacts.manifest(call.key) for call in run.calls)
+
+
+def weights(artifacts: Artifacts, key: str) -> list[str]:
+    manifest = artifacts.manifest(key)
+    assert manifest is not None
+    return [file.sha256 for file in manifest.files if file.path.endswith(".safetensors")]
+
+
+def test_the_executor_in_process_keeps_the_contract(tmp_path: Path) -> None:
+    artifacts = Artifacts(tmp_path)
+    executor = LocalExecutor(artifacts)
+    check(artifacts, executor, chain(artifacts, "run-a1"))
+    executor.close()
+
+
+@pytest.mark.ray
+def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path: Path, ray_cluster) -> None:
+    from workers.ray_executor import RayExecutor
+
+    local, remote = Artifacts(tmp_path / "local"), Artifacts(tmp_path / "remote")
+    executor = LocalExecutor(local)
+    run = chain(local, "run-a1")
+    run_to_the_end(executor, run)
+    executor.close()
+    over_ray = RayExecutor(remote, ray_cluster.dashboard_url)
+    check(remote, over_ray, chain(remote, f"run-{tmp_path.name}-a1"))
+    for call in run.calls:
+        assert weights(remote, call.key) == weights(local, call.key)

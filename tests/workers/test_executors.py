@@ -81,6 +81,7 @@ def test_the_executor_in_process_keeps_the_contract(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path: Path, ray_cluster) -> None:
     from workers.ray_executor import RayExecutor
 

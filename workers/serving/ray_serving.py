@@ -1,125 +1,139 @@
-"""The serving port over Ray Serve: one application for the ingress, one for every model line.
+"""The Serving port over Ray Serve 2.60: every call compares what is declared with what Serve reports.
 
-The process that uses it is a driver (``ray.init`` was called). Serve's applications are detached: they outlive it, and the
-next one finds them as they are, since deploying what is deployed already changes nothing.
+Serve and its applications are detached: they outlive this process, and the next one finds and adopts them.
+Nothing is remembered that Serve would not say itself, so that a Serve that was ended or changed comes back as
+declared.
 """
 
 import logging
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ServeDeploySchema
 
 from service.core.errors import Unavailable
 from service.core.serving import ReplicaReport, ServedTarget
-from workers.serving.ray_deployments import (
-    INGRESS_APP,
-    Ingress,
-    ModelReplica,
-    app_name,
-    build_ingress,
-    model_names,
-)
+from workers.serving import ray_config
+from workers.serving.ray_config import JSON, REPLICA, ReplicaOptions, app_name
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 5.0
-REPLICA_GPUS = 0.2  # beside a trainer and the stage host on the same GPU
-
-_DEPLOYMENT_OPTIONS: Mapping[str, Any] = {
-    "num_replicas": 1,
-    "max_ongoing_requests": 256,  # the engine has a queue of its own, and refuses with a 429 beyond it
-    "graceful_shutdown_timeout_s": 120,  # long streams end by themselves
-    "health_check_period_s": 5,
-    "health_check_timeout_s": 30,
-}
-# A replica computes on one thread: a second one that waits in OpenMP halves the speed of a trainer beside it.
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+ANSWER_SECONDS = 1.0  # of Serve's controller and of replicas; past it they do not answer
+FAILED_RETRY_SECONDS = 30.0
+REPLICA_GPUS = 0.05  # so that one GPU holds several model lines beside a trainer and the stage host
 
 
 class RayServing:
-    """Serves on ``host`` and ``port`` of the head node's proxy."""
+    """Serves over the Ray this process is connected to. ``num_gpus`` a replica; None: a share where there is
+    a GPU.
+    """
 
-    def __init__(self, artifacts_url: str, host: str, port: int) -> None:
-        self._artifacts_url = artifacts_url
-        self._host, self._port = host, port
-        self._applied: dict[str, ServedTarget] = {}
-        self._started = False
+    def __init__(
+        self,
+        artifacts_url: str,
+        host: str,
+        port: int,
+        *,
+        num_replicas: int = 1,
+        num_cpus: float = 0.1,
+        num_gpus: float | None = None,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._options = ReplicaOptions(artifacts_url, num_replicas, num_cpus, num_gpus or 0.0)
+        self._gpus_known = num_gpus is not None
+        self._released: dict[str, bool] = {}
+        self._starting: threading.Thread | None = None
+        self._start_error: str | None = None
+        self._retried_at = time.monotonic()
 
     def url(self) -> str:
         return f"http://{self._host}:{self._port}"
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
-        try:
-            self._apply({target.model: target for target in targets})
-        except (RayError, RayServeException, ConnectionError) as error:
-            self._started = False
-            raise Unavailable(f"Serve does not answer: {error}") from error
+        if not self._gpus_known:
+            # Once: replicas must not be restarted because a node with a GPU comes or goes.
+            has_gpu = bool(ray.cluster_resources().get("GPU"))
+            self._options = replace(self._options, num_gpus=REPLICA_GPUS if has_gpu else 0.0)
+            self._gpus_known = True
+        self._released = {target.model: target.number is not None for target in targets}
+        declared = ray_config.applications(targets, self._options)
+        controller = self._controller()
+        details: JSON = _ask(controller.get_serve_instance_details.remote())
+        differing = ray_config.differing(declared, details)
+        failed = ray_config.failed(details)
+        if failed and time.monotonic() - self._retried_at > FAILED_RETRY_SECONDS:
+            # Serve leaves alone what it has given up on; left out once, it is built anew by the next call.
+            logger.warning("Serve gave up on %s; starting over", ", ".join(sorted(failed)))
+            self._retried_at = time.monotonic()
+            _declare(controller, ray_config.without(declared, failed))
+        elif differing:
+            logger.info("telling Serve about %s", ", ".join(sorted(differing)))
+            _declare(controller, declared)
+        reason = ray_config.why_not_answering(details)
+        if reason is not None:
+            raise Unavailable(f"serving does not answer yet: {reason}")
 
     def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
-        """One report per model line: each has one replica."""
-        return {model: [self._report(model)] for model in self._applied}
+        deadline = time.monotonic() + ANSWER_SECONDS
+        return {
+            model: self._reports(model, deadline) if released else []
+            for model, released in self._released.items()
+        }
 
     def close(self) -> None:
-        """What is deployed goes on answering."""
+        """Let go; Serve and its applications go on answering."""
 
-    def _apply(self, targets: dict[str, ServedTarget]) -> None:
-        if not self._started:
-            serve.start(proxy_location="HeadOnly", http_options={"host": self._host, "port": self._port})
-            self._started = True
-        running = serve.status().applications
-        if INGRESS_APP not in running:
-            _run(self._ingress(), INGRESS_APP, "/")
-        for target in targets.values():
-            if self._applied.get(target.model) != target or app_name(target.model) not in running:
-                logger.info("%s: version %s is desired", target.model, target.number)
-                _run(self._model(target), app_name(target.model), None)
-                self._applied[target.model] = target
-        for model in model_names(running):
-            if model not in targets:
-                serve.delete(app_name(model), _blocking=False)
-                self._applied.pop(model, None)
-
-    def _report(self, model: str) -> ReplicaReport:
+    def _controller(self) -> Any:
+        """Serve's controller. Raises Unavailable while there is none, and starts one."""
+        if self._starting is not None and self._starting.is_alive():
+            raise Unavailable("Serve is starting")
         try:
-            handle = serve.get_app_handle(app_name(model))
-            report: ReplicaReport = handle.report.remote().result(timeout_s=ANSWER_SECONDS)
-            return report
+            return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        except ValueError:
+            reason, self._start_error = self._start_error, None
+            self._starting = threading.Thread(target=self._start, name="start-serve", daemon=True)
+            self._starting.start()
+            raise Unavailable(f"Serve is starting{f'; before: {reason}' if reason else ''}") from None
+
+    def _start(self) -> None:
+        try:
+            serve.start(proxy_location="HeadOnly", http_options={"host": self._host, "port": self._port})
+        except (RayError, RayServeException, RuntimeError, TimeoutError) as error:
+            logger.exception("Serve did not start")
+            self._start_error = str(error)
+
+    def _reports(self, model: str, deadline: float) -> list[ReplicaReport]:
+        """A report per replica that should run; those that do not answer in time report nothing."""
+        reports: list[ReplicaReport] = []
+        try:
+            handle = serve.get_deployment_handle(REPLICA, app_name(model), _check_exists=False)
+            seconds = max(deadline - time.monotonic(), 0.05)
+            answers = handle.broadcast("report").results(timeout_s=seconds, return_exceptions=True)
+            reports = [answer for answer in answers if isinstance(answer, ReplicaReport)]
         except (RayError, RayServeException, TimeoutError) as error:
-            logger.info("%s does not answer yet: %s", model, error)
-            return ReplicaReport(model, None)
-
-    def _ingress(self) -> Any:
-        deployment = serve.deployment(serve.ingress(build_ingress)(Ingress))
-        return deployment.options(
-            name="ingress", ray_actor_options=_actor_options(cpus=0.1, gpus=0), **_DEPLOYMENT_OPTIONS
-        ).bind()
-
-    def _model(self, target: ServedTarget) -> Any:
-        gpus = REPLICA_GPUS if ray.cluster_resources().get("GPU") else 0
-        return (
-            serve.deployment(ModelReplica)
-            .options(
-                name="replica",
-                user_config={"number": target.number, "key": target.key},
-                ray_actor_options=_actor_options(cpus=0.1, gpus=gpus),
-                **_DEPLOYMENT_OPTIONS,
-            )
-            .bind(self._artifacts_url, 0 if gpus else 1)
-        )
+            logger.debug("replicas of %s do not answer: %s", model, error)
+        silent = range(len(reports), self._options.num_replicas)
+        return reports + [ReplicaReport(f"{model}-{position}", None) for position in silent]
 
 
-def _actor_options(*, cpus: float, gpus: float) -> dict[str, Any]:
-    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": _ENVIRONMENT}}
+def _declare(controller: Any, applications: Sequence[JSON]) -> None:
+    _ask(controller.apply_config.remote(ServeDeploySchema.model_validate({"applications": applications})))
 
 
-def _run(application: Any, name: str, route_prefix: str | None) -> None:
-    """Deploy without waiting for replicas: the next observation tells."""
-    serve.run_many(
-        [serve.RunTarget(application, name=name, route_prefix=route_prefix)],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
+def _ask(reference: Any) -> Any:
+    """The controller's answer. Raises Unavailable where it does not come soon."""
+    try:
+        return ray.get(reference, timeout=ANSWER_SECONDS)
+    except GetTimeoutError as error:
+        raise Unavailable("Serve's controller does not answer") from error
+    except RayError as error:
+        raise Unavailable(f"Serve's controller failed: {error}") from error

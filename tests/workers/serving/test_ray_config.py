@@ -1,0 +1,122 @@
+"""What Serve is told, and what of its report counts as different; without any Ray."""
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from service.core.serving import ServedTarget
+from workers.serving.ray_config import (
+    ReplicaOptions,
+    applications,
+    differing,
+    failed,
+    why_not_answering,
+    without,
+)
+
+OPTIONS = ReplicaOptions("file:///artifacts")
+TARGETS = (ServedTarget("line", 3, "export/3"), ServedTarget("unreleased", None, None))
+DECLARED = applications(TARGETS, OPTIONS)
+
+
+def reported(declared: list[dict[str, Any]]) -> dict[str, Any]:
+    """Serve's report once everything declared runs."""
+    return deepcopy(
+        {
+            "proxies": {"node": {"status": "HEALTHY"}},
+            "applications": {
+                app["name"]: {
+                    "status": "RUNNING",
+                    "source": "declarative",
+                    "deployed_app_config": app,
+                    "deployments": {
+                        deployment["name"]: {
+                            "deployment_config": {"user_config": deployment["user_config"]},
+                            "replicas": [{"state": "RUNNING"}],
+                        }
+                        for deployment in app["deployments"]
+                    },
+                }
+                for app in declared
+            },
+        }
+    )
+
+
+def test_only_released_lines_have_replicas_and_the_ingress_knows_them_all() -> None:
+    ingress, line = DECLARED
+    assert ingress["deployments"][0]["user_config"] == {"models": {"line": True, "unreleased": False}}
+    assert line["name"] == "model-line"
+    assert line["deployments"][0]["user_config"] == {"number": 3, "key": "export/3"}
+
+
+def test_a_new_version_changes_nothing_but_the_user_config_of_its_line() -> None:
+    """Anything else would replace the replicas, and drop what they answer."""
+    newer = applications((ServedTarget("line", 4, "export/4"), TARGETS[1]), OPTIONS)
+    assert newer[0] == DECLARED[0]
+    newer[1]["deployments"][0]["user_config"] = DECLARED[1]["deployments"][0]["user_config"]
+    assert newer == DECLARED
+
+
+def test_what_runs_as_declared_does_not_differ() -> None:
+    assert differing(DECLARED, reported(DECLARED)) == set()
+    assert why_not_answering(reported(DECLARED)) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("status",), "DELETING"),
+        (("source",), "imperative"),
+        (("deployed_app_config",), None),
+        (("deployed_app_config", "args", "artifacts_url"), "file:///elsewhere"),
+        (
+            ("deployments", "ModelReplica", "deployment_config", "user_config"),
+            {"number": 2, "key": "export/2"},
+        ),
+    ],
+)
+def test_an_application_that_was_changed_differs(path: tuple[str, ...], value: Any) -> None:
+    details = reported(DECLARED)
+    place = details["applications"]["model-line"]
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    assert differing(DECLARED, details) == {"model-line"}
+
+
+def test_an_application_that_is_missing_or_left_over_differs() -> None:
+    assert differing(DECLARED, reported(DECLARED[:1])) == {"model-line"}
+    assert differing(DECLARED[:1], reported(DECLARED)) == {"model-line"}
+
+
+def test_an_application_of_someone_elses_is_let_be() -> None:
+    details = reported(DECLARED)
+    details["applications"]["other"] = {"status": "RUNNING", "source": "imperative"}
+    assert differing(DECLARED, details) == set()
+
+
+def test_an_application_that_is_being_built_does_not_differ() -> None:
+    details = reported(DECLARED)
+    details["applications"]["model-line"] |= {"status": "DEPLOYING", "deployments": {}}
+    assert differing(DECLARED, details) == set()
+
+
+def test_serve_has_given_up_where_a_failed_application_has_no_replica_left() -> None:
+    details = reported(DECLARED)
+    line = details["applications"]["model-line"]
+    line["status"] = "DEPLOY_FAILED"
+    assert failed(details) == set()
+    line["deployments"]["ModelReplica"]["replicas"] = []
+    assert failed(details) == {"model-line"}
+    assert without(DECLARED, failed(details)) == DECLARED[:1]
+
+
+def test_without_proxy_or_ingress_nothing_answers() -> None:
+    details = reported(DECLARED)
+    details["applications"]["ingress"]["deployments"]["Ingress"]["replicas"] = [{"state": "STARTING"}]
+    assert why_not_answering(details) == "the ingress is not up"
+    details["proxies"]["node"]["status"] = "UNHEALTHY"
+    assert why_not_answering(details) == "the HTTP proxy is not up"
+    assert why_not_answering({"proxies": None, "applications": {}}) is not None

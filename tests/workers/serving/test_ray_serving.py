@@ -1,0 +1,234 @@
+"""Real Ray Serve under a stream of clients: releases, swaps, failures, and what comes back by itself."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from service.artifacts import Artifacts
+from service.core.errors import Unavailable
+from service.core.serving import ServedTarget
+from tests.support.ray_cluster import RayCluster, free_ports
+from tests.support.tiny_export import publish_tiny_export
+from workers.serving.ray_serving import RayServing
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+PROMPT = "The cat sat on"
+ANSWER = {"model": "line", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+NUM_CLIENTS = 8
+
+
+def target(number: int, key: str | None = None) -> ServedTarget:
+    return ServedTarget("line", number, key or f"export/{number}")
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    artifacts = Artifacts(tmp_path_factory.mktemp("artifacts"))
+    for number in (1, 2):
+        publish_tiny_export(artifacts, f"export/{number}", seed=number)
+    publish_tiny_export(artifacts, "export/broken", seed=3, broken=True)
+    return artifacts
+
+
+@pytest.fixture(scope="module")
+def serving(ray_cluster: RayCluster, artifacts: Artifacts) -> Iterator[RayServing]:
+    [port] = free_ports(1)
+    serving = RayServing(artifacts.url, "127.0.0.1", port)
+    yield serving
+    serving.close()
+    serve.shutdown()
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "never came to be"
+        time.sleep(0.1)
+
+
+def applied(serving: RayServing, *targets: ServedTarget) -> bool:
+    try:
+        serving.apply(targets)
+    except Unavailable:
+        return False
+    return True
+
+
+def release(serving: RayServing, wanted: ServedTarget) -> None:
+    """Tick as the orchestrator does until every replica answers with the version."""
+
+    def released() -> bool:
+        reports = serving.observe().get(wanted.model, ()) if applied(serving, wanted) else ()
+        return bool(reports) and all(report.number == wanted.number for report in reports)
+
+    eventually(released)
+
+
+def complete(serving: RayServing, **changes: Any) -> httpx.Response:
+    return httpx.post(f"{serving.url()}/v1/completions", json={**ANSWER, **changes}, timeout=60)
+
+
+@dataclass
+class Clients:
+    """Clients that ask without pause, every second one for streams; what they were answered and how long it took."""
+
+    url: str
+    stopping: threading.Event = field(default_factory=threading.Event)
+    seen: list[tuple[str, str]] = field(default_factory=list)  # version and text
+    seconds: list[tuple[float, float]] = field(default_factory=list)  # when asked, how long it took
+    failures: list[str] = field(default_factory=list)
+
+    def __enter__(self) -> "Clients":
+        self._threads = [
+            threading.Thread(target=self._ask_until_stopped, args=(number % 2 == 0,))
+            for number in range(NUM_CLIENTS)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask_until_stopped(self, stream: bool) -> None:
+        with httpx.Client(base_url=self.url, timeout=60) as http:
+            while not self.stopping.is_set():
+                began = time.monotonic()
+                try:
+                    self._ask(http, stream)
+                except (httpx.HTTPError, KeyError, AssertionError, ValueError) as error:
+                    self.failures.append(f"{type(error).__name__}: {error}")
+                self.seconds.append((began, time.monotonic() - began))
+
+    def _ask(self, http: httpx.Client, stream: bool) -> None:
+        response = http.post("/v1/completions", json={**ANSWER, "stream": stream})
+        assert response.status_code == 200, response.text
+        if stream:
+            lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+            assert lines.pop() == "[DONE]"
+            answers: list[Mapping[str, Any]] = [json.loads(line) for line in lines]
+        else:
+            answers = [response.json()]
+        version = response.headers["x-pathswitch-version"]
+        assert {answer["system_fingerprint"] for answer in answers} == {f"line@{version}"}
+        self.seen.append((version, "".join(answer["choices"][0]["text"] for answer in answers)))
+
+
+def test_before_a_release_it_answers_503(serving: RayServing) -> None:
+    unreleased = ServedTarget("line", None, None)
+    eventually(lambda: applied(serving, unreleased))
+    response = complete(serving)
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "model_not_ready"
+    assert complete(serving, model="other").status_code == 404
+    assert httpx.get(f"{serving.url()}/v1/models").json()["data"] == []
+    assert serving.observe() == {"line": []}
+
+
+def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(serving: RayServing) -> None:
+    release(serving, target(1))
+    assert complete(serving).headers["x-pathswitch-version"] == "1"
+    [replica] = serving.observe()["line"]
+    with Clients(serving.url()) as clients:
+        time.sleep(3)
+        release(serving, target(2))
+        time.sleep(2)
+        release(serving, target(1))
+        time.sleep(1)
+    assert not clients.failures
+    assert {version for version, _ in clients.seen} == {"1", "2"}
+    assert len(set(clients.seen)) == 2  # one text a version
+    assert len(clients.seen) > 50
+    assert serving.observe()["line"] == [replica]  # the same process throughout
+
+
+def test_calls_are_cheap_and_change_nothing_when_nothing_changed(
+    serving: RayServing, artifacts: Artifacts
+) -> None:
+    release(serving, target(1))
+    deployed = _deployed_at()
+    restarted = RayServing(artifacts.url, "127.0.0.1", int(serving.url().rpartition(":")[2]))
+    began = time.monotonic()
+    for adopting in (serving, restarted):
+        adopting.apply([target(1)])
+        assert [report.number for report in adopting.observe()["line"]] == [1]
+    assert time.monotonic() - began < 4
+    assert _deployed_at() == deployed
+
+
+def _deployed_at() -> dict[str, float]:
+    return {name: app.last_deployed_time_s for name, app in serve.status().applications.items()}
+
+
+def test_a_version_that_cannot_be_loaded_is_reported_and_the_old_one_goes_on(serving: RayServing) -> None:
+    release(serving, target(1))
+    broken = target(3, "export/broken")
+
+    def reported() -> bool:
+        reports = serving.observe()["line"] if applied(serving, broken) else ()
+        return [(report.number, report.failed_number) for report in reports] == [(1, 3)]
+
+    eventually(reported)
+    assert complete(serving).headers["x-pathswitch-version"] == "1"
+    release(serving, target(1))
+
+
+def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing) -> None:
+    release(serving, target(1))
+    body = {**ANSWER, "prompt": ["a"] * 512, "max_tokens": 120, "stream": True}
+    with httpx.stream("POST", f"{serving.url()}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        assert complete(serving, prompt=["a"] * 512, max_tokens=1).status_code == 429
+    began = time.monotonic()
+    eventually(lambda: complete(serving, prompt=["a"] * 400, max_tokens=1).status_code == 200)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.slow
+def test_a_replica_that_dies_comes_back_and_waiting_requests_are_answered(serving: RayServing) -> None:
+    release(serving, target(1))
+    [replica] = serving.observe()["line"]
+    os.kill(_replica_pid(), signal.SIGKILL)
+    response = complete(serving)
+    assert response.status_code == 200
+    assert response.headers["x-pathswitch-version"] == "1"
+    [successor] = serving.observe()["line"]
+    assert successor.replica != replica.replica
+
+
+def _replica_pid() -> int:
+    details = ray.get(serve.context._get_global_client()._controller.get_serve_instance_details.remote())
+    [replica] = details["applications"]["model-line"]["deployments"]["ModelReplica"]["replicas"]
+    pid: int = replica["pid"]
+    return pid
+
+
+@pytest.mark.slow
+def test_what_is_deleted_behind_its_back_comes_back(serving: RayServing) -> None:
+    release(serving, target(1))
+    serve.delete("model-line", _blocking=False)
+    time.sleep(1)
+    release(serving, target(1))
+    serve.shutdown()
+    release(serving, target(2))
+    assert complete(serving).headers["x-pathswitch-version"] == "2"
+
+
+def test_a_line_that_is_no_target_any_more_is_gone(serving: RayServing) -> None:
+    eventually(lambda: applied(serving))
+    eventually(lambda: complete(serving).status_code == 404)
+    eventually(lambda: set(serve.status().applications) == {"ingress"})

@@ -1,0 +1,149 @@
+"""What Serve is told: one application for the ingress, one for every model line with a released version.
+
+Declarative, as only there a new target changes the user config of running replicas; ``serve.run`` would
+replace them all. Serve deletes the declared applications that a new declaration leaves out: the Serve of a
+cluster belongs to Pathswitch.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.core.serving import ServedTarget
+
+JSON = dict[str, Any]
+
+INGRESS = "Ingress"
+REPLICA = "ModelReplica"
+INGRESS_APP = "ingress"
+
+# An app in one of these does not serve and will not by itself.
+_GONE = ("NOT_STARTED", "DELETING")
+
+
+@dataclass(frozen=True)
+class ReplicaOptions:
+    """How every model line is served. ``num_cpus`` is a logical share, small so that replicas fit beside a
+    trainer.
+    """
+
+    artifacts_url: str
+    num_replicas: int = 1
+    num_cpus: float = 0.1
+    num_gpus: float = 0.0
+
+
+def app_name(model: str) -> str:
+    return f"model-{model}"
+
+
+def applications(targets: Sequence[ServedTarget], options: ReplicaOptions) -> list[JSON]:
+    """The declaration for the targets. A model without a released version has no replica yet: the ingress
+    says so.
+    """
+    released = [target for target in targets if target.number is not None]
+    return [
+        _ingress({target.model: target.number is not None for target in targets}),
+        *(_model(target, options) for target in released),
+    ]
+
+
+def differing(declared: Sequence[JSON], details: JSON) -> set[str]:
+    """Names of the applications that are not what is declared: missing, going, another, or left over."""
+    reported: JSON = details["applications"]
+    names = {app["name"] for app in declared}
+    left_over = {
+        name
+        for name, app in reported.items()
+        if name not in names and app["source"] == "declarative" and app["status"] not in _GONE
+    }
+    return left_over | {
+        app["name"] for app in declared if not _is_as_declared(app, reported.get(app["name"]))
+    }
+
+
+def failed(details: JSON) -> set[str]:
+    """Names of the applications that Serve has given up on and that have no replica that runs."""
+    return {
+        name
+        for name, app in details["applications"].items()
+        if app["status"] == "DEPLOY_FAILED" and "RUNNING" not in _replica_states(app)
+    }
+
+
+def without(declared: Sequence[JSON], names: Collection[str]) -> list[JSON]:
+    return [app for app in declared if app["name"] not in names]
+
+
+def why_not_answering(details: JSON) -> str | None:
+    """Why nothing answers over HTTP at the moment; None if something does."""
+    proxies: JSON = details.get("proxies") or {}
+    if "HEALTHY" not in {proxy["status"] for proxy in proxies.values()}:
+        return "the HTTP proxy is not up"
+    ingress = details["applications"].get(INGRESS_APP)
+    if ingress is None or "RUNNING" not in _replica_states(ingress):
+        return "the ingress is not up"
+    return None
+
+
+def _ingress(models: Mapping[str, bool]) -> JSON:
+    return {
+        "name": INGRESS_APP,
+        "route_prefix": "/",
+        "import_path": "workers.serving.ray_apps:ingress_app",
+        "args": {},
+        "runtime_env": _runtime_env(),
+        "deployments": [
+            {
+                "name": INGRESS,
+                "user_config": {"models": dict(models)},
+                "ray_actor_options": {"num_cpus": 0.1},
+            }
+        ],
+    }
+
+
+def _model(target: ServedTarget, options: ReplicaOptions) -> JSON:
+    threads = 0 if options.num_gpus else 1
+    return {
+        "name": app_name(target.model),
+        "route_prefix": None,
+        "import_path": "workers.serving.ray_apps:model_app",
+        "args": {"artifacts_url": options.artifacts_url, "threads": str(threads)},
+        "runtime_env": _runtime_env(),
+        "deployments": [
+            {
+                "name": REPLICA,
+                "num_replicas": options.num_replicas,
+                "user_config": {"number": target.number, "key": target.key},
+                "ray_actor_options": {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
+            }
+        ],
+    }
+
+
+def _runtime_env() -> JSON:
+    # A thread that spins while it waits halves the speed of a trainer on the same machine.
+    return {
+        "env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    }
+
+
+def _is_as_declared(declared: JSON, reported: JSON | None) -> bool:
+    if reported is None or reported["status"] in _GONE or reported["source"] != "declarative":
+        return False
+    if reported["deployed_app_config"] != declared:
+        return False
+    # While an application is built it has no deployments; once it has, they must carry what was declared.
+    return all(
+        deployment["name"] not in reported["deployments"]
+        or reported["deployments"][deployment["name"]]["deployment_config"]["user_config"]
+        == deployment["user_config"]
+        for deployment in declared["deployments"]
+    )
+
+
+def _replica_states(app: JSON) -> set[str]:
+    return {
+        replica["state"] for deployment in app["deployments"].values() for replica in deployment["replicas"]
+    }

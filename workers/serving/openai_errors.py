@@ -4,10 +4,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from workers.serving.generation import Refused, RequestRefused, invalid
+from workers.serving.generation import Refused, RequestRefused, failed, invalid
 
 
 def install(app: FastAPI) -> None:
@@ -25,6 +26,14 @@ def install(app: FastAPI) -> None:
     async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{error.detail}: {request.method} {request.url.path}"
         return error_response(Refused(error.status_code, message, "invalid_request_error"))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # read by nobody; nginx's code for the access log
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return error_response(failed(f"unexpected {type(error).__name__}").refused)
 
 
 def error_body(refused: Refused) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""What is refused, and how it is said."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fastapi.testclient import TestClient
+from openai import OpenAI
+
+from tests.workers.serving.serving_line import COMPLETION, PROMPT
+from workers.serving.generation import Answer, Generation
+from workers.serving.openai_app import build_app
+
+
+def test_unknown_models_are_404_and_unreleased_ones_503(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.completions.create(model="other", prompt=PROMPT)
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.InternalServerError) as unreleased:
+        client.completions.create(model="unreleased", prompt=PROMPT, stream=True)
+    assert unreleased.value.status_code == 503
+    assert unreleased.value.code == "model_not_ready"
+    assert int(unreleased.value.response.headers["retry-after"]) > 0
+
+
+CHAT = {"model": "line", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("completions", {"prompt": "a"}, "model"),
+        ("completions", {**COMPLETION, "prompt": []}, "prompt"),
+        ("completions", {**COMPLETION, "prompt": [1.5]}, "prompt"),
+        ("completions", {**COMPLETION, "prompt": [100_000]}, "prompt"),
+        ("completions", {**COMPLETION, "max_tokens": 1000}, "prompt"),
+        ("completions", {**COMPLETION, "temperature": -1}, "temperature"),
+        ("completions", {**COMPLETION, "temperature": "hot"}, "temperature"),
+        ("completions", {**COMPLETION, "n": 0}, "n"),
+        ("completions", {**COMPLETION, "logprobs": 21}, "logprobs"),
+        ("completions", {**COMPLETION, "stop": [""]}, "stop"),
+        ("completions", {**COMPLETION, "best_of": 4}, "best_of"),
+        ("completions", {**COMPLETION, "suffix": "end"}, "suffix"),
+        ("completions", {**COMPLETION, "presence_penalty": 0.5}, "presence_penalty"),
+        ("completions", {**COMPLETION, "logit_bias": {"5": 1}}, "logit_bias"),
+        ("completions", {**COMPLETION, "top_k": 5}, "top_k"),
+        ("completions", {**COMPLETION, "stream_options": {"include_usage": True}}, "stream_options"),
+        ("chat/completions", {**CHAT, "messages": []}, "messages"),
+        ("chat/completions", {**CHAT, "messages": [{"role": "tool", "content": "a"}]}, "messages"),
+        ("chat/completions", {**CHAT, "tools": [{"type": "function"}]}, "tools"),
+        ("chat/completions", {**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
+        ("chat/completions", {**CHAT, "top_logprobs": 2}, "top_logprobs"),
+        ("chat/completions", {**CHAT, "reasoning_effort": "low"}, "reasoning_effort"),
+        ("chat/completions", {**CHAT, "max_tokens": 1000}, "messages"),
+    ],
+)
+def test_invalid_requests_are_400_and_name_the_parameter(
+    http: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    response = http.post(f"/v1/{path}", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("path", "extra"),
+    [
+        ("completions", {"user": "u", "presence_penalty": 0, "best_of": 1, "logit_bias": {}, "seed": None}),
+        ("chat/completions", {"store": False, "metadata": {"a": "b"}, "response_format": {"type": "text"}}),
+        ("chat/completions", {"tools": [], "tool_choice": "none", "service_tier": "auto"}),
+    ],
+)
+def test_parameters_that_change_nothing_are_accepted(
+    http: httpx.Client, path: str, extra: dict[str, Any]
+) -> None:
+    body = COMPLETION if path == "completions" else CHAT
+    assert http.post(f"/v1/{path}", json={**body, **extra}).status_code == 200
+
+
+def test_errors_of_routing_and_parsing_have_the_same_shape(http: httpx.Client) -> None:
+    malformed = http.post("/v1/completions", content=b"{", headers={"content-type": "application/json"})
+    for response, status in (
+        (malformed, 400),
+        (http.get("/v1/nothing"), 404),
+        (http.get("/v1/completions"), 405),
+    ):
+        assert response.status_code == status
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_what_nobody_expected_has_the_same_shape() -> None:
+    class Broken:
+        async def served(self) -> dict[str, int]:
+            raise ZeroDivisionError
+
+        def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
+            raise ZeroDivisionError
+
+    with TestClient(build_app(Broken()), raise_server_exceptions=False) as http:
+        for response in (http.get("/v1/models"), http.post("/v1/completions", json=COMPLETION)):
+            assert response.status_code == 500
+            assert response.json()["error"]["type"] == "server_error"

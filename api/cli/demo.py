@@ -91,13 +91,13 @@ def demo(home: Path | None, *, keep: bool, json_file: Path | None) -> None:
             if keep:
                 console.print(f"Left running on {folder}, until Ctrl-C.", markup=False)
                 service.wait()
+        _check(figures)
     except BaseException:
         if not keep:
             console.print(f"The demo's logs are in {folder / 'logs'}.", markup=False)
         raise
     if home is None:
         shutil.rmtree(folder)
-    _check(figures)
 
 
 def _run(service: Service, figures: Figures, console: Console) -> None:

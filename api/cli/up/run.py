@@ -97,7 +97,7 @@ def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
             describe=lambda: f"{ray.address}, dashboard {ray.dashboard}",
             log=logs / "ray.log",
             command=ray.command,
-            environment=environment,
+            environment=lambda: _environment(settings) | ray.environment(),
             prepare=ray.prepare,
             grace_seconds=15.0,
         )

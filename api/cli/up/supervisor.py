@@ -169,7 +169,8 @@ class Supervisor:
                 part.tree = {one for one in part.tree if processes.in_table(one, table)}
                 pids = [part.process.pid, *(one.pid for one in part.tree)]
                 part.tree |= processes.descendants(pids, table)
-        self._record.write(running, {one for part in self._parts for one in part.tree})
+        # What was lost by its parent before anyone looked has come to this process, and ends with it.
+        self._record.write(running, processes.descendants([os.getpid()], table) - set(running.values()))
         processes.reap_orphans(table, {process.pid for process in running.values()})
         self._watched_at = time.monotonic()
 
@@ -179,7 +180,6 @@ class Supervisor:
             if part.child is not None:
                 self._say(part.name, "stopping")
             self._end(part)
-        # Whatever a part started and lost within one second has come to this process.
         strays = processes.descendants([os.getpid()], processes.all_processes())
         processes.end(strays, 5.0, hurry=lambda: self._signals > 1)
         processes.reap_orphans(processes.all_processes(), ())

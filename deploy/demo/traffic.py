@@ -18,7 +18,7 @@ VERSION_HEADER = "x-pathswitch-version"
 PROMPTS = ("Return the", "The function", "If the argument is", "Parameters\n", "Raises ")
 MAX_TOKENS = 16
 # Between two requests of one thread: a stream of load, not a flood, since training shares the processors.
-PAUSE_SECONDS = 0.3
+PAUSE_SECONDS = 0.6
 TIMEOUT_SECONDS = 30.0
 FAILURES_KEPT = 20
 

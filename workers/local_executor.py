@@ -26,7 +26,6 @@ _ENDED_RUNS_KEPT = 256
 @dataclass
 class _Progress:
     state: RunState = RunState.RUNNING
-    started: set[str] = field(default_factory=set)
     finished: set[str] = field(default_factory=set)
     points: list[Point] = field(default_factory=list)
     error: RunError | None = None
@@ -63,7 +62,6 @@ class LocalExecutor:
                 return RunReport(state=RunState.LOST)
             return RunReport(
                 state=progress.state,
-                started=frozenset(progress.started),
                 finished=frozenset(progress.finished),
                 points=tuple(progress.points[cursor:]),
                 cursor=len(progress.points),
@@ -95,8 +93,6 @@ class LocalExecutor:
             if should_stop():
                 error = RunError(call.stage_id, "stopped", "stopped before it began", retryable=True)
                 break
-            with self._lock:
-                progress.started.add(call.stage_id)
             try:
                 run_stage(call, context)
             except Exception as exception:  # whatever a stage raises ends its attempt, and the thread goes on

@@ -6,6 +6,7 @@ adopts what runs by its name. Where the whole cluster is gone, poll says LOST an
 
 import logging
 import sys
+from functools import cached_property
 from typing import Any
 
 import ray
@@ -62,7 +63,7 @@ class RayExecutor:
         if ray.cluster_resources().get("GPU"):
             remote = ray.remote(num_gpus=HOST_GPUS, num_cpus=1)(measure_capabilities)
             return _answer(remote.remote(workers), seconds=120)  # type: ignore[no-any-return]
-        measured: Capabilities = _answer(self._host().capabilities.remote(), seconds=120)
+        measured: Capabilities = _answer(self._host.capabilities.remote(), seconds=120)
         return Capabilities(measured.device, measured.bf16, max(1, measured.threads // workers))
 
     def submit(self, run: Run) -> None:
@@ -70,25 +71,30 @@ class RayExecutor:
             self._training.add(run.id)
             self._submit_job(run)
         else:
-            _answer(self._host().submit.remote(run))
+            _answer(self._host.submit.remote(run))
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
         if run_id not in self._training:
-            report: RunReport = _answer(self._host().poll.remote(run_id, cursor))
+            report: RunReport = _answer(self._host.poll.remote(run_id, cursor))
             if report.state != RunState.LOST:
                 return report
         return self._poll_job(run_id, cursor)
 
     def cancel(self, run_id: str) -> None:
-        _answer(board().stop.remote(run_id))
+        _answer(self._board.stop.remote(run_id))
         if run_id not in self._training:
-            _answer(self._host().cancel.remote(run_id))
+            _answer(self._host.cancel.remote(run_id))
         if self._job_status(run_id) in (JobStatus.PENDING, JobStatus.RUNNING):
             self._jobs.stop_job(run_id)
 
     def close(self) -> None:
         """Nothing to let go of: what runs belongs to the cluster."""
 
+    @cached_property
+    def _board(self) -> Any:
+        return board()
+
+    @cached_property
     def _host(self) -> Any:
         actor = ray.remote(num_cpus=1, max_restarts=-1, max_concurrency=4)(StageHost)
         gpus = HOST_GPUS if ray.cluster_resources().get("GPU") else 0
@@ -102,7 +108,7 @@ class RayExecutor:
         ).remote(self._artifacts.url)
 
     def _submit_job(self, run: Run) -> None:
-        _answer(board().put.remote(run))
+        _answer(self._board.put.remote(run))
         try:
             self._jobs.submit_job(
                 submission_id=run.id,
@@ -116,12 +122,14 @@ class RayExecutor:
             logger.info("adopted run %s", run.id)
 
     def _poll_job(self, run_id: str, cursor: int) -> RunReport:
-        seen = _answer(board().look.remote(run_id, cursor))
+        seen = _answer(self._board.look.remote(run_id, cursor))
         status = self._job_status(run_id)
         if status is None:
             return RunReport(state=RunState.LOST, cursor=cursor)
         if status in _FINAL:
-            seen = _answer(board().look.remote(run_id, cursor))  # what it said last, now that it says no more
+            seen = _answer(
+                self._board.look.remote(run_id, cursor)
+            )  # what it said last, now that it says no more
         known = seen or {"cursor": cursor, "error": None}
         error: RunError | None = known.pop("error")
         if status not in _FINAL:

@@ -59,7 +59,6 @@ def train_chain(config: dict[str, Any]) -> None:
     handle = board()
     try:
         for call in run.calls:
-            ray.get(handle.started.remote(run.id, call.stage_id))
             try:
                 run_stage(call, context)
             except Exception as error:

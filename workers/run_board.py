@@ -17,7 +17,7 @@ _RUNS_KEPT = 256
 
 
 class RunBoard:
-    """Runs by id: what to do, points so far, which stages began and ended, the error, and whether a stop is wanted."""
+    """Runs by id: what to do, points so far, which stages have ended, the error, and whether a stop is wanted."""
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, dict[str, Any]] = OrderedDict()
@@ -27,7 +27,6 @@ class RunBoard:
         if run.id not in self._runs:
             self._runs[run.id] = {
                 "run": run,
-                "started": set(),
                 "finished": set(),
                 "points": [],
                 "error": None,
@@ -47,10 +46,6 @@ class RunBoard:
             return True
         entry["points"].extend(points)
         return bool(entry["stop"])
-
-    def started(self, run_id: str, stage_id: str) -> None:
-        if run_id in self._runs:
-            self._runs[run_id]["started"].add(stage_id)
 
     def finished(self, run_id: str, stage_id: str) -> None:
         if run_id in self._runs:
@@ -72,7 +67,6 @@ class RunBoard:
         if entry is None:
             return None
         return {
-            "started": frozenset(entry["started"]),
             "finished": frozenset(entry["finished"]),
             "points": entry["points"][cursor:],
             "cursor": len(entry["points"]),

@@ -6,7 +6,7 @@ records it only under the current epoch. Both executors (in process, Ray) pass t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -74,7 +74,6 @@ class RunReport:
     points: Sequence[Point] = ()
     cursor: int = 0
     error: RunError | None = None
-    started: frozenset[str] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True)

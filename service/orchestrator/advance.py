@@ -27,16 +27,7 @@ _LET_GO = {"owner": None, "lease_until": None, "run_id": None}
 
 def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> None:
     """A stage that was held has published its artifact."""
-    result = _finite(manifest.result)
-    stages.guarded_update(
-        session,
-        stage_id,
-        epoch,
-        state=StageState.SUCCEEDED,
-        result=result,
-        finished_at=now(session),
-        **_LET_GO,
-    )
+    _end_well(session, stage_id, epoch, _finite(manifest.result))
     _after_success(session, stages.get(session, stage_id), manifest)
 
 
@@ -63,38 +54,31 @@ def reuse(session: Session, stage_id: str, manifest: Manifest) -> bool:
 
 def decided(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
     """A stage that is a decision of the orchestrator's own, and publishes nothing, has ended well."""
-    stages.guarded_update(
-        session,
-        stage_id,
-        epoch,
-        state=StageState.SUCCEEDED,
-        result=result,
-        finished_at=now(session),
-        **_LET_GO,
-    )
+    _end_well(session, stage_id, epoch, result)
     _after_success(session, stages.get(session, stage_id), None)
 
 
 def reject(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
     """The gate has said no: the decision is made, and the update ends with it."""
-    stages.guarded_update(
-        session,
-        stage_id,
-        epoch,
-        state=StageState.SUCCEEDED,
-        result=result,
-        finished_at=now(session),
-        **_LET_GO,
-    )
+    _end_well(session, stage_id, epoch, result)
     update = updates.update(session, stages.get(session, stage_id).update_id)
     updates.move(session, update, UpdateState.REJECTED)
     updates.cancel_open_stages(session, update.id)
 
 
 def fail_attempt(session: Session, stage_id: str, epoch: int, error: RunError) -> None:
-    """A try has ended badly and its run is gone: another one after a while, or the end of the update."""
+    """A try has ended badly and its run is gone: another one after a while, or the end of the update.
+
+    A stage whose needs have not all succeeded was claimed behind them in one chain and never had its turn: it waits
+    again, and no try is counted.
+    """
     at = now(session)
     stage = stages.get(session, stage_id)
+    if not stages.needs_succeeded(session, stage):
+        stages.guarded_update(
+            session, stage_id, epoch, state=StageState.PENDING, attempt=Stage.attempt - 1, **_LET_GO
+        )
+        return
     written = {"code": error.code, "detail": error.detail, "attempt": stage.attempt}
     wasted = stage.wasted_seconds + ((at - stage.started_at).total_seconds() if stage.started_at else 0.0)
     again = retry.worth_another(stage.attempt, stage.max_attempts, error.retryable)
@@ -109,14 +93,6 @@ def fail_attempt(session: Session, stage_id: str, epoch: int, error: RunError) -
     )
     if not again:
         _fail_update(session, updates.update(session, stage.update_id), written | {"stage": stage.name})
-
-
-def hand_back(session: Session, stage_id: str, epoch: int) -> None:
-    """The run ended before it came to this stage of its chain: the stage waits again, and no try is counted."""
-    stages.guarded_update(
-        session, stage_id, epoch, state=StageState.PENDING, attempt=Stage.attempt - 1, **_LET_GO
-    )
-    make_ready(session, stages.get(session, stage_id).update_id)
 
 
 def plan(session: Session, update: Update) -> None:
@@ -140,6 +116,18 @@ def make_ready(session: Session, update_id: str) -> None:
             row.state = StageState.READY
             row.ready_at = at
     session.flush()
+
+
+def _end_well(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
+    stages.guarded_update(
+        session,
+        stage_id,
+        epoch,
+        state=StageState.SUCCEEDED,
+        result=result,
+        finished_at=now(session),
+        **_LET_GO,
+    )
 
 
 def _after_success(session: Session, stage: Stage, manifest: Manifest | None) -> None:

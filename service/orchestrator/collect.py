@@ -4,12 +4,13 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts, Manifest
 from service.core.errors import ArtifactCorrupt, Unavailable, WorkerLost
-from service.core.executor import Executor, RunError, RunReport, RunState
+from service.core.executor import Executor, Point, RunError, RunReport, RunState
 from service.core.specs import TRAINING_KINDS
 from service.orchestrator import advance
 from service.orchestrator.holding import Held, Holding
@@ -52,33 +53,30 @@ def _renew(database: Database, holding: Holding) -> None:
 
 
 def _record_progress(database: Database, holding: Holding, members: list[Held], report: RunReport) -> None:
-    if not report.points:
-        return
     for held in members:
-        points = [asdict(point) for point in report.points if point.stage_id == held.stage_id]
-        if not points:
-            continue
-        last = points[-1]
-        progress = {
-            "step": last["stage_step"],
-            "total_steps": last["total_steps"],
-            "loss": last["loss"],
-            "learning_rate": last["learning_rate"],
-            "tokens_per_second": last["tokens_per_second"],
-            "eta_seconds": last["eta_seconds"],
-        }
+        points = [point for point in report.points if point.stage_id == held.stage_id]
+        if points:
+            _guarded(database, holding, held, partial(_write_progress, held, points))
 
-        def write(session: Session, held: Held = held, progress: dict[str, object] = progress) -> None:
-            stages.guarded_update(session, held.stage_id, held.epoch, progress=progress)
-            stages.record_points(session, held.stage_id, points)  # noqa: B023  (called before the loop goes on)
 
-        _guarded(database, holding, held, write)
+def _write_progress(held: Held, points: list[Point], session: Session) -> None:
+    last = points[-1]
+    progress = {
+        "step": last.stage_step,
+        "total_steps": last.total_steps,
+        "loss": last.loss,
+        "learning_rate": last.learning_rate,
+        "tokens_per_second": last.tokens_per_second,
+        "eta_seconds": last.eta_seconds,
+    }
+    stages.guarded_update(session, held.stage_id, held.epoch, progress=progress)
+    stages.record_points(session, held.stage_id, [asdict(point) for point in points])
 
 
 def _settle(
     database: Database, artifacts: Artifacts, holding: Holding, held: Held, report: RunReport
 ) -> None:
-    """The stage's part of the run is over: it has published, or it has failed, or its turn never came."""
+    """The stage's part of the run is over: it has published, or it has failed."""
     assert held.key is not None
     key = held.key
     error = report.error
@@ -94,8 +92,6 @@ def _settle(
             advance.succeed(session, held.stage_id, held.epoch, manifest)
 
         _guarded(database, holding, held, succeed)
-    elif error is not None and error.stage_id != held.stage_id and held.stage_id not in report.started:
-        _guarded(database, holding, held, lambda s: advance.hand_back(s, held.stage_id, held.epoch))
     else:
         failure = error or RunError(
             held.stage_id, WorkerLost.code, f"run {held.run_id} is gone ({report.state})", retryable=True

@@ -152,6 +152,12 @@ def points(session: Session, stage_id: str) -> Sequence[MetricPoint]:
     ).all()
 
 
+def needs_succeeded(session: Session, stage: Stage) -> bool:
+    """Whether everything that the stage needs has succeeded."""
+    open_needs = sa.exists().where(Stage.id.in_(stage.needs), Stage.state != StageState.SUCCEEDED)
+    return not session.scalar(sa.select(open_needs))
+
+
 def any_expired(session: Session) -> bool:
     """Whether some lease has run out."""
     expired = sa.exists().where(Stage.state == StageState.RUNNING, Stage.lease_until < now(session))

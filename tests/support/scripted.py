@@ -44,7 +44,7 @@ class ScriptedExecutor:
             raise Unavailable("the cluster is away")
         if run.id not in self.runs:
             self.submitted.append(run.id)
-            self.runs[run.id] = {"run": run, "started": set(), "finished": set(), "error": None, "points": []}
+            self.runs[run.id] = {"run": run, "finished": set(), "error": None, "points": []}
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
         if self.unavailable:
@@ -55,7 +55,6 @@ class ScriptedExecutor:
         state = self._go_on(run_id, entry)
         return RunReport(
             state=state,
-            started=frozenset(entry["started"]),
             finished=frozenset(entry["finished"]),
             points=tuple(entry["points"][cursor:]),
             cursor=len(entry["points"]),
@@ -78,7 +77,6 @@ class ScriptedExecutor:
                 continue
             if entry["error"] or run_id in self.cancelled:
                 return RunState.FAILED
-            entry["started"].add(call.stage_id)
             if self.fail[StageKind(call.kind)]:
                 error = self.fail[StageKind(call.kind)].pop(0)
                 entry["error"] = RunError(call.stage_id, error.code, error.detail, error.retryable)

@@ -127,6 +127,22 @@ def test_a_lost_cluster_costs_an_attempt_and_no_more(house):
     assert house.stages(update_id)["branch"].attempt == 2
 
 
+def test_a_cluster_lost_during_the_trunk_leaves_the_branch_behind_it_waiting(house):
+    house.executor.hold = {StageKind.TRAIN_TRUNK}
+    update_id = house.add_update(house.add_model())
+    orchestrator = house.orchestrator()
+    for _ in range(8):
+        orchestrator.tick()
+    house.executor.lose_everything()
+    orchestrator.tick()
+    branch = house.stages(update_id)["branch"]
+    assert (branch.state, branch.attempt) == ("pending", 0)
+    house.executor.hold = set()
+    assert house.finish(orchestrator, update_id).state == UpdateState.SUCCEEDED
+    assert house.stages(update_id)["trunk"].attempt == 2
+    assert house.stages(update_id)["branch"].attempt == 1
+
+
 def test_two_orchestrators_share_the_work_without_doing_any_of_it_twice(house):
     model_ids = [house.add_model(name) for name in ("m", "n", "o")]
     update_ids = [house.add_update(model_id) for model_id in model_ids]

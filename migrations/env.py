@@ -6,8 +6,9 @@ import sqlalchemy as sa
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
+from service.store.columns import UtcDateTime
 from service.store.database import make_engine
-from service.store.tables import Base, UtcDateTime
+from service.store.tables import Base
 
 # Any fixed number: two upgrades at once take turns on it.
 _ADVISORY_LOCK = 7_204_101

@@ -12,15 +12,8 @@ from sqlalchemy.orm import Session
 from service.core.costs import Amount, continual, from_scratch
 from service.core.paradigms import PARADIGMS
 from service.core.plan import PlanContext
-from service.core.specs import (
-    TRAINING_KINDS,
-    LedgerEntry,
-    LineSpec,
-    ModelSpec,
-    StageKind,
-    TrainStage,
-    steps_of,
-)
+from service.core.specs import ModelSpec
+from service.core.stage_specs import TRAINING_KINDS, LedgerEntry, LineSpec, StageKind, TrainStage, steps_of
 from service.core.states import StageState
 from service.store import models, updates
 from service.store.database import Database

@@ -16,7 +16,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Capabilities, Run, RunError, RunReport, RunState
-from service.core.specs import TRAINING_KINDS
+from service.core.stage_specs import TRAINING_KINDS
 from workers.capabilities import measure_capabilities
 from workers.local_executor import LocalExecutor
 from workers.run_board import NAMESPACE, board

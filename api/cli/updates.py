@@ -97,7 +97,7 @@ def show(context: typer.Context, update: str, as_json: Json = False) -> None:
     from datetime import UTC, datetime
 
     from api.cli import output, watch_view
-    from service.core.specs import TRAINING_KINDS
+    from service.core.stage_specs import TRAINING_KINDS
 
     with client_of(context) as client:
         found = client.update(update)

@@ -14,7 +14,7 @@ from rich.live import Live
 from api.cli import watch_view
 from api.client import ApiError, Client
 from api.schemas.updates import MetricPoint, Stage, Update
-from service.core.specs import TRAINING_KINDS
+from service.core.stage_specs import TRAINING_KINDS
 from service.core.states import FINISHED_UPDATES, StageState
 
 POLL_SECONDS = 0.5

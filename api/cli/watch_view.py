@@ -14,7 +14,7 @@ from rich.text import Text
 from api.cli.chart import Series, chart
 from api.cli.output import count, duration, loss, rate, table
 from api.schemas.updates import Failure, MetricPoint, Stage, Update
-from service.core.specs import TRAINING_KINDS, StageKind
+from service.core.stage_specs import TRAINING_KINDS, StageKind
 from service.core.states import StageState, UpdateState
 
 Points = Mapping[str, Sequence[MetricPoint]]

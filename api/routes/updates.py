@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 from api.deps import DatabaseHere, PlaceHere
 from api.schemas.common import Page
 from api.schemas.updates import Failure, NewUpdate, Progress, Stage, Update
-from service.core.specs import TRAINING_KINDS, ParadigmSpec
+from service.core.specs import ParadigmSpec
+from service.core.stage_specs import TRAINING_KINDS
 from service.run_update import cancel_update, retry_update, start_update
 from service.store import datasets, models, tables, updates
 from service.store.database import Database

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from api.schemas.common import Document, Request, Time
-from service.core.specs import ParadigmSpec, StageKind
+from service.core.specs import ParadigmSpec
+from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
 
 

@@ -1,7 +1,8 @@
 """Numerics of a model line, resolved once from what its user asked for and what the training hardware is."""
 
 from service.core.executor import Capabilities
-from service.core.specs import Numerics, TrainingSpec
+from service.core.specs import TrainingSpec
+from service.core.stage_specs import Numerics
 
 
 def resolve_numerics(training: TrainingSpec, capabilities: Capabilities) -> Numerics:

@@ -8,18 +8,15 @@ before, by whichever model, is found by its key and not done again.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from service.core.specs import (
-    GateSpec,
+from service.core.specs import GateSpec, ParadigmSpec, Spec, fingerprint
+from service.core.stage_specs import (
     LedgerEntry,
     LineSpec,
     PackStage,
-    ParadigmSpec,
     SliceRef,
-    Spec,
     StageKind,
     TokenizerStage,
     TrainStage,
-    fingerprint,
 )
 
 

@@ -14,7 +14,7 @@ from service.artifacts import Manifest
 from service.core import retry
 from service.core.errors import StageInputInvalid
 from service.core.executor import RunError
-from service.core.specs import StageKind, TrainStage
+from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import StageState, UpdateState
 from service.orchestrator.planning import write_part_two
 from service.orchestrator.versions import record_candidate

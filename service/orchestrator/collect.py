@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from service.artifacts import Artifacts, Manifest
 from service.core.errors import ArtifactCorrupt, Unavailable, WorkerLost
 from service.core.executor import Executor, Point, RunError, RunReport, RunState
-from service.core.specs import TRAINING_KINDS
+from service.core.stage_specs import TRAINING_KINDS
 from service.orchestrator import advance
 from service.orchestrator.holding import Held, Holding
 from service.store import stages

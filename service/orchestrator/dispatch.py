@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, Unavailable
 from service.core.executor import Executor, Run, StageCall
-from service.core.specs import ModelSpec, StageKind
+from service.core.specs import ModelSpec
+from service.core.stage_specs import StageKind
 from service.core.states import StageState
 from service.orchestrator import advance
 from service.orchestrator.holding import Holding

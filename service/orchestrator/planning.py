@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 from service.core.errors import StageInputInvalid
 from service.core.paradigms import PARADIGMS
 from service.core.plan import PlanContext, pack_name
-from service.core.specs import LedgerEntry, LineSpec, ModelSpec, ParadigmSpec, steps_of
+from service.core.specs import ModelSpec, ParadigmSpec
+from service.core.stage_specs import LedgerEntry, LineSpec, steps_of
 from service.orchestrator.start import write_stages
 from service.store import datasets, models, updates
 from service.store.tables import Update

@@ -4,7 +4,7 @@ import logging
 
 from service.core.executor import RunError
 from service.core.serving import ReplicaReport, ServedTarget, Serving
-from service.core.specs import StageKind
+from service.core.stage_specs import StageKind
 from service.core.states import ReleaseState
 from service.orchestrator import advance
 from service.store import models, releases, stages

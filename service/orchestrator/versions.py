@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.core.gates import Verdict, judge
-from service.core.specs import TRAINING_KINDS, GateStage, StageKind
+from service.core.stage_specs import TRAINING_KINDS, GateStage, StageKind
 from service.core.states import ModelVersionState
 from service.orchestrator.planning import losses
 from service.store import datasets, events, models, updates

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from service.core.errors import NotFound
 from service.core.plan import DataRef
-from service.core.specs import SliceRef
+from service.core.stage_specs import SliceRef
 from service.store.paging import page
 from service.store.tables import Dataset, DataVersion, Slice
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.core.plan import pack_name
-from service.core.specs import StageKind
+from service.core.stage_specs import StageKind
 from service.core.states import StageState
 from service.store.database import now
 from service.store.tables import MetricPoint, Stage, Update

@@ -4,16 +4,12 @@ Times are UTC from the database's clock. JSON columns hold what ``service.core.s
 columns are the words of the project.
 """
 
-import secrets
-import time
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
 from sqlalchemy import ForeignKey, Index, UniqueConstraint
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from service.core.retry import MAX_ATTEMPTS
@@ -26,31 +22,7 @@ from service.core.states import (
     StageState,
     UpdateState,
 )
-
-
-def new_id(prefix: str) -> str:
-    """An opaque id that sorts by creation time to the millisecond: prefix, 48 bits of time, 64 random bits."""
-    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
-
-
-class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """An aware UTC datetime: timestamptz on PostgreSQL, text of fixed width on SQLite, so that comparison is order."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None or dialect.name == "postgresql":
-            return value
-        return value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-Json = sa.JSON().with_variant(JSONB(), "postgresql")
+from service.store.columns import Json, UtcDateTime, new_id
 
 
 class Base(DeclarativeBase):

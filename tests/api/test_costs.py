@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.core.executor import RunError
-from service.core.specs import StageKind
+from service.core.stage_specs import StageKind
 from tests.support.control_plane import ControlPlane
 
 STEP = 2048

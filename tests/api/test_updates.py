@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from service.core.executor import RunError
-from service.core.specs import StageKind
+from service.core.stage_specs import StageKind
 from service.store import stages
 from tests.support.control_plane import ControlPlane
 

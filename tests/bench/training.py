@@ -79,7 +79,8 @@ class _Steps:
 
 
 def _line(options: argparse.Namespace) -> Any:
-    from service.core.specs import ArchitectureSpec, Numerics
+    from service.core.specs import ArchitectureSpec
+    from service.core.stage_specs import Numerics
     from tests.support.specs import line_spec
 
     return line_spec(
@@ -96,7 +97,7 @@ def _ours(options: argparse.Namespace) -> list[tuple[float, float]]:
 
     from service.artifacts import Artifacts
     from service.core.plan import trunk_key
-    from service.core.specs import LedgerEntry, TrainStage
+    from service.core.stage_specs import LedgerEntry, TrainStage
     from workers.data.pack import write_pack
     from workers.data.tokenizer import EncodedBlock
     from workers.training.loop import train

@@ -18,7 +18,7 @@ from api.main import Server, create_app
 from api.schemas.common import BASE
 from service.artifacts import Artifacts
 from service.core.executor import Point, StageCall
-from service.core.specs import StageKind
+from service.core.stage_specs import StageKind
 from service.core.states import UpdateState
 from service.orchestrator.loop import Orchestrator
 from service.settings import Settings

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from service.core.specs import ModelSpec, StageKind
+from service.core.specs import ModelSpec
+from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
 from service.store import datasets, updates
 from service.store.database import Database, now

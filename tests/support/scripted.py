@@ -13,7 +13,7 @@ from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState, StageCall
 from service.core.serving import ReplicaReport, ServedTarget
-from service.core.specs import StageKind
+from service.core.stage_specs import StageKind
 
 LOSSES_FALL_BY = 0.1
 

@@ -3,16 +3,8 @@
 from typing import Any
 
 from service.core.plan import PlanContext
-from service.core.specs import (
-    ArchitectureSpec,
-    DecaySpec,
-    GateSpec,
-    LedgerEntry,
-    LineSpec,
-    Numerics,
-    PathSwitchingSpec,
-    SliceRef,
-)
+from service.core.specs import ArchitectureSpec, DecaySpec, GateSpec, PathSwitchingSpec
+from service.core.stage_specs import LedgerEntry, LineSpec, Numerics, SliceRef
 
 
 def line_spec(**changes: Any) -> LineSpec:

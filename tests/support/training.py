@@ -12,8 +12,8 @@ import zstandard
 from service.artifacts import Artifacts, Manifest
 from service.core.executor import Point, StageCall
 from service.core.plan import branch_key, pack_key, tokenizer_key, trunk_key
-from service.core.specs import (
-    ArchitectureSpec,
+from service.core.specs import ArchitectureSpec
+from service.core.stage_specs import (
     BranchPath,
     LedgerEntry,
     LineSpec,

@@ -11,7 +11,7 @@ from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Executor, Run, RunReport, RunState, StageCall
 from service.core.plan import branch_key, trunk_key
-from service.core.specs import StageKind
+from service.core.stage_specs import StageKind
 from tests.support.training import branch_stage, prepare_line, trunk_stage
 from workers.local_executor import LocalExecutor
 
@@ -81,7 +81,6 @@ def test_the_executor_in_process_keeps_the_contract(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path: Path, ray_cluster) -> None:
     from workers.ray_executor import RayExecutor
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from service.core.plan import ledger_up_to
-from service.core.specs import BranchPath, LedgerEntry, LineSpec, TrainStage
+from service.core.stage_specs import BranchPath, LedgerEntry, LineSpec, TrainStage
 from workers.data.mixture import Ints, draw_rows, permutation, slots
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from service.core.errors import Stopped
-from service.core.specs import Numerics
+from service.core.stage_specs import Numerics
 from workers.data.tokenizer import TextEncoder, load_tokenizer
 from workers.training.loss import NextTokenLoss
 from workers.training.process import numerics_applied

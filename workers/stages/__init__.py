@@ -8,7 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 from service.artifacts import Manifest
 from service.core.errors import StageInputInvalid
 from service.core.executor import StageCall
-from service.core.specs import TRAINING_KINDS, StageKind
+from service.core.stage_specs import TRAINING_KINDS, StageKind
 from workers.stages.context import StageContext
 from workers.stages.data import pack, tokenizer
 from workers.stages.finish import evaluate, export

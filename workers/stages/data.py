@@ -6,7 +6,7 @@ from dataclasses import asdict
 from service.artifacts import Manifest
 from service.core.errors import StageInputInvalid, Stopped
 from service.core.executor import StageCall
-from service.core.specs import PackStage, TokenizerStage
+from service.core.stage_specs import PackStage, TokenizerStage
 from service.ingest.reading import training_documents
 from workers.data.pack import write_pack
 from workers.data.tokenizer import TextEncoder, load_tokenizer, take_over_tokenizer, train_tokenizer

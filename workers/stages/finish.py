@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from service.artifacts import Manifest
 from service.core.executor import StageCall
-from service.core.specs import EvaluateStage, ExportStage, SliceRef
+from service.core.stage_specs import EvaluateStage, ExportStage, SliceRef
 from service.ingest.reading import read_documents
 from workers.data.tokenizer import load_tokenizer
 from workers.evaluation.perplexity import Evaluation, Evaluator

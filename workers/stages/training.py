@@ -3,7 +3,7 @@
 from service.artifacts import Manifest
 from service.core.errors import StageInputInvalid
 from service.core.executor import StageCall
-from service.core.specs import StageKind, TrainStage
+from service.core.stage_specs import StageKind, TrainStage
 from workers.stages.context import StageContext
 from workers.training.loop import train
 

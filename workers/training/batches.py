@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from service.artifacts import Artifacts
-from service.core.specs import TrainStage
+from service.core.stage_specs import TrainStage
 from workers.data.pack import Pack
 from workers.data.rows import StageRows
 from workers.training.ranks import Ranks

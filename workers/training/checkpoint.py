@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, ArtifactMissing
 from service.core.plan import branch_checkpoint_key, branch_checkpoint_prefix, trunk_key, trunk_prefix
-from service.core.specs import TrainStage
+from service.core.stage_specs import TrainStage
 from workers.training.optimizer import Optimizer, load_optimizer, optimizer_tensors
 
 WEIGHTS = "model.safetensors"

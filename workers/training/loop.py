@@ -18,7 +18,7 @@ from service.core.costs import training_flops
 from service.core.errors import Diverged, Stopped
 from service.core.executor import Point
 from service.core.schedules import branch_rate, trunk_rate, warmup_steps
-from service.core.specs import TrainStage
+from service.core.stage_specs import TrainStage
 from workers.training.batches import Batches
 from workers.training.checkpoint import (
     TrainingState,

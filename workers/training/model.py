@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactMissing, StageInputInvalid
-from service.core.specs import LineSpec
+from service.core.stage_specs import LineSpec
 from workers.training.presets import PRESETS, rotary_positions
 
 # Matrix kernels like multiples of 64; the rows past the tokenizer's vocabulary are never a target.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from service.core.errors import ArtifactCorrupt
-from service.core.specs import LineSpec
+from service.core.stage_specs import LineSpec
 
 Optimizer = torch.optim.AdamW
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from service.core.specs import Numerics
+from service.core.stage_specs import Numerics
 
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4

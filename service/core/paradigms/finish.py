@@ -1,15 +1,8 @@
 """What every update ends with, whatever trained it: export, evaluate, gate, release."""
 
 from service.core.plan import PlanContext, PlannedStage
-from service.core.specs import (
-    EvaluateStage,
-    ExportStage,
-    GateStage,
-    ReleaseStage,
-    Spec,
-    StageKind,
-    fingerprint,
-)
+from service.core.specs import Spec, fingerprint
+from service.core.stage_specs import EvaluateStage, ExportStage, GateStage, ReleaseStage, StageKind
 
 
 def plan_finish(context: PlanContext, *, after: str, checkpoint_key: str) -> list[PlannedStage]:

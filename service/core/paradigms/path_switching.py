@@ -11,15 +11,8 @@ from typing import Any
 from service.core.paradigms.finish import plan_finish
 from service.core.plan import Plan, PlanContext, PlannedStage, branch_key, ledger_up_to, pack_name, trunk_key
 from service.core.schedules import warmup_steps
-from service.core.specs import (
-    BranchPath,
-    DecaySpec,
-    FixedLength,
-    LedgerEntry,
-    Spec,
-    StageKind,
-    TrainStage,
-)
+from service.core.specs import DecaySpec, FixedLength, Spec
+from service.core.stage_specs import BranchPath, LedgerEntry, StageKind, TrainStage
 
 SHORTEST_BRANCH = 8  # below this a decay is a handful of steps and the shape means nothing
 

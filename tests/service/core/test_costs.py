@@ -6,14 +6,8 @@ import pytest
 
 from service.core.costs import Amount, continual, from_scratch, path_switching
 from service.core.paradigms.path_switching import plan_path_switching
-from service.core.specs import (
-    TRAINING_KINDS,
-    DecaySpec,
-    FixedLength,
-    ProportionalLength,
-    StageKind,
-    TrainStage,
-)
+from service.core.specs import DecaySpec, FixedLength, ProportionalLength
+from service.core.stage_specs import TRAINING_KINDS, StageKind, TrainStage
 from tests.support.specs import ledger_of, plan_context
 
 

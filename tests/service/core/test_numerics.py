@@ -4,7 +4,8 @@ import pytest
 
 from service.core.executor import Capabilities
 from service.core.numerics import resolve_numerics
-from service.core.specs import Numerics, TrainingSpec
+from service.core.specs import TrainingSpec
+from service.core.stage_specs import Numerics
 
 
 @pytest.mark.parametrize(

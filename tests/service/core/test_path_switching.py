@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 
 from service.core.paradigms import PARADIGMS
 from service.core.paradigms.path_switching import branch_geometry, branch_length
-from service.core.specs import (
-    DecaySpec,
-    FixedLength,
-    ProportionalLength,
-    StageKind,
-    TrainStage,
-)
+from service.core.specs import DecaySpec, FixedLength, ProportionalLength
+from service.core.stage_specs import StageKind, TrainStage
 from tests.support.specs import ledger_of, plan_context
 
 GOLDEN = Path(__file__).parents[2] / "golden"

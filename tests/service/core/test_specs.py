@@ -4,14 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from service.core.plan import branch_key, ledger_up_to, trunk_key
-from service.core.specs import (
-    BranchPath,
-    DecaySpec,
-    ModelSpec,
-    TrainingSpec,
-    TrainStage,
-    steps_of,
-)
+from service.core.specs import DecaySpec, ModelSpec, TrainingSpec
+from service.core.stage_specs import BranchPath, TrainStage, steps_of
 from tests.support.specs import ledger_of, line_spec
 
 LEDGER = ledger_of(100, 50)

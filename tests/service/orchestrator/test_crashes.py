@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from service.core.specs import StageKind
+from service.core.stage_specs import StageKind
 from service.core.states import UpdateState
 from service.store import models, releases
 from service.store.database import Database

@@ -2,7 +2,7 @@
 
 from service.core.executor import RunError
 from service.core.retry import MAX_ATTEMPTS
-from service.core.specs import StageKind
+from service.core.stage_specs import StageKind
 from service.core.states import ModelVersionState, ReleaseState, StageState, UpdateState
 from service.release_version import release_version, roll_back
 from service.run_update import cancel_update, retry_update

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.specs import BranchPath, LedgerEntry, TrainStage, steps_of
+from service.core.stage_specs import BranchPath, LedgerEntry, TrainStage, steps_of
 from tests.support.specs import line_spec
 from workers.data.mixture import draw_rows
 from workers.data.rows import Row, StageRows, TrunkRows

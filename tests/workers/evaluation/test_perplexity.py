@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from service.core.errors import Stopped
-from service.core.specs import Numerics
+from service.core.stage_specs import Numerics
 from tests.support.tiny_export import write_tiny_export
 from tests.support.training import texts_of
 from workers.data.tokenizer import load_tokenizer

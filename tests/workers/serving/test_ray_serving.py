@@ -21,7 +21,7 @@ from tests.support.ray_cluster import RayCluster, free_ports
 from tests.support.tiny_export import publish_tiny_export
 from workers.serving.ray_serving import RayServing
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 PROMPT = "The cat sat on"
 ANSWER = {"model": "line", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}

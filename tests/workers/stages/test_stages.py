@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from service.artifacts import Artifacts, Manifest
 from service.core.errors import ArtifactMissing, StageInputInvalid, Stopped
 from service.core.executor import StageCall
-from service.core.specs import (
+from service.core.stage_specs import (
     IN_ORCHESTRATOR_KINDS,
     EvaluateStage,
     ExportStage,

@@ -14,7 +14,8 @@ from service.artifacts import Artifacts, Manifest
 from service.core.errors import ArtifactCorrupt, Diverged, StageInputInvalid, Stopped
 from service.core.plan import branch_checkpoint_key, branch_checkpoint_prefix, trunk_key, trunk_prefix
 from service.core.schedules import branch_rate, trunk_rate
-from service.core.specs import ArchitectureSpec, TrainStage
+from service.core.specs import ArchitectureSpec
+from service.core.stage_specs import TrainStage
 from tests.support.training import SMALL_CONFIG, SmallLine, Trainer, branch_stage, trunk_stage
 
 STATE_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from service.core.errors import StageInputInvalid
-from service.core.specs import ArchitectureSpec, LineSpec
+from service.core.specs import ArchitectureSpec
+from service.core.stage_specs import LineSpec
 from tests.support.specs import line_spec
 from tests.support.training import SMALL_CONFIG
 from workers.training.model import TokenizerFacts, build_model, count_parameters

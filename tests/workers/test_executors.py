@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 240.0
 T = TypeVar("T")
 
 
-def chain(artifacts: Artifacts, run_id: str) -> Run:
+def chain(artifacts: Artifacts, run_id: str, workers: int = 1) -> Run:
     small = prepare_line(artifacts, (60,))
     trunk = trunk_stage(small, 6)
     branch = branch_stage(small, 6, 4)
@@ -27,7 +27,11 @@ def chain(artifacts: Artifacts, run_id: str) -> Run:
         (StageKind.TRAIN_TRUNK, trunk_key(trunk.line, trunk.ledger, 6), trunk),
         (StageKind.TRAIN_BRANCH, branch_key(branch), branch),
     )
-    return Run(run_id, tuple(StageCall(k, 1, k, key, spec.model_dump(mode="json")) for k, key, spec in calls))
+    return Run(
+        run_id,
+        tuple(StageCall(k, 1, k, key, spec.model_dump(mode="json")) for k, key, spec in calls),
+        workers,
+    )
 
 
 def patiently(call: Callable[[], T]) -> T:
@@ -93,3 +97,25 @@ def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path
     check(remote, over_ray, chain(remote, f"run-{tmp_path.name}-a1"))
     for call in run.calls:
         assert weights(remote, call.key) == weights(local, call.key)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_under_ray_train_as_one_does(tmp_path: Path, ray_cluster) -> None:
+    from workers.ray_executor import RayExecutor
+
+    alone, together = Artifacts(tmp_path / "alone"), Artifacts(tmp_path / "together")
+    executor = LocalExecutor(alone)
+    run = chain(alone, "run-a1")
+    run_to_the_end(executor, run)
+    executor.close()
+    over_ray = RayExecutor(together, ray_cluster.dashboard_url)
+    check(together, over_ray, chain(together, f"run-{tmp_path.name}-a1", workers=2))
+    for call in run.calls:
+        one, two = alone.manifest(call.key), together.manifest(call.key)
+        assert one is not None
+        assert two is not None
+        assert two.result["devices"] == 2
+        # The same rows in another order of summation.
+        assert two.result["first_loss"] == pytest.approx(one.result["first_loss"], rel=1e-4)
+        assert two.result["loss"] == pytest.approx(one.result["loss"], rel=1e-3)

@@ -5,15 +5,14 @@ The Ray executor hosts one of these in a detached actor for every stage that is 
 
 import logging
 import threading
-import traceback
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from service.artifacts import Artifacts
-from service.core.errors import PathswitchError, StageError
 from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState
 from workers.capabilities import measure_capabilities
+from workers.failures import describe_failure
 from workers.stages import run_stage
 from workers.stages.context import StageContext
 
@@ -103,12 +102,3 @@ class LocalExecutor:
         with self._lock:
             progress.error = error
             progress.state = RunState.FAILED if error else RunState.SUCCEEDED
-
-
-def describe_failure(stage_id: str, exception: BaseException) -> RunError:
-    """An exception as the port reports it: our own errors by their code, others as retryable with their traceback."""
-    if isinstance(exception, PathswitchError):
-        return RunError(stage_id, exception.code, exception.detail, exception.retryable)
-    logger.error("stage %s failed", stage_id, exc_info=exception)
-    lines = traceback.format_exception(exception)
-    return RunError(stage_id, StageError.code, "".join(lines)[-4000:], retryable=True)

@@ -17,8 +17,6 @@ from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Capabilities, Run, RunError, RunReport, RunState
 from service.core.stage_specs import TRAINING_KINDS
-from workers.capabilities import measure_capabilities
-from workers.local_executor import LocalExecutor
 from workers.run_board import NAMESPACE, board
 
 logger = logging.getLogger(__name__)
@@ -28,17 +26,27 @@ ANSWER_SECONDS = 10.0
 # One GPU must hold a trainer, the stage host and serving replicas together, but never two trainers.
 HOST_GPUS = 0.1
 
+_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+# A lost node costs an attempt that resumes from our own checkpoint, so Ray's watcher for announced losses is a process
+# more that every run would start and never needs.
+_JOB_ENVIRONMENT = _ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
 _FINAL = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 
 
 class StageHost:
-    """Runs every stage that is not training, in one process that has imported torch and stays warm."""
+    """Runs every stage that is not training, in one process that has imported torch and stays warm.
+
+    torch is imported here and not at the top: the orchestrator, which imports this module, has no use for it.
+    """
 
     def __init__(self, artifacts_url: str) -> None:
+        from workers.local_executor import LocalExecutor
+
         self._executor = LocalExecutor(Artifacts.from_url(artifacts_url))
 
     def capabilities(self) -> Capabilities:
-        return measure_capabilities(1)
+        return self._executor.capabilities(1)
 
     def submit(self, run: Run) -> None:
         self._executor.submit(run)
@@ -58,10 +66,11 @@ class RayExecutor:
         self._python = python
         self._jobs = JobSubmissionClient(jobs_url)
         self._training: set[str] = set()
+        _ = self._host  # it takes seconds to import torch: let it begin before the first update asks for it
 
     def capabilities(self, workers: int) -> Capabilities:
         if ray.cluster_resources().get("GPU"):
-            remote = ray.remote(num_gpus=HOST_GPUS, num_cpus=1)(measure_capabilities)
+            remote = ray.remote(num_gpus=HOST_GPUS, num_cpus=1)(_measure_capabilities)
             return _answer(remote.remote(workers), seconds=120)  # type: ignore[no-any-return]
         measured: Capabilities = _answer(self._host.capabilities.remote(), seconds=120)
         return Capabilities(measured.device, measured.bf16, max(1, measured.threads // workers))
@@ -104,7 +113,7 @@ class RayExecutor:
             lifetime="detached",
             get_if_exists=True,
             num_gpus=gpus,
-            runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
+            runtime_env={"env_vars": _ENVIRONMENT},
         ).remote(self._artifacts.url)
 
     def _submit_job(self, run: Run) -> None:
@@ -113,7 +122,7 @@ class RayExecutor:
             self._jobs.submit_job(
                 submission_id=run.id,
                 entrypoint=f"{self._python} -m workers.ray_job {run.id} {self._artifacts.url}",
-                runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
+                runtime_env={"env_vars": _JOB_ENVIRONMENT},
             )
         except (RuntimeError, ConnectionError, OSError) as error:
             # A duplicate id is answered with an error: whoever submitted it first, it is the run we want.
@@ -148,6 +157,12 @@ class RayExecutor:
             raise Unavailable(f"the Jobs API does not answer: {error}") from error
         except (ConnectionError, OSError) as error:
             raise Unavailable(f"the Jobs API does not answer: {error}") from error
+
+
+def _measure_capabilities(workers: int) -> Capabilities:
+    from workers.capabilities import measure_capabilities
+
+    return measure_capabilities(workers)
 
 
 def _answer(reference: Any, seconds: float = ANSWER_SECONDS) -> Any:

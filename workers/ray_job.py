@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from service.artifacts import Artifacts
 from service.core.executor import Point, Run
-from workers.local_executor import describe_failure
+from workers.failures import describe_failure
 from workers.run_board import NAMESPACE, board
 
 logger = logging.getLogger(__name__)

@@ -4,6 +4,7 @@ A job outlives the orchestrator that submitted it, and so do the run board and t
 adopts what runs by its name. Where the whole cluster is gone, poll says LOST and the orchestrator submits again.
 """
 
+import hashlib
 import logging
 import sys
 from functools import cached_property
@@ -21,7 +22,6 @@ from workers.run_board import NAMESPACE, board
 
 logger = logging.getLogger(__name__)
 
-HOST_NAME = "pathswitch-stage-host"
 ANSWER_SECONDS = 10.0
 # One GPU must hold a trainer, the stage host and serving replicas together, but never two trainers.
 HOST_GPUS = 0.1
@@ -56,6 +56,11 @@ class StageHost:
 
     def cancel(self, run_id: str) -> None:
         self._executor.cancel(run_id)
+
+
+def host_name(artifacts_url: str) -> str:
+    """Name of the stage host: services with artifacts of their own may share a cluster, and each finds its own host."""
+    return f"pathswitch-stage-host-{hashlib.sha256(artifacts_url.encode()).hexdigest()[:12]}"
 
 
 class RayExecutor:
@@ -108,7 +113,7 @@ class RayExecutor:
         actor = ray.remote(num_cpus=1, max_restarts=-1, max_concurrency=4)(StageHost)
         gpus = HOST_GPUS if ray.cluster_resources().get("GPU") else 0
         return actor.options(
-            name=HOST_NAME,
+            name=host_name(self._artifacts.url),
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,

@@ -1,109 +1,97 @@
 """A whole update in one process, with real stages and a real server: data in, the new model version answers."""
 
-import time
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
+from safetensors.torch import load_file
 
 from service.artifacts import Artifacts
-from service.core.specs import ModelSpec
-from service.core.states import FINISHED_UPDATES, UpdateState
-from service.create_model import create_model
-from service.orchestrator.loop import Orchestrator
-from service.run_update import start_update
-from service.store import models, updates
-from service.store.database import Database, now
-from service.store.migrate import upgrade
-from service.store.tables import Dataset, DataVersion
-from tests.support.training import SMALL_CONFIG, publish_documents, texts_of
+from tests.story.conftest import NewPlane
+from tests.support.control_plane import ControlPlane
+from tests.support.story import SPEC, download, greedy, push_and_release, released
 from workers.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
-PATIENCE_SECONDS = 120.0
-SPEC = ModelSpec.model_validate(
-    {
-        "name": "m",
-        "dataset": "d",
-        "architecture": {"config": SMALL_CONFIG},
-        "tokenizer": {"train": {"vocab_size": 320}},
-        "training": {"sequence_length": 32, "batch_tokens": 256, "peak_lr": 3e-3, "warmup_steps": 3},
-        "gate": {"max_new_loss_increase": 5, "max_old_loss_increase": 5},
-        "auto_update": False,
-    }
-)
+PROMPT = "1 a"
+
+Workers = Callable[[ControlPlane], tuple[LocalExecutor, LocalServing]]
 
 
-def run_two_updates(home: Path) -> list[tuple[str, list[dict[str, object]]]]:
-    """Two data versions become two served model versions; what each is, as hashes of its files and its losses."""
-    url = f"sqlite:///{home / 'pathswitch.db'}"
-    home.mkdir()
-    upgrade(url)
-    database, artifacts = Database(url), Artifacts(home / "artifacts")
-    executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
-    orchestrator = Orchestrator(database, artifacts, executor, serving, "o")
-    try:
-        with database.transaction() as session:
-            dataset = Dataset(name="d", holdout_fraction=0.1, created_at=now(session))
-            session.add(dataset)
-            session.flush()
-            dataset_id = dataset.id
-        model_id = create_model(database, artifacts, (), SPEC).id
-        made = []
-        for number in (1, 2):
-            key = publish_documents(artifacts, texts_of(number, 60))
-            with database.transaction() as session:
-                session.add(
-                    DataVersion(
-                        dataset_id=dataset_id,
-                        number=number,
-                        sha256=f"s{number}",
-                        bytes=1,
-                        documents=60,
-                        duplicates=0,
-                        holdout_documents=6,
-                        artifact_key=key,
-                        created_at=now(session),
-                    )
-                )
-            finish(database, orchestrator, start_update(database, "m").id)
-            answer = httpx.post(
-                f"{serving.url()}/v1/completions",
-                json={"model": "m", "prompt": "a", "max_tokens": 4},
-                timeout=60,
-            )
-            assert answer.status_code == 200
-            assert answer.json()["system_fingerprint"] == f"m@{number}"
-            with database.reading() as session:
-                version = models.version(session, model_id, number)
-                manifest = artifacts.manifest(version.export_key)
-                assert manifest is not None
-                made.append(
-                    (manifest.sha256, [row for row in version.evaluations if row["slice"] == f"v{number}"])
-                )
-        return made
-    finally:
-        serving.close()
-        executor.close()
-        database.close()
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    """Real workers for a control plane, in this process."""
+    made: list[Any] = []
+
+    def start(plane: ControlPlane) -> tuple[LocalExecutor, LocalServing]:
+        artifacts = Artifacts.from_url(plane.settings.artifacts)
+        executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
+        made.extend((serving, executor))
+        return executor, serving
+
+    yield start
+    for each in made:
+        each.close()
 
 
-def finish(database: Database, orchestrator: Orchestrator, update_id: str) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        if not orchestrator.tick():
-            time.sleep(0.05)
-        with database.reading() as session:
-            row = updates.update(session, update_id)
-        if row.state in FINISHED_UPDATES:
-            assert row.state == UpdateState.SUCCEEDED, row.error
-            return
-    pytest.fail("the update did not end")
+def answer(serving: LocalServing, model: str) -> dict[str, Any]:
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
+    response = httpx.post(f"{serving.url()}/v1/completions", json=body, timeout=60)
+    assert response.status_code == 200
+    found: dict[str, Any] = response.json()
+    return found
 
 
 def test_two_data_versions_become_served_model_versions_and_equal_runs_are_equal_to_the_bit(
-    tmp_path: Path,
+    new_plane: NewPlane, workers: Workers
 ) -> None:
-    first = run_two_updates(tmp_path / "first")
-    assert run_two_updates(tmp_path / "second") == first
-    assert first[0][0] != first[1][0]
+    made = []
+    for _ in range(2):
+        plane = new_plane()
+        executor, serving = workers(plane)
+        plane.client.create_model(SPEC)
+        versions = []
+        for number in (1, 2):
+            version = push_and_release(plane, number, executor, serving)
+            assert version.number == version.data_version == number
+            assert answer(serving, "m")["system_fingerprint"] == f"m@{number}"
+            versions.append((version.artifact.sha256, version.evaluations))
+        made.append(versions)
+    assert made[0] == made[1]
+    assert made[0][0] != made[0][1]
+
+
+def test_a_line_goes_on_from_a_base_checkpoint(new_plane: NewPlane, workers: Workers) -> None:
+    """A rate too small to move anything shows that base, tokenizer and weights go through every stage as they are."""
+    plane = new_plane()
+    executor, serving = workers(plane)
+    plane.client.create_model(SPEC)
+    first = push_and_release(plane, 1, executor, serving)
+    base = download(plane, first, plane.settings.import_roots[0] / "base")
+
+    changes = {"name": "n", "architecture": {"base": str(base)}, "tokenizer": None}
+    still = {"training": SPEC["training"] | {"peak_lr": 1e-12}}
+    plane.client.create_model(SPEC | changes | still)
+    same = released(plane, executor, serving, "n")
+    again = download(plane, same, plane.settings.home / "again")
+    assert (again / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    given, kept = load_file(base / "model.safetensors"), load_file(again / "model.safetensors")
+    assert given.keys() == kept.keys()
+    for name, tensor in given.items():
+        assert tensor.allclose(kept[name], atol=1e-6), name
+    losses = {row.slice: row.loss for row in first.evaluations}
+    for row in same.evaluations:
+        assert row.loss == pytest.approx(losses[row.slice], rel=1e-3)
+    text = greedy(base, PROMPT, 12)
+    assert text
+    for model in ("m", "n"):
+        assert answer(serving, model)["choices"][0]["text"] == text
+
+    plane.client.create_model(SPEC | changes | {"name": "l"})
+    learned = released(plane, executor, serving, "l")
+    for row in learned.evaluations:
+        before = losses[row.slice]
+        assert row.loss is not None
+        assert before is not None
+        assert row.loss < before - 0.01

@@ -17,9 +17,10 @@ from api.client import Client
 from api.main import Server, create_app
 from api.schemas.common import BASE
 from service.artifacts import Artifacts
-from service.core.executor import Point, StageCall
+from service.core.executor import Executor, Point, StageCall
+from service.core.serving import Serving
 from service.core.stage_specs import StageKind
-from service.core.states import UpdateState
+from service.core.states import FINISHED_UPDATES
 from service.orchestrator.loop import Orchestrator
 from service.settings import Settings
 from service.store import models, updates
@@ -27,7 +28,8 @@ from service.store.database import Database
 from tests.support.scripted import ScriptedExecutor, ScriptedServing
 
 START_SECONDS = 30.0
-TICKS = 100
+UPDATE_SECONDS = 240.0
+TICK_SECONDS = 0.05
 
 EXPORT_FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -78,17 +80,21 @@ class ControlPlane:
             headers={"Content-Type": "application/x-ndjson"},
         )
 
-    def finish(self, model: str) -> None:
-        """Run the orchestrator until the model's updates have all ended."""
-        orchestrator = Orchestrator(self.database, self.artifacts, self.executor, self.serving, "tests")
-        for _ in range(TICKS):
-            orchestrator.tick()
+    def finish(self, model: str, executor: Executor | None = None, serving: Serving | None = None) -> None:
+        """Run the orchestrator, with real workers where they are given, until the model's updates have all ended."""
+        orchestrator = Orchestrator(
+            self.database, self.artifacts, executor or self.executor, serving or self.serving, "tests"
+        )
+        deadline = time.monotonic() + UPDATE_SECONDS
+        while time.monotonic() < deadline:
+            moved = orchestrator.tick()
             with self.database.reading() as session:
                 rows = updates.of_model(session, models.model(session, model).id)
-                open_states = {UpdateState.PENDING, UpdateState.RUNNING}
-                if not any(row.state in open_states for row in rows):
-                    return
-        raise AssertionError(f"the updates of {model} have not ended in {TICKS} ticks")
+            if FINISHED_UPDATES.issuperset(row.state for row in rows):
+                return
+            if not moved:
+                time.sleep(TICK_SECONDS)
+        raise AssertionError(f"the updates of {model} have not ended in {UPDATE_SECONDS:.0f} s")
 
     def add_model(self, name: str, dataset: str, **spec: object) -> None:
         """A model whose updates are brought to their end."""

@@ -1,0 +1,117 @@
+"""A whole update over real Ray and Ray Serve, watched by the real openai client, and the same one without Ray."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+import pytest
+from openai import OpenAI
+from ray import serve
+
+from service.artifacts import Artifacts
+from tests.story.conftest import NewPlane
+from tests.support.control_plane import ControlPlane
+from tests.support.ray_cluster import RayCluster, free_ports
+from tests.support.story import SPEC, download, greedy, push_and_release
+from workers.local_executor import LocalExecutor
+from workers.ray_executor import RayExecutor
+from workers.serving.local_serving import LocalServing
+from workers.serving.ray_serving import RayServing
+
+pytestmark = pytest.mark.ray
+
+PROMPT = "1 a"
+TOKENS = 12
+# Fixed, as two measurements of which precision is faster need not agree and the two runs must.
+MODEL = SPEC | {"training": SPEC["training"] | {"precision": "fp32"}}
+
+
+@dataclass
+class Streams:
+    """One client that asks for streams without pause: the fingerprints and the text of each."""
+
+    client: OpenAI
+    seen: list[tuple[frozenset[str | None], str]] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+
+    def __enter__(self) -> "Streams":
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._ask_until_stopped)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _ask_until_stopped(self) -> None:
+        while not self._stopping.wait(0.2):
+            try:
+                chunks = list(
+                    self.client.completions.create(
+                        model="m", prompt=PROMPT, max_tokens=TOKENS, temperature=0, stream=True
+                    )
+                )
+            except openai.APIError as error:
+                self.failures.append(error)
+                continue
+            fingerprints = frozenset(chunk.system_fingerprint for chunk in chunks)
+            self.seen.append((fingerprints, "".join(chunk.choices[0].text for chunk in chunks)))
+
+
+@pytest.fixture
+def serving(ray_cluster: RayCluster, new_plane: NewPlane) -> Iterator[tuple[ControlPlane, RayServing]]:
+    plane = new_plane()
+    [port] = free_ports(1)
+    serving = RayServing(plane.settings.artifacts, "127.0.0.1", port)
+    yield plane, serving
+    serving.close()
+    serve.shutdown()
+
+
+def test_an_update_over_ray_is_served_to_openai_clients_and_is_the_one_without_ray(
+    ray_cluster: RayCluster,
+    serving: tuple[ControlPlane, RayServing],
+    new_plane: NewPlane,
+    tmp_path: Path,
+) -> None:
+    plane, over_serve = serving
+    over_ray = RayExecutor(Artifacts.from_url(plane.settings.artifacts), ray_cluster.dashboard_url)
+    plane.client.create_model(MODEL)
+    with OpenAI(base_url=f"{over_serve.url()}/v1", api_key="unused", max_retries=0) as client:
+        first = push_and_release(plane, 1, over_ray, over_serve)
+        assert [model.id for model in client.models.list()] == ["m"]
+        with Streams(client) as streams:
+            second = push_and_release(plane, 2, over_ray, over_serve)
+            chat = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="other", prompt=PROMPT)
+    assert (first.number, second.number) == (1, 2)
+    assert chat.system_fingerprint == "m@2"
+    assert not streams.failures
+    assert set(streams.seen) == {
+        (frozenset({f"m@{version.number}"}), greedy(folder, PROMPT, TOKENS))
+        for version in (first, second)
+        for folder in [download(plane, version, tmp_path / f"export-{version.number}")]
+    }
+    [update, *_] = plane.client.updates("m")
+    assert [stage.reused for stage in update.stages] == [False] * len(update.stages)
+    for stage in update.stages:
+        if stage.kind.startswith("train"):
+            assert stage.progress is not None
+            assert len(plane.client.metrics(update.id, stage.id)) == stage.progress.total_steps
+
+    other = new_plane()
+    artifacts = Artifacts.from_url(other.settings.artifacts)
+    alone, local = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
+    try:
+        other.client.create_model(MODEL)
+        for version in (first, second):
+            without_ray = push_and_release(other, version.number, alone, local)
+            assert without_ray.artifact.sha256 == version.artifact.sha256
+            assert without_ray.evaluations == version.evaluations
+    finally:
+        local.close()
+        alone.close()

@@ -83,7 +83,8 @@ def started_ray() -> Iterator[RayCluster]:
     with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(
             command,
-            env=os.environ | _environment(token),
+            # Nothing to drain to: a single node would wait 30 s for its actors before it ends.
+            env=os.environ | _environment(token) | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -2,9 +2,9 @@
 
 import sys
 
-from tests.bench import training, upload, upload_http
+from tests.bench import training, update, upload, upload_http
 
-for benchmark in (training, upload, upload_http):
+for benchmark in (training, update, upload, upload_http):
     print(f"== {benchmark.__name__.rpartition('.')[2]}", flush=True)
     sys.argv = [benchmark.__name__]
     benchmark.main()

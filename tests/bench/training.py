@@ -1,13 +1,17 @@
-"""Our training loop beside the Hugging Face Trainer: same model, data, batch, threads and precision.
+"""Our training loop, the same loop under Ray Train, and the Hugging Face Trainer: same model, data and batch.
 
-    python -m tests.bench.training [--preset llama-7m] [--rows 16] [--length 256] [--steps 8] [--compile]
+    python -m tests.bench.training [--preset llama-7m] [--rows 16] [--length 256] [--steps 12] [--compile]
 
-Each is measured in processes of its own, in turn, and the first two steps are left out. On a machine that is
-shared, the processor seconds a step are the figure to trust: the wall-clock tells what the neighbours did.
+They take turns, each in processes of its own, and a Ray is up only while the loop runs under it. There the run
+goes through the executor, as in a service: the job, the worker group, the points sent to the board. Precision is
+what a line that leaves it open would take on this machine; the Trainer is shown in fp32, as it comes, and in that
+precision. The first steps are left out. On a machine that is shared, the processor seconds a step are the figure
+to trust: the wall-clock tells what the neighbours did.
 """
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -15,12 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 WARM_UP_STEPS = 2
 VOCAB_SIZE = 8192
+POLL_SECONDS = 0.2
+RAY_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step's wall-clock and processor seconds; the latter are not known from outside of a process."""
+
+    wall: float
+    processor: float = math.nan
 
 
 def main() -> None:
@@ -30,41 +45,76 @@ def main() -> None:
     parser.add_argument("--preset", default="llama-7m")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--compile", action="store_true", help="compile in our loop")
-    parser.add_argument("--only", choices=["ours", "trainer"], help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        seconds = (_ours if options.only == "ours" else _trainer)(options)
-        print(json.dumps(seconds))
+        steps = CONTENDERS[options.only](options)[WARM_UP_STEPS:]
+        print(json.dumps([asdict(step) for step in steps]))
         return
-    measured: dict[str, list[tuple[float, float]]] = {"ours": [], "trainer": []}
+    if options.precision == "auto":
+        options.precision = _precision_here()
+    contenders = {
+        "loop": ("loop", options.precision),
+        "under Ray": ("ray", options.precision),
+        "Trainer": ("trainer", "fp32"),
+    }
+    if options.precision != "fp32":
+        contenders[f"Trainer, {options.precision}"] = ("trainer", options.precision)
+    measured: dict[str, list[Step]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
-        for name, steps in measured.items():
-            command = [sys.executable, "-m", "tests.bench.training", *sys.argv[1:], "--only", name]
-            quiet = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-            done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=True)
-            steps += json.loads(done.stdout.splitlines()[-1])
+        for name, (which, precision) in contenders.items():
+            measured[name] += _in_a_process(which, precision)
+    _show(measured, options)
+
+
+def _precision_here() -> str:
+    from service.core.numerics import resolve_numerics
+    from service.core.specs import TrainingSpec
+    from workers.capabilities import measure_capabilities
+
+    return resolve_numerics(TrainingSpec(), measure_capabilities(1)).precision
+
+
+def _in_a_process(which: str, precision: str) -> list[Step]:
+    command = [sys.executable, "-m", "tests.bench.training", *sys.argv[1:]]
+    quiet = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*command, "--precision", precision, "--only", which],
+        env=quiet,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return [Step(**step) for step in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _show(measured: Mapping[str, list[Step]], options: argparse.Namespace) -> None:
     tokens = options.rows * options.length
-    print(f"{options.preset}, {options.rows} x {options.length} tokens, {options.threads} threads, fp32")
-    rates = {}
-    for name, steps in measured.items():
-        median = statistics.median(step[0] for step in steps)
-        best = min(step[0] for step in steps)
-        processor = statistics.median(step[1] for step in steps)
-        rates[name] = (tokens / median, tokens / best, tokens / processor)
-        print(
-            f"{name:8}{tokens / median:7.0f} tokens/s, {tokens / best:.0f} in the best step; "
-            f"{processor:.2f} processor seconds a step"
-        )
-    median, best, processor = (ours / other for ours, other in zip(*rates.values(), strict=True))
-    print(f"ours / trainer: {median:.2f}, {best:.2f} in the best steps, {processor:.2f} by the processor")
+    print(
+        f"{options.preset}, {options.rows} x {options.length} tokens, {options.threads} threads, "
+        f"{options.precision}{', compiled' if options.compile else ''}"
+    )
+    print(f"{'tokens/s':16}{'median':>10}{'best step':>12}{'by the processor':>18}{'loop / it':>20}")
+    rates = {name: _rates(steps, tokens) for name, steps in measured.items()}
+    for name, row in rates.items():
+        ratios = " ".join(f"{ours / its:.2f}" for ours, its in zip(rates["loop"], row, strict=True))
+        print(f"{name:16}{row[0]:10.0f}{row[1]:12.0f}{row[2]:18.0f}{ratios:>20}")
 
 
-class _Steps:
-    """Wall and processor seconds of every step but the first ones."""
+def _rates(steps: list[Step], tokens: int) -> tuple[float, float, float]:
+    """Tokens a second: in the median step, in the best one, and a processor second's share of the median."""
+    wall = [step.wall for step in steps]
+    processor = statistics.median(step.processor for step in steps)
+    return tokens / statistics.median(wall), tokens / min(wall), tokens / processor
+
+
+class _Marks:
+    """The time between marks."""
 
     def __init__(self) -> None:
         self._marks: list[tuple[float, float]] = []
@@ -73,9 +123,9 @@ class _Steps:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         self._marks.append((time.perf_counter(), usage.ru_utime + usage.ru_stime))
 
-    def seconds(self) -> list[tuple[float, float]]:
-        pairs = list(zip(self._marks, self._marks[1:], strict=False))[WARM_UP_STEPS:]
-        return [(after[0] - before[0], after[1] - before[1]) for before, after in pairs]
+    def steps(self) -> list[Step]:
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        return [Step(after[0] - before[0], after[1] - before[1]) for before, after in pairs]
 
 
 def _line(options: argparse.Namespace) -> Any:
@@ -85,58 +135,52 @@ def _line(options: argparse.Namespace) -> Any:
 
     return line_spec(
         architecture=ArchitectureSpec(preset=options.preset),
-        numerics=Numerics(threads=options.threads, compile=options.compile),
+        numerics=Numerics(
+            threads=options.threads, compile=options.compile, precision=options.precision, device="cpu"
+        ),
         sequence_length=options.length,
         batch_rows=options.rows,
         warmup_steps=0,
     )
 
 
-def _ours(options: argparse.Namespace) -> list[tuple[float, float]]:
+def _num_steps(options: argparse.Namespace) -> int:
+    return int(options.steps) + WARM_UP_STEPS + 1
+
+
+def _run(options: argparse.Namespace, artifacts: Any) -> Any:
+    """A run of one trunk segment on random tokens, its pack and tokenizer published."""
     import numpy as np
 
-    from service.artifacts import Artifacts
+    from service.core.executor import Run, StageCall
     from service.core.plan import trunk_key
-    from service.core.stage_specs import LedgerEntry, TrainStage
+    from service.core.stage_specs import LedgerEntry, StageKind, TrainStage
     from workers.data.pack import write_pack
     from workers.data.tokenizer import EncodedBlock
-    from workers.training.loop import train
 
-    steps = _Steps()
-    rows = (options.steps + WARM_UP_STEPS + 1) * options.rows
+    line, rows = _line(options), _num_steps(options) * options.rows
     ids = np.random.default_rng(0).integers(0, VOCAB_SIZE, rows * options.length)
-    with tempfile.TemporaryDirectory() as root:
-        artifacts = Artifacts(Path(root))
-        line = _line(options)
-        _publish(
-            artifacts, line.tokenizer_key, {"vocab_size": VOCAB_SIZE, "end_of_text": 0}, lambda folder: None
-        )
-        _publish(
-            artifacts,
-            "pack/p",
-            {},
-            lambda folder: write_pack(
-                folder, [EncodedBlock(ids, 1, 1)], sequence_length=options.length, vocab_size=VOCAB_SIZE
-            ),
-        )
-        ledger = (LedgerEntry(number=1, pack_key="pack/p", rows=rows, steps=rows // options.rows),)
-        stage = TrainStage(
-            line=line,
-            ledger=ledger,
-            from_step=0,
-            to_step=ledger[0].steps,
-            start_key=None,
-            checkpoint_every=10_000,
-        )
-        train(
-            stage,
-            key=trunk_key(line, ledger, stage.to_step),
-            stage_id="bench",
-            artifacts=artifacts,
-            report=lambda point: steps.mark(),
-            should_stop=lambda: False,
-        )
-    return steps.seconds()
+    _publish(artifacts, line.tokenizer_key, {"vocab_size": VOCAB_SIZE, "end_of_text": 0}, lambda folder: None)
+    _publish(
+        artifacts,
+        "pack/p",
+        {},
+        lambda folder: write_pack(
+            folder, [EncodedBlock(ids, 1, 1)], sequence_length=options.length, vocab_size=VOCAB_SIZE
+        ),
+    )
+    ledger = (LedgerEntry(number=1, pack_key="pack/p", rows=rows, steps=rows // options.rows),)
+    stage = TrainStage(
+        line=line,
+        ledger=ledger,
+        from_step=0,
+        to_step=ledger[0].steps,
+        start_key=None,
+        checkpoint_every=10_000,
+    )
+    key = trunk_key(line, ledger, stage.to_step)
+    call = StageCall("bench", 1, StageKind.TRAIN_TRUNK, key, stage.model_dump(mode="json"))
+    return Run("run-bench-a1", (call,))
 
 
 def _publish(artifacts: Any, key: str, result: dict[str, Any], write: Callable[[Path], Any]) -> None:
@@ -145,21 +189,62 @@ def _publish(artifacts: Any, key: str, result: dict[str, Any], write: Callable[[
         artifacts.publish(key, folder, result)
 
 
-def _trainer(options: argparse.Namespace) -> list[tuple[float, float]]:
+def _loop(options: argparse.Namespace) -> list[Step]:
+    from service.artifacts import Artifacts
+    from workers.stages import run_stage
+    from workers.stages.context import StageContext
+
+    marks = _Marks()
+    with tempfile.TemporaryDirectory() as root:
+        artifacts = Artifacts(Path(root))
+        [call] = _run(options, artifacts).calls
+        run_stage(call, StageContext(artifacts, lambda point: marks.mark(), lambda: False))
+    return marks.steps()
+
+
+def _loop_under_ray(options: argparse.Namespace) -> list[Step]:
+    """Its steps as the loop itself timed them: the rates of the points that reach the board."""
+    from service.artifacts import Artifacts
+    from service.core.errors import Unavailable
+    from service.core.executor import RunState
+    from tests.support.ray_cluster import connected, started_ray
+
+    with tempfile.TemporaryDirectory() as root, started_ray() as cluster, connected(cluster):
+        from workers.ray_executor import RayExecutor  # imports Ray, which reads its token only once
+
+        artifacts = Artifacts(Path(root))
+        run = _run(options, artifacts)
+        executor = RayExecutor(artifacts, cluster.dashboard_url)
+        executor.submit(run)
+        deadline = time.monotonic() + RAY_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            try:
+                report = executor.poll(run.id, 0)
+            except Unavailable:
+                continue
+            if report.state != RunState.RUNNING:
+                assert report.state == RunState.SUCCEEDED, report.error
+                tokens = options.rows * options.length
+                # From the second one on, as the marks of the other contenders are.
+                return [Step(tokens / point.tokens_per_second) for point in report.points[1:]]
+    raise TimeoutError("the run under Ray did not end")
+
+
+def _trainer(options: argparse.Namespace) -> list[Step]:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from workers.training.model import TokenizerFacts, build_model
 
     torch.set_num_threads(options.threads)
-    steps = _Steps()
-    line = _line(options)
-    count = options.steps + WARM_UP_STEPS + 1
+    marks = _Marks()
+    line, count = _line(options), _num_steps(options)
     rows = torch.randint(0, VOCAB_SIZE, (count * options.rows, options.length))
 
-    class Marks(TrainerCallback):  # type: ignore[misc]
+    class Marking(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            steps.mark()
+            marks.mark()
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -171,6 +256,7 @@ def _trainer(options: argparse.Namespace) -> list[tuple[float, float]]:
             adam_beta2=line.betas[1],
             weight_decay=line.weight_decay,
             max_grad_norm=line.grad_clip,
+            bf16=options.precision == "bf16",
             use_cpu=True,
             report_to=[],
             save_strategy="no",
@@ -180,9 +266,16 @@ def _trainer(options: argparse.Namespace) -> list[tuple[float, float]]:
             model=build_model(line, TokenizerFacts(VOCAB_SIZE, 0)),
             args=arguments,
             train_dataset=[{"input_ids": row, "labels": row} for row in rows],
-            callbacks=[Marks()],
+            callbacks=[Marking()],
         ).train()
-    return steps.seconds()
+    return marks.steps()
+
+
+CONTENDERS: Mapping[str, Callable[[argparse.Namespace], list[Step]]] = {
+    "loop": _loop,
+    "ray": _loop_under_ray,
+    "trainer": _trainer,
+}
 
 
 if __name__ == "__main__":

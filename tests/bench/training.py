@@ -215,11 +215,11 @@ def _loop_under_ray(options: argparse.Namespace) -> list[Step]:
         artifacts = Artifacts(Path(root))
         run = _run(options, artifacts)
         executor = RayExecutor(artifacts, cluster.dashboard_url)
-        executor.submit(run)
         deadline = time.monotonic() + RAY_SECONDS
         while time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             try:
+                executor.submit(run)  # once it is known, this changes nothing
                 report = executor.poll(run.id, 0)
             except Unavailable:
                 continue

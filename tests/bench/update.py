@@ -9,7 +9,6 @@ then its versions are released in turn under a steady stream of requests, with n
 import argparse
 import tempfile
 import time
-from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def timed_update(client: Client, inference_url: str, number: int, body: bytes) -
 def finished(update: Update, *kinds: StageKind) -> float:
     """When the last of the stages of these kinds had ended, in Unix time."""
     ends = [stage.finished_at for stage in update.stages if stage.kind in kinds and stage.finished_at]
-    return max(datetime.fromisoformat(str(end)) for end in ends).timestamp()
+    return max(ends).timestamp()
 
 
 def wait_for_answer(inference_url: str, number: int) -> None:

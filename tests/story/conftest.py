@@ -1,16 +1,21 @@
-"""Control planes with a home of their own, where other tests share one."""
+"""Control planes with a home of their own, where other tests share one, and workers in this process."""
 
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service.artifacts import Artifacts
 from tests.support.control_plane import ControlPlane, serve, settings_of
 from tests.support.story import DATASET
+from workers.local_executor import LocalExecutor
+from workers.serving.local_serving import LocalServing
 
 NewPlane = Callable[[], ControlPlane]
+Workers = Callable[[ControlPlane], tuple[LocalExecutor, LocalServing]]
 
 
 @pytest.fixture
@@ -30,3 +35,19 @@ def new_plane(migrated_sqlite: Path, tmp_path: Path) -> Iterator[NewPlane]:
             return plane
 
         yield start
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    """Real workers for a control plane, in this process."""
+    made: list[Any] = []
+
+    def start(plane: ControlPlane) -> tuple[LocalExecutor, LocalServing]:
+        artifacts = Artifacts.from_url(plane.settings.artifacts)
+        executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
+        made.extend((serving, executor))
+        return executor, serving
+
+    yield start
+    for each in made:
+        each.close()

@@ -1,38 +1,16 @@
 """A whole update in one process, with real stages and a real server: data in, the new model version answers."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 from safetensors.torch import load_file
 
-from service.artifacts import Artifacts
-from tests.story.conftest import NewPlane
-from tests.support.control_plane import ControlPlane
+from tests.story.conftest import NewPlane, Workers
 from tests.support.story import SPEC, download, greedy, push_and_release, released
-from workers.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
 PROMPT = "1 a"
-
-Workers = Callable[[ControlPlane], tuple[LocalExecutor, LocalServing]]
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    """Real workers for a control plane, in this process."""
-    made: list[Any] = []
-
-    def start(plane: ControlPlane) -> tuple[LocalExecutor, LocalServing]:
-        artifacts = Artifacts.from_url(plane.settings.artifacts)
-        executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
-        made.extend((serving, executor))
-        return executor, serving
-
-    yield start
-    for each in made:
-        each.close()
 
 
 def answer(serving: LocalServing, model: str) -> dict[str, Any]:

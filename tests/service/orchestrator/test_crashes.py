@@ -9,6 +9,8 @@ from service.core.states import UpdateState
 from service.store import models, releases
 from service.store.database import Database
 
+TICKS_TO_TRAINING = 10  # enough to come to a stage that is held in training, and to stay at it
+
 
 class Killed(BaseException):
     """kill -9: no handler of ours may catch it."""
@@ -78,12 +80,20 @@ def test_killed_around_any_commit_it_ends_the_same_and_nothing_runs_twice(house,
     assert at > 15
 
 
-def test_a_restarted_orchestrator_adopts_the_run_that_lives(house):
-    house.executor.hold = {StageKind.TRAIN_TRUNK}
+def held_in(house, kind):
+    """An update that is at work on a stage of this kind until ``hold`` is emptied, and its orchestrator."""
+    house.executor.hold = {kind}
     update_id = house.add_update(house.add_model())
-    first = house.orchestrator()
-    for _ in range(8):
-        first.tick()
+    orchestrator = house.orchestrator()
+    for _ in range(TICKS_TO_TRAINING):
+        orchestrator.tick()
+    [stage] = [row for row in house.stages(update_id).values() if row.kind == kind]
+    assert stage.state == "running"
+    return update_id, orchestrator
+
+
+def test_a_restarted_orchestrator_adopts_the_run_that_lives(house):
+    update_id, _ = held_in(house, StageKind.TRAIN_TRUNK)
     trunk = house.stages(update_id)["trunk"]
     submitted = list(house.executor.submitted)
     house.expire_leases()
@@ -97,11 +107,7 @@ def test_a_restarted_orchestrator_adopts_the_run_that_lives(house):
 
 
 def test_the_one_that_was_presumed_dead_writes_nothing(house):
-    house.executor.hold = {StageKind.TRAIN_TRUNK}
-    update_id = house.add_update(house.add_model())
-    first = house.orchestrator()
-    for _ in range(8):
-        first.tick()
+    update_id, first = held_in(house, StageKind.TRAIN_TRUNK)
     house.expire_leases()
     second = house.orchestrator()
     second.tick()
@@ -114,12 +120,7 @@ def test_the_one_that_was_presumed_dead_writes_nothing(house):
 
 
 def test_a_lost_cluster_costs_an_attempt_and_no_more(house):
-    house.executor.hold = {StageKind.TRAIN_BRANCH}
-    update_id = house.add_update(house.add_model())
-    orchestrator = house.orchestrator()
-    for _ in range(10):
-        orchestrator.tick()
-    assert house.stages(update_id)["branch"].state == "running"
+    update_id, orchestrator = held_in(house, StageKind.TRAIN_BRANCH)
     house.executor.lose_everything()
     house.executor.hold = set()
     assert house.finish(orchestrator, update_id).state == UpdateState.SUCCEEDED
@@ -128,11 +129,7 @@ def test_a_lost_cluster_costs_an_attempt_and_no_more(house):
 
 
 def test_a_cluster_lost_during_the_trunk_leaves_the_branch_behind_it_waiting(house):
-    house.executor.hold = {StageKind.TRAIN_TRUNK}
-    update_id = house.add_update(house.add_model())
-    orchestrator = house.orchestrator()
-    for _ in range(8):
-        orchestrator.tick()
+    update_id, orchestrator = held_in(house, StageKind.TRAIN_TRUNK)
     house.executor.lose_everything()
     orchestrator.tick()
     branch = house.stages(update_id)["branch"]

@@ -11,13 +11,11 @@ from openai import OpenAI
 from ray import serve
 
 from service.artifacts import Artifacts
-from tests.story.conftest import NewPlane
+from tests.story.conftest import NewPlane, Workers
 from tests.support.control_plane import ControlPlane
 from tests.support.ray_cluster import RayCluster, free_ports
 from tests.support.story import SPEC, download, greedy, push_and_release
-from workers.local_executor import LocalExecutor
 from workers.ray_executor import RayExecutor
-from workers.serving.local_serving import LocalServing
 from workers.serving.ray_serving import RayServing
 
 pytestmark = pytest.mark.ray
@@ -75,6 +73,7 @@ def test_an_update_over_ray_is_served_to_openai_clients_and_is_the_one_without_r
     ray_cluster: RayCluster,
     serving: tuple[ControlPlane, RayServing],
     new_plane: NewPlane,
+    workers: Workers,
     tmp_path: Path,
 ) -> None:
     plane, over_serve = serving
@@ -104,14 +103,9 @@ def test_an_update_over_ray_is_served_to_openai_clients_and_is_the_one_without_r
             assert len(plane.client.metrics(update.id, stage.id)) == stage.progress.total_steps
 
     other = new_plane()
-    artifacts = Artifacts.from_url(other.settings.artifacts)
-    alone, local = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
-    try:
-        other.client.create_model(MODEL)
-        for version in (first, second):
-            without_ray = push_and_release(other, version.number, alone, local)
-            assert without_ray.artifact.sha256 == version.artifact.sha256
-            assert without_ray.evaluations == version.evaluations
-    finally:
-        local.close()
-        alone.close()
+    alone, local = workers(other)
+    other.client.create_model(MODEL)
+    for version in (first, second):
+        without_ray = push_and_release(other, version.number, alone, local)
+        assert without_ray.artifact.sha256 == version.artifact.sha256
+        assert without_ray.evaluations == version.evaluations

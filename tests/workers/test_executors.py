@@ -71,6 +71,15 @@ def check(artifacts: Artifacts, executor: Executor, run: Run) -> None:
     assert all(artifacts.manifest(call.key) for call in run.calls)
 
 
+def trained_in_process(artifacts: Artifacts) -> Run:
+    """The chain as it comes out without Ray, to compare with."""
+    executor = LocalExecutor(artifacts)
+    run = chain(artifacts, "run-a1")
+    run_to_the_end(executor, run)
+    executor.close()
+    return run
+
+
 def weights(artifacts: Artifacts, key: str) -> list[str]:
     manifest = artifacts.manifest(key)
     assert manifest is not None
@@ -89,10 +98,7 @@ def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path
     from workers.ray_executor import RayExecutor
 
     local, remote = Artifacts(tmp_path / "local"), Artifacts(tmp_path / "remote")
-    executor = LocalExecutor(local)
-    run = chain(local, "run-a1")
-    run_to_the_end(executor, run)
-    executor.close()
+    run = trained_in_process(local)
     over_ray = RayExecutor(remote, ray_cluster.dashboard_url)
     check(remote, over_ray, chain(remote, f"run-{tmp_path.name}-a1"))
     for call in run.calls:
@@ -105,10 +111,7 @@ def test_two_workers_under_ray_train_as_one_does(tmp_path: Path, ray_cluster) ->
     from workers.ray_executor import RayExecutor
 
     alone, together = Artifacts(tmp_path / "alone"), Artifacts(tmp_path / "together")
-    executor = LocalExecutor(alone)
-    run = chain(alone, "run-a1")
-    run_to_the_end(executor, run)
-    executor.close()
+    run = trained_in_process(alone)
     over_ray = RayExecutor(together, ray_cluster.dashboard_url)
     check(together, over_ray, chain(together, f"run-{tmp_path.name}-a1", workers=2))
     for call in run.calls:

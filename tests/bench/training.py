@@ -26,7 +26,7 @@ from typing import Any
 
 WARM_UP_STEPS = 2
 VOCAB_SIZE = 8192
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5  # the tick of an orchestrator
 RAY_SECONDS = 300.0
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 
 from service.core.errors import Stopped
 from service.core.stage_specs import Numerics
 from workers.data.tokenizer import TextEncoder, load_tokenizer
+from workers.pretrained import load_model
 from workers.training.loss import NextTokenLoss
 from workers.training.process import numerics_applied
 from workers.training.ranks import Ranks
@@ -53,9 +53,7 @@ class Evaluator:
         self._sequence_length = sequence_length
         self._device = Ranks.current(numerics.device).device
         self._encoder = TextEncoder(load_tokenizer(export))
-        model = AutoModelForCausalLM.from_pretrained(
-            export, dtype=torch.float32, use_safetensors=True, attn_implementation=numerics.attention
-        )
+        model = load_model(export, dtype=torch.float32, attn_implementation=numerics.attention)
         self._loss_of = NextTokenLoss(model).to(self._device).eval()
 
     def evaluate(self, texts: Iterable[str], should_stop: Callable[[], bool]) -> Evaluation | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from workers.pretrained import load_model
 from workers.serving.chat_template import PLAIN_STOP, render_chat
 from workers.serving.decoding import SequenceDecoder
 from workers.serving.detokenizer import Vocabulary
@@ -47,13 +48,7 @@ class TransformersEngine:
         if threads:
             torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype="auto" if device.type == "cuda" else torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        model: Any = load_model(folder, dtype="auto" if device.type == "cuda" else torch.float32)
         model.to(device).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactMissing, StageInputInvalid
 from service.core.stage_specs import LineSpec
+from workers.pretrained import load_model, new_model
 from workers.training.presets import PRESETS, rotary_positions
 
 # Matrix kernels like multiples of 64; the rows past the tokenizer's vocabulary are never a target.
@@ -60,13 +61,12 @@ def build_model(line: LineSpec, tokenizer: TokenizerFacts, base: Path | None = N
     options = {"dtype": torch.float32, "attn_implementation": line.numerics.attention}
     try:
         if base is not None:
-            # Safetensors only: a pickle from outside is never read.
-            model = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True, **options)
+            model = load_model(base, **options)
         else:
             config = _config(line, tokenizer)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(line.seed)
-                model = AutoModelForCausalLM.from_config(config, **options)
+                model = new_model(config, **options)
     except StageInputInvalid:
         raise
     except Exception as error:  # transformers raises all sorts for a configuration that cannot be built

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from service.core.costs import Amount, continual, from_scratch
+from service.core.costs import Amount, amount_trained, continual, from_scratch
+from service.core.ledger import LedgerEntry, own_steps, steps_of
 from service.core.paradigms import PARADIGMS
-from service.core.plan import PlanContext
+from service.core.plan import LineEnd, PlanContext
 from service.core.specs import ModelSpec
-from service.core.stage_specs import TRAINING_KINDS, LedgerEntry, LineSpec, StageKind, TrainStage, steps_of
+from service.core.stage_specs import TRAINING_KINDS, LineSpec, StageKind, TrainStage
 from service.core.states import StageState
 from service.store import models, updates
 from service.store.database import Database
@@ -125,11 +126,11 @@ def _read(session: Session, model: Model, versions: Sequence[ModelVersion]) -> t
 
 
 def _trained(stage: Stage, version: ModelVersion | None) -> _Trained:
-    result = stage.result or {}
+    spec = TrainStage.model_validate(stage.spec)
     return _Trained(
         kind=stage.kind,
-        spec=TrainStage.model_validate(stage.spec),
-        amount=Amount(result["tokens"], result["flops"], result["device_seconds"]),
+        spec=spec,
+        amount=amount_trained(spec, stage.result or {}),
         reused=stage.reused,
         version=version,
     )
@@ -157,7 +158,7 @@ def _version_cost(row: ModelVersion, line: LineSpec, trained: Sequence[_Trained]
         flops=cost.flops,
         device_seconds=_sum(stage.amount for stage in own if not stage.reused).device_seconds,
         reused_tokens=_sum(stage.amount for stage in own if stage.reused).tokens,
-        from_scratch_tokens=_steps(_ledger(own)) * batch_tokens(line),
+        from_scratch_tokens=own_steps(line, _ledger(own)) * batch_tokens(line),
     )
 
 
@@ -175,15 +176,16 @@ def _forecast(
     ledger = _ledger([stage for stage in trained if stage.version is newest])
     new_tokens = next_tokens or ledger[-1].rows * line.sequence_length
     rows = -(-new_tokens // line.sequence_length)
-    steps = steps_of(rows, line.batch_rows, line.epochs)
-    entry = LedgerEntry(number=ledger[-1].number + 1, pack_key="", rows=rows, steps=steps)
     spec = ModelSpec.model_validate(model.spec)
+    steps = steps_of(rows, line.batch_rows, line.epochs, spec.training.replay_fraction)
+    entry = LedgerEntry(number=ledger[-1].number + 1, pack_key="", rows=rows, steps=steps)
     plan = PARADIGMS[spec.paradigm.name](
         PlanContext(
             line=line,
             model=model.name,
             ledger=(*ledger, entry),
             trunk_step=newest.branch_point,
+            previous=LineEnd(checkpoint_key="", data_version=newest.data_version),
             paradigm=spec.paradigm,
             gate=spec.gate,
             slices=(),
@@ -197,7 +199,7 @@ def _forecast(
     )
     planned = [TrainStage.model_validate(stage.spec) for stage in plan.stages if stage.kind in TRAINING_KINDS]
     cost = stood_on.scaled_to(sum(stage.total_steps for stage in planned) * batch_tokens(line))
-    end = _steps((*ledger, entry)) * batch_tokens(line)
+    end = own_steps(line, (*ledger, entry)) * batch_tokens(line)
     return Forecast(
         new_tokens=new_tokens,
         tokens=cost.tokens,
@@ -216,10 +218,6 @@ def batch_tokens(line: LineSpec) -> int:
 def _ledger(own: Sequence[_Trained]) -> tuple[LedgerEntry, ...]:
     """The ledger of a version, which the last of its stages has: a trunk segment's stops with the segment."""
     return max((stage.spec.ledger for stage in own), key=len)
-
-
-def _steps(ledger: Sequence[LedgerEntry]) -> int:
-    return sum(entry.steps for entry in ledger)
 
 
 def _sum(amounts: Iterable[Amount]) -> Amount:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from api.deps import DatabaseHere, PlaceHere
 from api.schemas.common import Page
 from api.schemas.updates import Failure, NewUpdate, Progress, Stage, Update
-from service.core.specs import ParadigmSpec
+from service.core.specs import paradigm_of
 from service.core.stage_specs import TRAINING_KINDS
 from service.run_update import cancel_update, retry_update, start_update
 from service.store import datasets, models, tables, updates
@@ -63,7 +63,7 @@ def _documents(session: Session, rows: Sequence[tables.Update]) -> list[Update]:
             id=row.id,
             model=models.by_id(session, row.model_id).name,
             data_version=datasets.version_by_id(session, row.data_version_id).number,
-            paradigm=ParadigmSpec.model_validate(row.paradigm),
+            paradigm=paradigm_of(row.paradigm),
             state=row.state,
             model_version=numbers.get(row.id),
             branch_point=row.branch_point,

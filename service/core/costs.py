@@ -4,8 +4,11 @@ Closed forms after Wang et al. 2024 (arXiv 2410.04103), with T_i steps in data v
 T_i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from service.core.stage_specs import TrainStage
 
 
 def training_flops(
@@ -39,6 +42,16 @@ class Amount:
         """What ``tokens`` take at this amount's own rates per token, where it has tokens to go by."""
         share = tokens / self.tokens if self.tokens else 0.0
         return Amount(tokens, self.flops * share, self.device_seconds * share)
+
+
+def amount_trained(stage: TrainStage, result: Mapping[str, Any]) -> Amount:
+    """What the stage's own steps took, by the ``result`` of the training that published its end.
+
+    That may have been another model's, from another step on: it counts at its rates, for this stage's tokens.
+    """
+    line = stage.line
+    published = Amount(result["tokens"], result["flops"], result["device_seconds"])
+    return published.scaled_to(stage.total_steps * line.batch_rows * line.sequence_length)
 
 
 def from_scratch(ends: Sequence[int]) -> int:

@@ -8,10 +8,11 @@ before, by whichever model, is found by its key and not done again.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from service.core.ledger import LedgerEntry, ledger_up_to, total_steps
 from service.core.specs import GateSpec, ParadigmSpec, Spec, fingerprint
 from service.core.stage_specs import (
-    LedgerEntry,
     LineSpec,
+    MergeStage,
     PackStage,
     SliceRef,
     StageKind,
@@ -37,6 +38,13 @@ class DataRef(Spec):
     key: str
 
 
+class LineEnd(Spec):
+    """Where a line without a trunk stands: the state that its newest version was made from, and what it has read."""
+
+    checkpoint_key: str
+    data_version: int
+
+
 class PlanContext(Spec):
     """All that part two of a plan may depend on."""
 
@@ -44,6 +52,7 @@ class PlanContext(Spec):
     model: str
     ledger: tuple[LedgerEntry, ...]
     trunk_step: int  # where the trunk stands: b_(i-1), 0 before the first update
+    previous: LineEnd | None = None  # None before the first version
     paradigm: ParadigmSpec
     gate: GateSpec
     slices: tuple[SliceRef, ...]
@@ -53,6 +62,17 @@ class PlanContext(Spec):
     served_missing_slices: tuple[SliceRef, ...]
     auto_release: bool
     checkpoint_every: int
+
+    @property
+    def total_steps(self) -> int:
+        return total_steps(self.ledger)
+
+    @property
+    def previous_step(self) -> int:
+        """Step of the stream at which the previous version ended."""
+        if self.previous is None:
+            return 0
+        return total_steps([e for e in self.ledger if e.number <= self.previous.data_version])
 
 
 class Plan(Spec):
@@ -82,36 +102,30 @@ def trunk_prefix(line: LineSpec) -> str:
     return f"trunk/{line.fingerprint}"
 
 
-def branch_key(stage: TrainStage) -> str:
-    return f"branch/{_branch_fingerprint(stage)}"
+def run_key(kind: StageKind, stage: TrainStage) -> str:
+    """Key of a training stage's end: the trunk's is every model's on that line, any other belongs to what it computes."""
+    if kind == StageKind.TRAIN_TRUNK:
+        return trunk_key(stage.line, stage.ledger, stage.to_step)
+    prefix = "branch" if kind == StageKind.TRAIN_BRANCH else "train"
+    return f"{prefix}/{_run_fingerprint(stage)}"
 
 
-def branch_checkpoint_key(stage: TrainStage, step: int) -> str:
-    """Key of the branch's own checkpoint at global ``step``, from which an interrupted branch resumes."""
-    return f"{branch_checkpoint_prefix(stage)}/{step:09d}"
+def own_checkpoint_key(stage: TrainStage, step: int) -> str:
+    """Key of the checkpoint at ``step`` of a stage that is not the trunk, from which it resumes when interrupted."""
+    return f"{own_checkpoint_prefix(stage)}/{step:09d}"
 
 
-def branch_checkpoint_prefix(stage: TrainStage) -> str:
-    return f"branch-checkpoint/{_branch_fingerprint(stage)}"
+def own_checkpoint_prefix(stage: TrainStage) -> str:
+    return f"run-checkpoint/{_run_fingerprint(stage)}"
 
 
-def _branch_fingerprint(stage: TrainStage) -> str:
+def merge_key(stage: MergeStage) -> str:
+    return f"merge/{fingerprint('merge', stage)}"
+
+
+def _run_fingerprint(stage: TrainStage) -> str:
     # How often it is checkpointed does not change what it computes.
-    return fingerprint("branch", stage.model_dump(mode="json", exclude={"checkpoint_every"}))
-
-
-def ledger_up_to(ledger: Sequence[LedgerEntry], step: int) -> tuple[LedgerEntry, ...]:
-    """The entries that the first ``step`` global steps read from (E_i ≥ step for the last of them)."""
-    read: list[LedgerEntry] = []
-    total = 0
-    for entry in ledger:
-        if total >= step:
-            break
-        read.append(entry)
-        total += entry.steps
-    if total < step:
-        raise ValueError(f"step {step} lies past the end of the ledger at {total}")
-    return tuple(read)
+    return fingerprint("run", stage.model_dump(mode="json", exclude={"checkpoint_every"}))
 
 
 def plan_tokenizer(

@@ -1,13 +1,16 @@
 """Learning-rate schedules: pure numbers from step counts. Rates are in units of the peak rate H times ``peak_lr``.
 
-The trunk's schedule has no horizon: it warms up and stays at the peak. A branch decays completely; its k-th of d steps
-(k = 1 … d) is at x = k / (d + 1), so no batch is ever read at rate 0. Shapes: Wang et al. 2024 (arXiv 2410.04103, cosine),
+The trunk's schedule has no horizon: it warms up and stays at the peak. A branch decays completely, and so do the
+stable and decaying parts of other runs; the k-th of d decay steps is at x = k / (d + 1), so no batch is ever read at
+rate 0. Shapes: Wang et al. 2024 (arXiv 2410.04103, cosine),
 Hägele et al. 2024 (2405.18392, 1-sqrt and linear), Bergsma et al. 2025 (2502.15938, decay to zero), DeepSeek-LLM
 (2401.02954, multi_step).
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+
+from service.core.stage_specs import RunPath
 
 MULTI_STEP_FACTORS = (1.0, 0.316, 0.1)
 
@@ -25,13 +28,18 @@ def trunk_rate(step: int, peak_lr: float, warmup: int) -> float:
     return peak_lr if step >= warmup else peak_lr * step / warmup
 
 
-def branch_rate(
-    step: int, steps: int, peak_lr: float, *, shape: str, floor: float = 0.0, cuts: Sequence[float] = ()
-) -> float:
-    """Rate of the branch's ``step`` (1-based) of ``steps``, decaying from ``peak_lr`` to ``floor * peak_lr``."""
-    if not 1 <= step <= steps:
-        raise ValueError(f"step {step} is outside a branch of {steps} steps")
-    return peak_lr * SCHEDULES[shape](step / (steps + 1), floor, cuts)
+def run_rate(k: int, path: RunPath, peak_lr: float) -> float:
+    """Rate of the ``k``-th step (1-based) of a run that is not the trunk: warm-up, hold, decay, whatever it has of them."""
+    if not 1 <= k <= path.steps:
+        raise ValueError(f"step {k} is outside a run of {path.steps} steps")
+    if k <= path.warmup_steps:
+        risen = k / path.warmup_steps
+        return peak_lr * (path.warmup_from + (1 - path.warmup_from) * risen)
+    k -= path.warmup_steps
+    if k <= path.hold_steps:
+        return peak_lr * path.level
+    x = (k - path.hold_steps) / (path.decay_steps + 1)
+    return peak_lr * SCHEDULES[path.shape](x, path.floor, path.cuts)
 
 
 def _one_minus_sqrt(x: float, floor: float, cuts: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -78,12 +78,15 @@ class ProportionalLength(Spec):
         return self
 
 
+BranchLength = Annotated[FixedLength | ProportionalLength, Field(discriminator="rule")]
+
+
 class DecaySpec(Spec):
     shape: Literal["1-sqrt", "linear", "cosine", "inverse", "multi_step"] = "1-sqrt"
     floor: Fraction01 = 0.0
     cuts: tuple[float, ...] = ()
     beta2: float | None = Field(None, gt=0, lt=1)
-    length: Annotated[FixedLength | ProportionalLength, Field(discriminator="rule")] = ProportionalLength()
+    length: BranchLength = ProportionalLength()
     replay_fraction: Fraction01 = 0.0
     replay_budget: Literal["grown", "kept"] = "grown"
 
@@ -106,7 +109,74 @@ class PathSwitchingSpec(Spec):
     decay: DecaySpec = DecaySpec()
 
 
-ParadigmSpec = PathSwitchingSpec  # a discriminated union on ``name`` once there is a second one
+class FromScratchSpec(Spec):
+    """Every version from initial weights on all data, shuffled, along a ``cosine`` to ``floor`` or warm-up, stable, ``decay``."""
+
+    name: Literal["from_scratch"] = "from_scratch"
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    floor: Fraction01 = 0.1
+    decay: DecaySpec = DecaySpec()  # of ``wsd``; its fraction is one of all steps
+
+    @model_validator(mode="after")
+    def _nothing_is_replayed(self) -> Self:
+        if self.decay.replay_fraction or self.decay.beta2 is not None:
+            raise ValueError("from_scratch reads all data in one run: its decay has no replay and no beta2")
+        return self
+
+
+class ContinualSpec(Spec):
+    """Every version from the one before, on the new data: the rate starts over (``reset``, ``rewarm``) or stays ``low``."""
+
+    name: Literal["continual"] = "continual"
+    restart: Literal["reset", "rewarm", "low"] = "reset"
+    floor: Fraction01 = 0.1
+    optimizer_state: Literal["keep", "reset"] = "keep"
+
+    @model_validator(mode="after")
+    def _low_is_a_rate(self) -> Self:
+        if self.restart == "low" and self.floor == 0:
+            raise ValueError("restart low trains at the floor, which must be above 0")
+        return self
+
+
+class WsdSSpec(Spec):
+    """One line that decays at the end of every version and goes on from there at the peak rate (arXiv 2410.05192)."""
+
+    name: Literal["wsd_s"] = "wsd_s"
+    decay: DecaySpec = DecaySpec()
+
+    @model_validator(mode="after")
+    def _every_row_is_read(self) -> Self:
+        if self.decay.replay_fraction and self.decay.replay_budget == "kept":
+            raise ValueError("wsd_s has no trunk that would read the rows that a kept budget leaves out")
+        return self
+
+
+class MergeSpec(Spec):
+    """No decay: a weighted mean of the last trunk checkpoints, ``k`` intervals of the last ``span`` steps (WSM, 2507.17634)."""
+
+    name: Literal["merge"] = "merge"
+    k: int = Field(8, ge=1, le=64)
+    span: BranchLength = ProportionalLength()
+    weights: Literal["1-sqrt", "mean"] = "1-sqrt"
+
+
+def _named(given: Any) -> Any:
+    if isinstance(given, dict) and "name" not in given:
+        return given | {"name": "path_switching"}
+    return given
+
+
+ParadigmSpec = Annotated[
+    PathSwitchingSpec | FromScratchSpec | ContinualSpec | WsdSSpec | MergeSpec,
+    Field(discriminator="name"),
+    BeforeValidator(_named),
+]
+
+
+def paradigm_of(plain: dict[str, Any]) -> ParadigmSpec:
+    """The paradigm as it is stored. Raises pydantic's ValidationError."""
+    return TypeAdapter(ParadigmSpec).validate_python(plain)
 
 
 class TrainingSpec(Spec):
@@ -117,14 +187,12 @@ class TrainingSpec(Spec):
     micro_batch_tokens: int | None = Field(None, ge=8)
     peak_lr: float = Field(2e-3, gt=0, le=1, allow_inf_nan=False)
     warmup_steps: int = Field(20, ge=0)
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[Fraction01, Fraction01] = (0.9, 0.95)
     weight_decay: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
     grad_clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     replay_mixture: Literal["equal", "by_size", "recency"] = "equal"
-    replay_fraction: float = Field(
-        0.0, ge=0, le=0
-    )  # of the trunk; not available yet: replay in the branch is
+    replay_fraction: Fraction01 = 0.0  # of the line's own rows; a branch has its own
     epochs: int = Field(1, ge=1, le=1000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -168,4 +236,10 @@ class ModelSpec(Spec):
     def _base_brings_its_tokenizer(self) -> Self:
         if self.architecture.base is not None and self.tokenizer is not None:
             raise ValueError("a base checkpoint brings its own tokenizer")
+        return self
+
+    @model_validator(mode="after")
+    def _from_scratch_replays_nothing(self) -> Self:
+        if self.paradigm.name == "from_scratch" and self.training.replay_fraction:
+            raise ValueError("from_scratch reads all data for every version: replay_fraction must be 0")
         return self

@@ -4,10 +4,10 @@
 stage's fingerprint covers everything that went into it.
 """
 
-import math
 from enum import StrEnum
 from typing import Literal
 
+from service.core.ledger import LedgerEntry
 from service.core.specs import ArchitectureSpec, GateSpec, Spec, fingerprint
 
 # --- what decides the bits of a line ----------------------------------------------------------------------------------
@@ -56,13 +56,15 @@ class StageKind(StrEnum):
     PACK = "pack"
     TRAIN_TRUNK = "train_trunk"
     TRAIN_BRANCH = "train_branch"
+    TRAIN = "train"
+    MERGE = "merge"
     EXPORT = "export"
     EVALUATE = "evaluate"
     GATE = "gate"
     RELEASE = "release"
 
 
-TRAINING_KINDS = frozenset({StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH})
+TRAINING_KINDS = frozenset({StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH, StageKind.TRAIN})
 IN_ORCHESTRATOR_KINDS = frozenset(
     {StageKind.GATE, StageKind.RELEASE}
 )  # decisions about rows: nothing to execute
@@ -87,30 +89,38 @@ class PackStage(Spec):
     sequence_length: int
 
 
-class LedgerEntry(Spec):
-    """One data version as training sees it: its pack, its rows, and its steps T_i."""
+class RunPath(Spec):
+    """How a stage goes that is not the trunk: a branch that leaves it, or a run of its own.
 
-    number: int
-    pack_key: str
-    rows: int
-    steps: int
+    Rate, H being the line's peak: ``warmup_steps`` rise linearly from ``warmup_from``·H to H, ``hold_steps`` stay at
+    ``level``·H, and ``decay_steps`` fall from H to ``floor``·H in the ``shape``. Rows: of the next ``stream_steps`` of the
+    line's stream, replay mixed in; or ``shuffled``, every row of the ledger in one order. A ``resumable`` end keeps
+    the optimizer's state, for a stage that goes on from it.
+    """
 
+    warmup_steps: int = 0
+    warmup_from: float = 0.0
+    hold_steps: int = 0
+    level: float = 1.0
+    decay_steps: int = 0
+    shape: str = "1-sqrt"
+    floor: float = 0.0
+    cuts: tuple[float, ...] = ()
+    beta2: float | None = None
+    fresh_optimizer: bool = False
+    resumable: bool = False
+    order: Literal["stream", "shuffled"] = "stream"
+    stream_steps: int
+    replay_fraction: float = 0.0
+    replay_budget: Literal["grown", "kept"] = "grown"
 
-class BranchPath(Spec):
-    """The branch's own part of a training stage. ``new_rows_steps`` of its ``steps`` are worth of unread trunk rows."""
-
-    steps: int
-    new_rows_steps: int
-    shape: str
-    floor: float
-    cuts: tuple[float, ...]
-    beta2: float | None
-    replay_fraction: float
-    replay_budget: Literal["grown", "kept"]
+    @property
+    def steps(self) -> int:
+        return self.warmup_steps + self.hold_steps + self.decay_steps
 
 
 class TrainStage(Spec):
-    """Train the line from the global step ``from_step`` to ``to_step``: the trunk, or a branch that leaves it.
+    """Train the line from ``from_step`` of its stream to ``to_step``: the trunk where there is no ``path``.
 
     ``ledger`` holds the data versions up to the one the last step lies in, and nothing after it.
     """
@@ -119,13 +129,21 @@ class TrainStage(Spec):
     ledger: tuple[LedgerEntry, ...]
     from_step: int
     to_step: int
-    start_key: str | None  # the trunk checkpoint at ``from_step``; None: initial weights at step 0
-    branch: BranchPath | None = None
+    start_key: str | None  # the state at ``from_step``; None: initial weights at step 0
+    path: RunPath | None = None
     checkpoint_every: int
 
     @property
     def total_steps(self) -> int:
         return self.to_step - self.from_step
+
+
+class MergeStage(Spec):
+    """Weighted sum of the weights of checkpoints, the oldest first. ``weights`` add up to 1."""
+
+    line: LineSpec
+    checkpoint_keys: tuple[str, ...]
+    weights: tuple[float, ...]
 
 
 class ExportStage(Spec):
@@ -161,8 +179,3 @@ class GateStage(Spec):
 
 class ReleaseStage(Spec):
     model: str
-
-
-def steps_of(rows: int, batch_rows: int, epochs: int) -> int:
-    """T_i: optimizer steps of a data version. Each pass is filled up from its first rows, and is at least one step."""
-    return epochs * max(1, math.ceil(rows / batch_rows))

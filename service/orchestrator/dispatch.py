@@ -8,7 +8,7 @@ from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, Unavailable
 from service.core.executor import Executor, Run, StageCall
 from service.core.specs import ModelSpec
-from service.core.stage_specs import StageKind
+from service.core.stage_specs import TRAINING_KINDS, StageKind
 from service.core.states import StageState
 from service.orchestrator import advance
 from service.orchestrator.holding import Holding
@@ -54,8 +54,9 @@ def _run(
             return advance.reuse(session, stage.id, manifest)
     with database.transaction() as session:
         chain = [stage.id]
-        follower = _branch_behind(session, stage)
-        if follower is not None and follower.key and artifacts.manifest(follower.key) is None:
+        for follower in _training_behind(session, stage):
+            if follower.key is None or artifacts.manifest(follower.key) is not None:
+                break
             chain.append(follower.id)
         claimed = stages.claim(
             session,
@@ -84,18 +85,17 @@ def _run(
     return True
 
 
-def _branch_behind(session: Session, stage: Stage) -> Stage | None:
-    """The branch that waits for this trunk segment and for nothing else: both fit one run and one start-up."""
-    if stage.kind != StageKind.TRAIN_TRUNK:
-        return None
+def _training_behind(session: Session, stage: Stage) -> list[Stage]:
+    """Training stages that wait for this one, or for one another in turn, and for nothing else: one start-up does for all."""
+    chain: list[Stage] = []
+    if stage.kind not in TRAINING_KINDS:
+        return chain
     for other in updates.stages(session, stage.update_id):
-        if (
-            other.kind == StageKind.TRAIN_BRANCH
-            and other.needs == [stage.id]
-            and other.state == StageState.PENDING
-        ):
-            return other
-    return None
+        last = chain[-1] if chain else stage
+        waits = other.state == StageState.PENDING and other.needs == [last.id]
+        if waits and other.kind in TRAINING_KINDS:
+            chain.append(other)
+    return chain
 
 
 def _judge(database: Database, stage: Stage, holding: Holding) -> bool:

@@ -5,11 +5,11 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.core.errors import StageInputInvalid
+from service.core.ledger import LedgerEntry, steps_of
 from service.core.paradigms import PARADIGMS
-from service.core.plan import PlanContext, pack_name
-from service.core.specs import ModelSpec, ParadigmSpec
-from service.core.stage_specs import LedgerEntry, LineSpec, steps_of
+from service.core.plan import LineEnd, PlanContext, pack_name
+from service.core.specs import ModelSpec, paradigm_of
+from service.core.stage_specs import ExportStage, LineSpec, StageKind
 from service.orchestrator.start import write_stages
 from service.store import datasets, models, updates
 from service.store.tables import Update
@@ -22,21 +22,17 @@ def write_part_two(session: Session, update: Update) -> None:
     line = LineSpec.model_validate(model.line)
     number = datasets.version_by_id(session, update.data_version_id).number
     packs = {stage.name: stage for stage in updates.stages(session, update.id)}
-    ledger = []
+    ledger: list[LedgerEntry] = []
     for data in datasets.ledger_data(session, model.dataset_id, number):
         pack = packs[pack_name(data.number)]
         assert pack.key is not None
         assert pack.result is not None
         rows = int(pack.result["rows"])
-        steps = steps_of(rows, line.batch_rows, line.epochs)
+        # The first version has nothing older to replay.
+        replay = spec.training.replay_fraction if ledger else 0.0
+        steps = steps_of(rows, line.batch_rows, line.epochs, replay)
         ledger.append(LedgerEntry(number=data.number, pack_key=pack.key, rows=rows, steps=steps))
     trunk = models.trunk(session, model.id)
-    trunk_step = trunk.step if trunk else 0
-    total_steps = sum(entry.steps for entry in ledger)
-    if trunk_step >= total_steps:
-        raise StageInputInvalid(
-            f"the trunk stands at step {trunk_step}, past the last step {total_steps} of data version {number}"
-        )
     slices = datasets.slice_refs(session, model.dataset_id, number)
     served = models.served(session, model.id)
     measured = losses(served.evaluations).keys() if served else set()
@@ -45,8 +41,9 @@ def write_part_two(session: Session, update: Update) -> None:
             line=line,
             model=model.name,
             ledger=tuple(ledger),
-            trunk_step=trunk_step,
-            paradigm=ParadigmSpec.model_validate(update.paradigm),
+            trunk_step=trunk.step if trunk else 0,
+            previous=_line_end(session, model.id),
+            paradigm=paradigm_of(update.paradigm),
             gate=spec.gate,
             slices=tuple(slices),
             newest_slice=next((s.name for s in slices if s.name == datasets.holdout_name(number)), None),
@@ -63,6 +60,16 @@ def write_part_two(session: Session, update: Update) -> None:
     update.final_step = plan.final_step
     update.notes = plan.notes
     session.flush()
+
+
+def _line_end(session: Session, model_id: str) -> LineEnd | None:
+    """What the newest version was exported from, whatever the gate said of it: a trunk goes on after a rejection, too."""
+    newest = models.newest_version(session, model_id)
+    if newest is None:
+        return None
+    stages = {stage.kind: stage for stage in updates.stages(session, newest.update_id)}
+    exported = ExportStage.model_validate(stages[StageKind.EXPORT].spec)
+    return LineEnd(checkpoint_key=exported.checkpoint_key, data_version=newest.data_version)
 
 
 def losses(evaluations: list[dict[str, Any]]) -> Mapping[str, float]:

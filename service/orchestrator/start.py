@@ -54,7 +54,7 @@ def start_update(database: Database, executor: Executor, update_id: str) -> bool
             sequence_length=line.sequence_length,
             needs=[tokenizer.name],
         )
-        packs = _keep_packs_of_the_trunk(session, model, packs)
+        packs = _keep_packs_that_were_read(session, model, spec, packs)
         write_stages(session, update, [tokenizer, *packs])
     return True
 
@@ -134,19 +134,20 @@ def _known_tokenizer(session: Session, line: LineSpec) -> PlannedStage:
     )
 
 
-def _keep_packs_of_the_trunk(
-    session: Session, model: Model, packs: Sequence[PlannedStage]
+def _keep_packs_that_were_read(
+    session: Session, model: Model, spec: ModelSpec, packs: Sequence[PlannedStage]
 ) -> list[PlannedStage]:
-    """Versions that the trunk has read stay packed as they were, though slices given since would pack them otherwise."""
-    trunk = models.trunk(session, model.id)
-    if trunk is None:
-        return list(packs)
-    read: Mapping[str, dict[str, Any]] = stages.newest_pack_specs(session, model.id, trunk.data_version)
+    """Versions that the line has read stay packed as they were, though slices given since would pack them otherwise."""
+    trunk, newest = models.trunk(session, model.id), models.newest_version(session, model.id)
+    read_up_to = trunk.data_version if trunk else 0
+    if newest is not None and spec.paradigm.name != "from_scratch":  # which reads everything anew
+        read_up_to = max(read_up_to, newest.data_version)
+    read: Mapping[str, dict[str, Any]] = stages.newest_pack_specs(session, model.id, read_up_to)
     kept = []
     for stage in packs:
-        spec = read.get(stage.name)
-        if spec is not None:
-            was = PackStage.model_validate(spec)
-            stage = stage.model_copy(update={"spec": spec, "key": pack_key(was)})
+        was = read.get(stage.name)
+        if was is not None:
+            key = pack_key(PackStage.model_validate(was))
+            stage = stage.model_copy(update={"spec": was, "key": key})
         kept.append(stage)
     return kept

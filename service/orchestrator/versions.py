@@ -4,8 +4,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from service.core.costs import amount_trained
 from service.core.gates import Verdict, judge
-from service.core.stage_specs import TRAINING_KINDS, GateStage, StageKind
+from service.core.stage_specs import TRAINING_KINDS, GateStage, StageKind, TrainStage
 from service.core.states import ModelVersionState
 from service.orchestrator.planning import losses
 from service.store import datasets, events, models, updates
@@ -79,12 +80,12 @@ def cost_of(session: Session, update_id: str) -> dict[str, Any]:
     for stage in updates.stages(session, update_id):
         if stage.kind not in TRAINING_KINDS:
             continue
-        result = stage.result or {}
         cost["wasted_seconds"] += stage.wasted_seconds
-        cost["tokens"] += result.get("tokens", 0)
-        cost["flops"] += result.get("flops", 0.0)
+        amount = amount_trained(TrainStage.model_validate(stage.spec), stage.result or {})
+        cost["tokens"] += amount.tokens
+        cost["flops"] += amount.flops
         if stage.reused:
-            cost["reused_tokens"] += result.get("tokens", 0)
+            cost["reused_tokens"] += amount.tokens
         else:
-            cost["device_seconds"] += result.get("device_seconds", 0.0)
+            cost["device_seconds"] += amount.device_seconds
     return cost

@@ -161,6 +161,16 @@ def versions(session: Session, model_id: str) -> Sequence[ModelVersion]:
     ).all()
 
 
+def newest_version(session: Session, model_id: str) -> ModelVersion | None:
+    """The version of the newest data, and of those the last one made."""
+    return session.scalar(
+        sa.select(ModelVersion)
+        .where(ModelVersion.model_id == model_id)
+        .order_by(ModelVersion.data_version.desc(), ModelVersion.number.desc())
+        .limit(1)
+    )
+
+
 def next_number(session: Session, model_id: str) -> int:
     """The number that the model's next version gets. Call under the model's running update: there is only one."""
     newest = session.scalar(

@@ -46,7 +46,7 @@ def test_what_cannot_be_created(each_plane: ControlPlane, name: str) -> None:
         ({"training": {"peak_lr": 0}}, "body.training.peak_lr"),
         ({"training": {"colour": 1}}, "body.training.colour"),
         ({"branch_from": "ckp_1"}, "body.branch_from"),
-        ({"paradigm": {"decay": {"shape": "steep"}}}, "body.paradigm.decay.shape"),
+        ({"paradigm": {"decay": {"shape": "steep"}}}, "body.paradigm.path_switching.decay.shape"),
         ({"architecture": {"preset": "tiny", "base": "x"}}, "body.architecture"),
         ({"gate": {"max_new_loss_increase": "much"}}, "body.gate.max_new_loss_increase"),
     ],

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from service.core.ledger import LedgerEntry, steps_of
 from service.core.plan import PlanContext
-from service.core.specs import ArchitectureSpec, DecaySpec, GateSpec, PathSwitchingSpec
-from service.core.stage_specs import LedgerEntry, LineSpec, Numerics, SliceRef
+from service.core.specs import ArchitectureSpec, DecaySpec, GateSpec, ParadigmSpec, PathSwitchingSpec
+from service.core.stage_specs import LineSpec, Numerics, SliceRef
 
 
 def line_spec(**changes: Any) -> LineSpec:
@@ -29,16 +30,29 @@ def line_spec(**changes: Any) -> LineSpec:
     return LineSpec(**(values | changes))
 
 
-def ledger_of(*steps: int, batch_rows: int = 16) -> tuple[LedgerEntry, ...]:
-    """A ledger of data versions with these steps, every row used."""
+def ledger_of(
+    *batches: int, batch_rows: int = 16, epochs: int = 1, replay: float = 0.0
+) -> tuple[LedgerEntry, ...]:
+    """A ledger of data versions that fill so many batches; from the second on, ``replay`` of the rows read are old."""
     return tuple(
-        LedgerEntry(number=i, pack_key=f"pack/p{i}", rows=count * batch_rows, steps=count)
-        for i, count in enumerate(steps, start=1)
+        LedgerEntry(
+            number=i,
+            pack_key=f"pack/p{i}",
+            rows=count * batch_rows,
+            steps=steps_of(count * batch_rows, batch_rows, epochs, replay if i > 1 else 0.0),
+        )
+        for i, count in enumerate(batches, start=1)
     )
 
 
-def plan_context(ledger: tuple[LedgerEntry, ...], decay: DecaySpec, **changes: Any) -> PlanContext:
-    """What a plan of the ledger's last version is made from, with its holdouts as slices."""
+def plan_context(
+    ledger: tuple[LedgerEntry, ...], how: DecaySpec | ParadigmSpec, **changes: Any
+) -> PlanContext:
+    """What a plan of the ledger's last version is made from, with its holdouts as slices.
+
+    ``how``: a paradigm, or a decay of path switching.
+    """
+    paradigm = PathSwitchingSpec(decay=how) if isinstance(how, DecaySpec) else how
     slices = tuple(
         SliceRef(
             name=f"v{e.number}", key=f"data/d{e.number}", file="holdout.ndjson.zst", data_version=e.number
@@ -50,7 +64,7 @@ def plan_context(ledger: tuple[LedgerEntry, ...], decay: DecaySpec, **changes: A
         "model": "m",
         "ledger": ledger,
         "trunk_step": 0,
-        "paradigm": PathSwitchingSpec(decay=decay),
+        "paradigm": paradigm,
         "gate": GateSpec(),
         "slices": slices,
         "newest_slice": slices[-1].name,

@@ -11,17 +11,16 @@ import zstandard
 
 from service.artifacts import Artifacts, Manifest
 from service.core.executor import Point, StageCall
-from service.core.plan import branch_key, pack_key, tokenizer_key, trunk_key
+from service.core.ledger import LedgerEntry, steps_of
+from service.core.plan import pack_key, run_key, tokenizer_key, trunk_key
 from service.core.specs import ArchitectureSpec
 from service.core.stage_specs import (
-    BranchPath,
-    LedgerEntry,
     LineSpec,
     PackStage,
+    RunPath,
     StageKind,
     TokenizerStage,
     TrainStage,
-    steps_of,
 )
 from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, document_hash
 from tests.support.specs import line_spec
@@ -85,7 +84,10 @@ class Trainer:
         return self.run(StageKind.TRAIN_TRUNK, key, stage)
 
     def branch(self, stage: TrainStage) -> Manifest:
-        return self.run(StageKind.TRAIN_BRANCH, branch_key(stage), stage)
+        return self.train(stage, StageKind.TRAIN_BRANCH)
+
+    def train(self, stage: TrainStage, kind: StageKind = StageKind.TRAIN) -> Manifest:
+        return self.run(kind, run_key(kind, stage), stage)
 
     def _should_stop(self) -> bool:
         # Asked during a step, before it is reported.
@@ -151,24 +153,14 @@ def trunk_stage(
 def branch_stage(
     small: SmallLine, from_step: int, steps: int, *, checkpoint_every: int = 1000, **changes: Any
 ) -> TrainStage:
-    values: dict[str, Any] = {
-        "steps": steps,
-        "new_rows_steps": steps,
-        "shape": "1-sqrt",
-        "floor": 0.0,
-        "cuts": (),
-        "beta2": None,
-        "replay_fraction": 0.0,
-        "replay_budget": "grown",
-    }
-    path = BranchPath(**(values | changes))
-    within = from_step + path.new_rows_steps <= small.ledger[0].steps
+    path = RunPath(**({"decay_steps": steps, "stream_steps": steps} | changes))
+    within = from_step + path.stream_steps <= small.ledger[0].steps
     return TrainStage(
         line=small.line,
         ledger=small.ledger[:1] if within else small.ledger,
         from_step=from_step,
         to_step=from_step + steps,
         start_key=trunk_key(small.line, small.ledger, from_step),
-        branch=path,
+        path=path,
         checkpoint_every=checkpoint_every,
     )

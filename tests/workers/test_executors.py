@@ -10,7 +10,7 @@ import pytest
 from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Executor, Run, RunReport, RunState, StageCall
-from service.core.plan import branch_key, trunk_key
+from service.core.plan import run_key, trunk_key
 from service.core.stage_specs import StageKind
 from tests.support.training import branch_stage, prepare_line, trunk_stage
 from workers.local_executor import LocalExecutor
@@ -25,7 +25,7 @@ def chain(artifacts: Artifacts, run_id: str, workers: int = 1) -> Run:
     branch = branch_stage(small, 6, 4)
     calls = (
         (StageKind.TRAIN_TRUNK, trunk_key(trunk.line, trunk.ledger, 6), trunk),
-        (StageKind.TRAIN_BRANCH, branch_key(branch), branch),
+        (StageKind.TRAIN_BRANCH, run_key(StageKind.TRAIN_BRANCH, branch), branch),
     )
     return Run(
         run_id,

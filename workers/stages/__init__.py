@@ -12,7 +12,7 @@ from service.core.stage_specs import TRAINING_KINDS, StageKind
 from workers.stages.context import StageContext
 from workers.stages.data import pack, tokenizer
 from workers.stages.finish import evaluate, export
-from workers.stages.training import train_line
+from workers.stages.training import merge, train_line
 from workers.training.ranks import Ranks
 
 StageFunction = Callable[[StageCall, StageContext], Manifest]
@@ -22,6 +22,8 @@ STAGES: Mapping[StageKind, StageFunction] = {
     StageKind.PACK: pack,
     StageKind.TRAIN_TRUNK: train_line,
     StageKind.TRAIN_BRANCH: train_line,
+    StageKind.TRAIN: train_line,
+    StageKind.MERGE: merge,
     StageKind.EXPORT: export,
     StageKind.EVALUATE: evaluate,
 }

@@ -1,17 +1,18 @@
-"""The training stages: trunk and branch are one function."""
+"""The training stages: trunk, branch and other runs are one function. And the merge, which trains nothing."""
 
 from service.artifacts import Manifest
 from service.core.errors import StageInputInvalid
 from service.core.executor import StageCall
-from service.core.stage_specs import StageKind, TrainStage
+from service.core.stage_specs import MergeStage, StageKind, TrainStage
 from workers.stages.context import StageContext
 from workers.training.loop import train
+from workers.training.merging import merged_weights, save_weights
 
 
 def train_line(call: StageCall, context: StageContext) -> Manifest:
     """Result: see ``workers.training.loop.train``."""
     stage = TrainStage.model_validate(call.spec)
-    if (stage.branch is not None) != (call.kind == StageKind.TRAIN_BRANCH):
+    if (stage.path is None) != (call.kind == StageKind.TRAIN_TRUNK):
         raise StageInputInvalid(f"the spec of a {call.kind} stage has the wrong path")
     return train(
         stage,
@@ -21,3 +22,13 @@ def train_line(call: StageCall, context: StageContext) -> Manifest:
         report=context.report,
         should_stop=context.should_stop,
     )
+
+
+def merge(call: StageCall, context: StageContext) -> Manifest:
+    """The weighted sum of checkpoints, as a checkpoint that an export reads. Result: how many went into it."""
+    stage = MergeStage.model_validate(call.spec)
+    folders = [context.artifacts.open(key) for key in stage.checkpoint_keys]
+    weights = merged_weights(folders, stage.weights, context.should_stop)
+    with context.artifacts.writing(call.key) as directory:
+        save_weights(weights, folders[-1], directory)
+        return context.artifacts.publish(call.key, directory, {"merged": len(folders)})

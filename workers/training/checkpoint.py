@@ -2,7 +2,7 @@
 
     config.json            the architecture: a checkpoint loads with from_pretrained
     model.safetensors      weights in fp32
-    optimizer.safetensors  moments and step counts by parameter name (a finished branch has none)
+    optimizer.safetensors  moments and step counts by parameter name (where nothing goes on from here, none)
     state.json             the global step, which is the data position and, with the seed, the random state
     metrics.jsonl          one point a line, from the stage's first step on
 
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, ArtifactMissing
-from service.core.plan import branch_checkpoint_key, branch_checkpoint_prefix, trunk_key, trunk_prefix
+from service.core.plan import own_checkpoint_key, own_checkpoint_prefix, trunk_key, trunk_prefix
 from service.core.stage_specs import TrainStage
 from workers.training.optimizer import Optimizer, load_optimizer, optimizer_tensors
 
@@ -45,19 +45,19 @@ class TrainingState:
 
 
 def checkpoint_key(stage: TrainStage, step: int) -> str:
-    """Where the stage's state at the global ``step`` is published: for all, or a branch's for itself."""
-    if stage.branch is None:
+    """Where the stage's state at ``step`` is published: the trunk's for all, any other for itself."""
+    if stage.path is None:
         return trunk_key(stage.line, stage.ledger, step)
-    return branch_checkpoint_key(stage, step)
+    return own_checkpoint_key(stage, step)
 
 
 def newest_checkpoint(stage: TrainStage, artifacts: Artifacts) -> str | None:
     """Key of the newest intact checkpoint that the stage may go on from; None for the initial weights.
 
-    A branch that has none of its own begins at ``start_key``, and cannot do without it. For the trunk that is
+    A run that has none of its own begins at ``start_key``, and cannot do without it. For the trunk that is
     one of many checkpoints: where one is corrupt, the one before it costs steps, not the stage.
     """
-    prefix = trunk_prefix(stage.line) if stage.branch is None else branch_checkpoint_prefix(stage)
+    prefix = trunk_prefix(stage.line) if stage.path is None else own_checkpoint_prefix(stage)
     published = set(artifacts.keys(prefix))
     steps = {_step_of(key) for key in published}
     for step in sorted((step for step in steps if step <= stage.to_step), reverse=True):
@@ -70,7 +70,7 @@ def newest_checkpoint(stage: TrainStage, artifacts: Artifacts) -> str | None:
             logger.warning("checkpoint passed over: %s", error.detail)
             continue
         return key
-    return stage.start_key if stage.branch is not None else None
+    return stage.start_key if stage.path is not None else None
 
 
 def save_checkpoint(state: TrainingState, directory: Path, *, resumable: bool = True) -> None:
@@ -85,6 +85,14 @@ def save_checkpoint(state: TrainingState, directory: Path, *, resumable: bool = 
         )
     (directory / STATE).write_text(json.dumps({"step": state.step}))
     (directory / METRICS).write_text("".join(json.dumps(point) + "\n" for point in state.points))
+
+
+def load_start(state: TrainingState, folder: Path, *, step: int, fresh_optimizer: bool) -> None:
+    """Begin a run at ``step`` with another stage's end: its weights and, unless it begins afresh, its optimizer."""
+    load_weights(state.model, folder)
+    if not fresh_optimizer:
+        load_optimizer(state.optimizer, state.model, load_file(folder / OPTIMIZER))
+    state.step = step
 
 
 def load_checkpoint(state: TrainingState, folder: Path, *, points_after: int) -> None:

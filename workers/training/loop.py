@@ -1,4 +1,4 @@
-"""The training loop: one for trunk and branch, so a branch's first step has the trunk's loss to the bit."""
+"""The training loop: one for the trunk and every other run, so a branch's first step has the trunk's loss to the bit."""
 
 import hashlib
 import math
@@ -17,13 +17,14 @@ from service.artifacts import Artifacts, Manifest
 from service.core.costs import training_flops
 from service.core.errors import Diverged, Stopped
 from service.core.executor import Point
-from service.core.schedules import branch_rate, trunk_rate, warmup_steps
+from service.core.schedules import run_rate, trunk_rate, warmup_steps
 from service.core.stage_specs import TrainStage
 from workers.training.batches import Batches
 from workers.training.checkpoint import (
     TrainingState,
     checkpoint_key,
     load_checkpoint,
+    load_start,
     newest_checkpoint,
     save_checkpoint,
 )
@@ -49,7 +50,7 @@ def train(
     Diverged, which publishes nothing, and Stopped, once ``should_stop`` says so on any rank and the
     checkpoint of the step is published.
     """
-    line, branch = stage.line, stage.branch
+    line, path = stage.line, stage.path
     ranks = Ranks.current(line.numerics.device)
     began = time.monotonic()
     with numerics_applied(line.numerics), torch.random.fork_rng(_cuda_devices(ranks)):
@@ -143,7 +144,7 @@ def train(
                 publish(checkpoint_key(stage, step), resumable=True)
                 if stops:
                     raise Stopped(f"stopped at step {step} of {stage.to_step}; its checkpoint is published")
-        publish(key, resumable=branch is None)
+        publish(key, resumable=path is None or path.resumable)
         ranks.wait()  # for the first one's manifest
         manifest = artifacts.manifest(key)
         assert manifest is not None
@@ -155,23 +156,26 @@ def _start(stage: TrainStage, artifacts: Artifacts, ranks: Ranks) -> TrainingSta
     model = line_model(stage.line, artifacts).train()
     model.to(ranks.device)
     state = TrainingState(model, build_optimizer(model, stage.line))
+    path = stage.path
     start = ranks.from_first(lambda: newest_checkpoint(stage, artifacts))
-    if start is not None:
+    if start is None:
+        state.step = stage.from_step if path is not None else 0
+    elif path is not None and start == stage.start_key:
+        load_start(state, artifacts.open(start), step=stage.from_step, fresh_optimizer=path.fresh_optimizer)
+    else:
         load_checkpoint(state, artifacts.open(start), points_after=stage.from_step)
-    if stage.branch is not None and stage.branch.beta2 is not None:
+    if path is not None and path.beta2 is not None:
         for group in state.optimizer.param_groups:
-            group["betas"] = (stage.line.betas[0], stage.branch.beta2)
+            if "betas" in group:
+                group["betas"] = (stage.line.betas[0], path.beta2)
     return state
 
 
 def _rate(stage: TrainStage, step: int) -> float:
-    line, branch = stage.line, stage.branch
-    if branch is None:
+    line = stage.line
+    if stage.path is None:
         return trunk_rate(step, line.peak_lr, warmup_steps(line.warmup_steps, stage.ledger[0].steps))
-    k = step - stage.from_step
-    return branch_rate(
-        k, branch.steps, line.peak_lr, shape=branch.shape, floor=branch.floor, cuts=branch.cuts
-    )
+    return run_rate(step - stage.from_step, stage.path, line.peak_lr)
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

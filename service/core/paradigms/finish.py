@@ -5,9 +5,10 @@ from service.core.specs import Spec, fingerprint
 from service.core.stage_specs import EvaluateStage, ExportStage, GateStage, ReleaseStage, StageKind
 
 
-def plan_finish(context: PlanContext, *, after: str, checkpoint_key: str) -> list[PlannedStage]:
-    """The stages from a finished checkpoint to a released version. Without ``auto_release`` the gate is the last one."""
-    export = ExportStage(line=context.line, checkpoint_key=checkpoint_key)
+def plan_finish(context: PlanContext, last: PlannedStage) -> list[PlannedStage]:
+    """The stages from the weights that ``last`` ends with to a released version. Without ``auto_release`` the gate ends it."""
+    assert last.key is not None
+    export = ExportStage(line=context.line, checkpoint_key=last.key)
     export_key = f"export/{fingerprint('export', export)}"
     evaluate = EvaluateStage(
         export_key=export_key,
@@ -21,7 +22,7 @@ def plan_finish(context: PlanContext, *, after: str, checkpoint_key: str) -> lis
         gate=context.gate, newest_slice=context.newest_slice, served_number=context.served_number
     )
     stages = [
-        _stage("export", StageKind.EXPORT, (after,), export, export_key),
+        _stage("export", StageKind.EXPORT, (last.name,), export, export_key),
         _stage(
             "evaluate",
             StageKind.EVALUATE,

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.schedules import SCHEDULES, branch_rate, trunk_rate, warmup_steps
+from service.core.schedules import SCHEDULES, run_rate, trunk_rate, warmup_steps
+from service.core.stage_specs import RunPath
+
+
+def branch_rate(step, steps, peak_lr, **shape):
+    """Rate of a branch, which is all decay."""
+    return run_rate(step, RunPath(decay_steps=steps, stream_steps=steps, **shape), peak_lr)
 
 
 def test_the_trunk_warms_up_linearly_and_stays_at_the_peak_for_ever():
@@ -76,3 +82,16 @@ def test_no_batch_is_read_at_rate_zero(shape, steps):
 def test_a_step_outside_the_branch_is_refused(step):
     with pytest.raises(ValueError, match="outside"):
         branch_rate(step, 10, 1.0, shape="linear")
+
+
+def test_a_run_warms_up_holds_and_decays():
+    path = RunPath(warmup_steps=4, hold_steps=2, decay_steps=3, shape="linear", stream_steps=9)
+    rates = [run_rate(k, path, 0.8) for k in range(1, 10)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.6, 0.4, 0.2])
+
+
+def test_a_run_may_rise_from_the_floor_and_stay_at_it():
+    risen = RunPath(warmup_steps=3, warmup_from=0.1, decay_steps=1, floor=0.1, shape="cosine", stream_steps=4)
+    assert [run_rate(k, risen, 1.0) for k in range(1, 5)] == pytest.approx([0.4, 0.7, 1.0, 0.55])
+    low = RunPath(hold_steps=2, level=0.1, stream_steps=2)
+    assert [run_rate(k, low, 1.0) for k in (1, 2)] == [0.1, 0.1]

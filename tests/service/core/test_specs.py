@@ -3,9 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from service.core.plan import branch_key, ledger_up_to, trunk_key
+from service.core.ledger import ledger_up_to, steps_of
+from service.core.plan import run_key, trunk_key
 from service.core.specs import DecaySpec, ModelSpec, TrainingSpec
-from service.core.stage_specs import BranchPath, TrainStage, steps_of
+from service.core.stage_specs import RunPath, StageKind, TrainStage
 from tests.support.specs import ledger_of, line_spec
 
 LEDGER = ledger_of(100, 50)
@@ -28,7 +29,6 @@ def test_everything_but_name_and_dataset_has_a_default():
         {"training": {"batch_tokens": 64, "sequence_length": 128}},
         {"training": {"workers": 17}},
         {"training": {"peak_lr": float("nan")}},
-        {"training": {"replay_fraction": 0.5}},
         {"paradigm": {"name": "nonsense"}},
         {"paradigm": {"name": "path_switching", "decay": {"shape": "inverse"}}},
         {"paradigm": {"name": "path_switching", "decay": {"shape": "multi_step"}}},
@@ -76,24 +76,16 @@ def test_a_trunk_key_depends_on_what_decides_its_bits(change):
 
 def test_how_often_a_branch_is_checkpointed_does_not_change_its_key():
     def key(**changes):
-        path = BranchPath(
-            steps=10,
-            new_rows_steps=10,
-            shape="1-sqrt",
-            floor=0,
-            cuts=(),
-            beta2=None,
-            replay_fraction=0,
-            replay_budget="grown",
-        )
+        path = RunPath(decay_steps=10, stream_steps=10)
         values = {
             "from_step": 90,
             "to_step": 100,
             "start_key": "trunk/a",
-            "branch": path,
+            "path": path,
             "checkpoint_every": 5,
         }
-        return branch_key(TrainStage(line=line_spec(), ledger=LEDGER[:1], **(values | changes)))
+        stage = TrainStage(line=line_spec(), ledger=LEDGER[:1], **(values | changes))
+        return run_key(StageKind.TRAIN_BRANCH, stage)
 
     assert key(checkpoint_every=7) == key()
     assert key(start_key="trunk/b") != key()

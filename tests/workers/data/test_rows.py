@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core.stage_specs import BranchPath, LedgerEntry, TrainStage, steps_of
+from service.core.ledger import LedgerEntry, steps_of
+from service.core.stage_specs import RunPath, TrainStage
 from tests.support.specs import line_spec
 from workers.data.mixture import draw_rows
 from workers.data.rows import Row, StageRows, TrunkRows
@@ -27,9 +28,7 @@ def branch_rows(
     ledger: tuple[LedgerEntry, ...], from_step: int, steps: int, batch_rows: int, **changes: Any
 ) -> list[list[Row]]:
     line = line_spec(batch_rows=batch_rows, replay_mixture=changes.pop("mixture", "equal"))
-    values = {"steps": steps, "new_rows_steps": steps, "replay_fraction": 0.0, "replay_budget": "grown"}
-    shape = {"shape": "1-sqrt", "floor": 0.0, "cuts": (), "beta2": None}
-    path = BranchPath(**(values | shape | changes))
+    path = RunPath(**({"decay_steps": steps, "stream_steps": steps} | changes))
     to_step = from_step + steps
     stage = TrainStage(
         line=line,
@@ -37,7 +36,7 @@ def branch_rows(
         from_step=from_step,
         to_step=to_step,
         start_key="t",
-        branch=path,
+        path=path,
         checkpoint_every=1,
     )
     rows = StageRows(stage)
@@ -119,7 +118,7 @@ def test_a_grown_branch_reads_every_new_row_once_and_fills_with_old_ones(
         end - new_steps,
         steps,
         batch_rows,
-        new_rows_steps=new_steps,
+        stream_steps=new_steps,
         replay_fraction=round(longer / steps, 3),
         mixture=mixture,
     )
@@ -156,7 +155,7 @@ def test_replay_ignores_versions_that_arrive_later() -> None:
     for budget in ("grown", "kept"):
         changes: dict[str, Any] = {"replay_fraction": 0.5, "replay_budget": budget}
         if budget == "grown":
-            changes["new_rows_steps"] = 2
+            changes["stream_steps"] = 2
         # Three steps of version 1, four of version 2: the branch ends with version 2.
         start = 5 if budget == "grown" else 3
         then = branch_rows(ledger_with(rows[:2], 4), start, 4, 4, **changes)
@@ -176,3 +175,130 @@ def test_mixtures_weigh_old_versions() -> None:
         assert total == 2700
         for version, weight in enumerate(weights):
             assert drawn[version] / total == pytest.approx(weight / sum(weights), abs=0.04)
+
+
+def replaying_ledger(
+    rows: list[int], batch_rows: int, replay: float, epochs: int = 1
+) -> tuple[LedgerEntry, ...]:
+    """As ``ledger_with``, but for the first version ``replay`` of what the trunk reads is old."""
+    return tuple(
+        LedgerEntry(
+            number=n,
+            pack_key=f"pack/{n}",
+            rows=count,
+            steps=steps_of(count, batch_rows, epochs, replay if n > 1 else 0.0),
+        )
+        for n, count in enumerate(rows, start=1)
+    )
+
+
+@given(
+    rows=st.lists(st.integers(1, 40), min_size=2, max_size=4),
+    batch_rows=BATCHES,
+    epochs=st.integers(1, 2),
+    replay=st.sampled_from([0.15, 0.5, 0.8]),
+    mixture=st.sampled_from(["equal", "by_size", "recency"]),
+)
+def test_a_trunk_with_replay_reads_every_new_row_in_the_order_of_one_without(
+    rows: list[int], batch_rows: int, epochs: int, replay: float, mixture: str
+) -> None:
+    line = line_spec(batch_rows=batch_rows, epochs=epochs, replay_mixture=mixture)
+    ledger = replaying_ledger(rows, batch_rows, replay, epochs)
+    plain = ledger_with(rows, batch_rows, epochs)
+    trunk, without = TrunkRows(line, ledger), TrunkRows(line, plain)
+    first, first_plain = 0, 0
+    for version, (entry, entry_plain) in enumerate(zip(ledger, plain, strict=True)):
+        batches = [trunk.of_step(first + k) for k in range(1, entry.steps + 1)]
+        assert all(len(batch) == batch_rows for batch in batches)
+        new = [row for batch in batches for row in batch if row.version == version]
+        assert new == [
+            row for k in range(1, entry_plain.steps + 1) for row in without.of_step(first_plain + k)
+        ]
+        old = [row for batch in batches for row in batch if row.version != version]
+        assert all(row.version < version and row.number < ledger[row.version].rows for row in old)
+        assert len(old) == (entry.steps - entry_plain.steps) * batch_rows
+        first, first_plain = first + entry.steps, first_plain + entry_plain.steps
+
+
+def test_what_a_trunk_replays_is_not_changed_by_what_arrives_later() -> None:
+    line, ledger = line_spec(batch_rows=4), replaying_ledger([16, 16, 400], 4, 0.5)
+    long, short = TrunkRows(line, ledger), TrunkRows(line, ledger[:2])
+    assert [long.of_step(step) for step in range(1, 13)] == [short.of_step(step) for step in range(1, 13)]
+
+
+@given(
+    batch_rows=BATCHES, back=st.integers(1, 10), longer=st.integers(1, 12), replay=st.sampled_from([0.2, 0.5])
+)
+def test_a_grown_branch_of_a_trunk_with_replay_reads_every_unread_new_row_once(
+    batch_rows: int, back: int, longer: int, replay: float
+) -> None:
+    ledger = replaying_ledger([3 * batch_rows, 12 * batch_rows], batch_rows, replay)
+    end = ledger[0].steps + ledger[1].steps
+    batches = branch_rows(
+        ledger, end - back, back + longer, batch_rows, stream_steps=back, replay_fraction=0.5
+    )
+    assert all(len(batch) == batch_rows for batch in batches)
+    trunk = TrunkRows(line_spec(batch_rows=batch_rows), ledger)
+    unread = [
+        row for step in range(end - back + 1, end + 1) for row in trunk.of_step(step) if row.version == 1
+    ]
+    assert [row for batch in batches for row in batch if row.version == 1] == unread
+
+
+@given(batch_rows=BATCHES, steps=st.integers(1, 12), share=st.sampled_from([0.2, 0.5, 0.75]))
+def test_a_kept_branch_counts_what_the_trunk_replays(batch_rows: int, steps: int, share: float) -> None:
+    ledger = replaying_ledger([3 * batch_rows, 12 * batch_rows], batch_rows, 0.5)
+    from_step = ledger[0].steps + ledger[1].steps - steps
+    batches = branch_rows(ledger, from_step, steps, batch_rows, replay_fraction=share, replay_budget="kept")
+    trunk = TrunkRows(line_spec(batch_rows=batch_rows), ledger)
+    for k, batch in enumerate(batches, start=1):
+        would_be = trunk.of_step(from_step + k)
+        wanted = int(k * share * batch_rows + 1e-9) - int((k - 1) * share * batch_rows + 1e-9)
+        already = sum(row.version == 0 for row in would_be)
+        assert sum(row.version == 0 for row in batch) == max(wanted, already)
+        assert all(row == was or row.version == 0 for row, was in zip(batch, would_be, strict=True))
+
+
+def shuffled_rows(rows: list[int], batch_rows: int, epochs: int = 1, seed: int = 0) -> list[list[Row]]:
+    """All batches of a run from scratch."""
+    ledger = ledger_with(rows, batch_rows, epochs)
+    steps = sum(entry.steps for entry in ledger)
+    stage = TrainStage(
+        line=line_spec(batch_rows=batch_rows, epochs=epochs, seed=seed),
+        ledger=ledger,
+        from_step=0,
+        to_step=steps,
+        start_key=None,
+        path=RunPath(decay_steps=steps, stream_steps=steps, order="shuffled"),
+        checkpoint_every=1,
+    )
+    stage_rows = StageRows(stage)
+    with pytest.raises(ValueError, match="past the end"):
+        stage_rows.of_step(steps + 1)
+    return [stage_rows.of_step(step) for step in range(1, steps + 1)]
+
+
+@given(rows=ROWS, batch_rows=BATCHES, epochs=st.integers(1, 3))
+def test_a_run_from_scratch_reads_every_row_in_every_pass(
+    rows: list[int], batch_rows: int, epochs: int
+) -> None:
+    batches = shuffled_rows(rows, batch_rows, epochs)
+    assert all(len(batch) == batch_rows for batch in batches)
+    per_pass = len(batches) // epochs
+    everything = sorted(Row(version, n) for version, count in enumerate(rows) for n in range(count))
+    for one_pass in range(epochs):
+        read = [row for batch in batches[one_pass * per_pass : (one_pass + 1) * per_pass] for row in batch]
+        assert sorted(read[: len(everything)]) == everything
+        assert all(row == read[place % len(everything)] for place, row in enumerate(read))
+
+
+def test_a_run_from_scratch_mixes_versions_from_its_first_step_to_its_last() -> None:
+    batches = shuffled_rows([400, 400], 40)
+    shares = [sum(row.version for row in batch) / 40 for batch in batches]
+    assert all(0.2 < share < 0.8 for share in shares)
+    assert shuffled_rows([400, 400], 40, seed=1) != batches
+
+
+def test_the_shuffled_order_is_pinned() -> None:
+    [batch] = shuffled_rows([4, 3], 7)[:1]
+    assert batch == [(0, 0), (1, 2), (0, 2), (1, 0), (0, 1), (1, 1), (0, 3)]

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from service.artifacts import Artifacts, Manifest
 from service.core.errors import ArtifactCorrupt, Diverged, StageInputInvalid, Stopped
-from service.core.plan import branch_checkpoint_key, branch_checkpoint_prefix, trunk_key, trunk_prefix
-from service.core.schedules import branch_rate, trunk_rate
+from service.core.plan import own_checkpoint_key, own_checkpoint_prefix, trunk_key, trunk_prefix
+from service.core.schedules import run_rate, trunk_rate
 from service.core.specs import ArchitectureSpec
 from service.core.stage_specs import TrainStage
 from tests.support.training import SMALL_CONFIG, SmallLine, Trainer, branch_stage, trunk_stage
@@ -33,7 +33,7 @@ def content(artifacts: Artifacts, manifest: Manifest) -> dict[str, bytes]:
 
 def interrupted(trainer: Trainer, stage: TrainStage, at: list[int]) -> Manifest:
     """Run the stage, stopped and started again at each of these steps."""
-    run = trainer.trunk if stage.branch is None else trainer.branch
+    run = trainer.trunk if stage.path is None else trainer.branch
     for step in at:
         trainer.stop_at = step
         with pytest.raises(Stopped, match=f"stopped at step {step} "):
@@ -147,14 +147,14 @@ def test_an_interrupted_branch_ends_in_the_same_bits(
     small: SmallLine, trainer: Trainer, other_trainer: Trainer
 ) -> None:
     """With replay, another beta2, and checkpoints of its own that its trunk never sees."""
-    stage = branch_stage(small, 20, 12, new_rows_steps=6, replay_fraction=0.5, beta2=0.99, checkpoint_every=5)
+    stage = branch_stage(small, 20, 12, stream_steps=6, replay_fraction=0.5, beta2=0.99, checkpoint_every=5)
     for each in (trainer, other_trainer):
         each.trunk(trunk_stage(small, 20))
     whole = trainer.branch(stage)
     again = interrupted(other_trainer, stage, [21, 27])
     assert content(trainer.artifacts, whole) == content(other_trainer.artifacts, again)
-    assert other_trainer.artifacts.keys(branch_checkpoint_prefix(stage)) == [
-        branch_checkpoint_key(stage, step) for step in (21, 25, 27, 30)
+    assert other_trainer.artifacts.keys(own_checkpoint_prefix(stage)) == [
+        own_checkpoint_key(stage, step) for step in (21, 25, 27, 30)
     ]
     assert other_trainer.artifacts.keys(trunk_prefix(small.line)) == [trunk_key(small.line, small.ledger, 20)]
 
@@ -174,10 +174,10 @@ def test_schedules_reach_the_optimizer(small: SmallLine, trainer: Trainer) -> No
     trainer.points.clear()
     stage = branch_stage(small, 9, 6, shape="multi_step", cuts=(0.3, 0.6), checkpoint_every=1)
     trainer.branch(stage)
-    rates = [branch_rate(k, 6, peak, shape="multi_step", cuts=(0.3, 0.6)) for k in range(1, 7)]
+    rates = [run_rate(k, stage.path, peak) for k in range(1, 7)]
     assert [p.learning_rate for p in trainer.points] == rates
     weights = [trainer.artifacts.open(trunk_key(small.line, small.ledger, 9))]
-    weights += [trainer.artifacts.open(branch_checkpoint_key(stage, step)) for step in range(10, 15)]
+    weights += [trainer.artifacts.open(own_checkpoint_key(stage, step)) for step in range(10, 15)]
     tables = [load_file(folder / "model.safetensors")["model.embed_tokens.weight"] for folder in weights]
     moved = [(after - before).abs().mean().item() for before, after in pairwise(tables)]
     # An Adam step's size is about its rate: a third of it after a cut, but for the change of the gradients.
@@ -291,7 +291,7 @@ def test_the_process_is_left_as_it_was(small: SmallLine, trainer: Trainer) -> No
 def test_the_loss_curve_is_golden(small: SmallLine, trainer: Trainer) -> None:
     """Trunk and branch over two data versions: a refactoring must not move it."""
     trainer.trunk(trunk_stage(small, 24))
-    trainer.branch(branch_stage(small, 24, 16, new_rows_steps=8, replay_fraction=0.5))
+    trainer.branch(branch_stage(small, 24, 16, stream_steps=8, replay_fraction=0.5))
     losses = [point.loss for point in trainer.points]
     golden = Path(__file__).parents[2] / "golden" / "tiny_loss_curve.json"
     assert losses == pytest.approx(json.loads(golden.read_text()), rel=2e-3), (

@@ -10,7 +10,8 @@ from torch import distributed, multiprocessing
 
 from service.artifacts import Artifacts
 from service.core.errors import Stopped
-from service.core.stage_specs import TrainStage, steps_of
+from service.core.ledger import steps_of
+from service.core.stage_specs import TrainStage
 from tests.support.training import SmallLine, Trainer, trunk_stage
 from workers.training.batches import Batches
 from workers.training.ranks import Ranks

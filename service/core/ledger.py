@@ -1,0 +1,118 @@
+"""The ledger: data versions in order, as training reads them, and how steps and rows of the line's stream correspond.
+
+The stream is what the trunk reads: version after version. A version without replay has as many steps as its own rows
+fill; what it has above them is filled with rows of older versions, so that its own are spread evenly over its steps.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Protocol
+
+from service.core.specs import Spec
+
+
+class LedgerEntry(Spec):
+    """One data version as training sees it: its pack, its rows, and its steps T_i."""
+
+    number: int
+    pack_key: str
+    rows: int
+    steps: int
+
+
+class Batching(Protocol):
+    """What of a line decides how many steps its rows fill."""
+
+    @property
+    def batch_rows(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+
+
+def steps_of(rows: int, batch_rows: int, epochs: int, replay_fraction: float = 0.0) -> int:
+    """T_i: optimizer steps of a data version, of whose rows ``replay_fraction`` are replayed ones.
+
+    Each pass is filled up from its first rows, and is at least one step.
+    """
+    own = epochs * max(1, math.ceil(rows / batch_rows))
+    return math.ceil(own / (1 - Fraction(str(replay_fraction))))
+
+
+def total_steps(ledger: Sequence[LedgerEntry]) -> int:
+    """E_i: steps of the stream up to the end of the ledger."""
+    return sum(entry.steps for entry in ledger)
+
+
+def own_steps(line: Batching, ledger: Sequence[LedgerEntry]) -> int:
+    """E_i as it would be without replay."""
+    return sum(steps_of(entry.rows, line.batch_rows, line.epochs) for entry in ledger)
+
+
+def ledger_up_to(ledger: Sequence[LedgerEntry], step: int) -> tuple[LedgerEntry, ...]:
+    """The entries that the first ``step`` steps of the stream read from (E_i ≥ step for the last of them)."""
+    read: list[LedgerEntry] = []
+    total = 0
+    for entry in ledger:
+        if total >= step:
+            break
+        read.append(entry)
+        total += entry.steps
+    if total < step:
+        raise ValueError(f"step {step} lies past the end of the ledger at {total}")
+    return tuple(read)
+
+
+def new_rows_of(line: Batching, entry: LedgerEntry) -> int:
+    """Rows of the version's own that the stream reads, every pass and what fills up its last batch included."""
+    return steps_of(entry.rows, line.batch_rows, line.epochs) * line.batch_rows
+
+
+def new_rows_before(line: Batching, ledger: Sequence[LedgerEntry], step: int) -> int:
+    """How many rows that are not replayed ones the first ``step`` steps of the stream read."""
+    rows = 0
+    for entry in ledger:
+        inside = min(step, entry.steps)
+        rows += inside * new_rows_of(line, entry) // entry.steps
+        step -= inside
+        if step <= 0:
+            break
+    return rows
+
+
+def steps_that_end_with(line: Batching, ledger: Sequence[LedgerEntry], rows: int) -> int:
+    """The fewest last steps of the stream that hold ``rows`` new rows; all of it where there are fewer."""
+    steps = 0
+    for entry in reversed(ledger):
+        own = new_rows_of(line, entry)
+        if rows > own:
+            rows -= own
+            steps += entry.steps
+            continue
+        # The first k steps hold floor(k·own/T): the last T-k hold at least ``rows`` up to k = floor(…) below.
+        first = ((own - rows + 1) * entry.steps - 1) // own
+        return steps + entry.steps - min(first, entry.steps)
+    return steps
+
+
+def unread_rows(
+    line: Batching, ledger: Sequence[LedgerEntry], from_step: int, steps: int, replay_fraction: float
+) -> int:
+    """New rows that a branch of budget ``kept`` leaves to the trunk: all that it replaces."""
+    if all(entry.steps * line.batch_rows == new_rows_of(line, entry) for entry in ledger):
+        return math.floor(steps * Fraction(str(replay_fraction)) * line.batch_rows)
+    return sum(replaced_rows(line, ledger, from_step, k, replay_fraction) for k in range(1, steps + 1))
+
+
+def replaced_rows(
+    line: Batching, ledger: Sequence[LedgerEntry], from_step: int, k: int, replay_fraction: float
+) -> int:
+    """Of the stream's batch at ``from_step + k``: new rows that a branch of budget ``kept`` replaces by old ones.
+
+    Over the branch's steps old rows make up their share to the row; those that the trunk replays count as old.
+    """
+    share = Fraction(str(replay_fraction)) * line.batch_rows
+    wanted = math.floor(k * share) - math.floor((k - 1) * share)
+    step = from_step + k
+    new = new_rows_before(line, ledger, step) - new_rows_before(line, ledger, step - 1)
+    return max(0, wanted - (line.batch_rows - new))

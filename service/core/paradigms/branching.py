@@ -1,0 +1,113 @@
+"""Where a branch leaves the stream and how long it is: the arithmetic that path switching and WSD-S share.
+
+With T_i steps in data version i and E_i = T_1 + … + T_i, branch i has d_i steps and leaves at
+b_i = max(b_(i-1), E_i - d_i), where b_1 ≥ the warm-up W (arXiv 2410.04103).
+"""
+
+import math
+from fractions import Fraction
+
+from service.core.ledger import (
+    LedgerEntry,
+    new_rows_before,
+    steps_that_end_with,
+    total_steps,
+    unread_rows,
+)
+from service.core.schedules import warmup_steps
+from service.core.specs import BranchLength, DecaySpec, FixedLength, Spec
+from service.core.stage_specs import LineSpec, RunPath
+
+SHORTEST_BRANCH = 8  # below this a decay is a handful of steps and the shape means nothing
+
+
+class BranchGeometry(Spec):
+    """Where a branch leaves the stream and how long it is, in steps, and why it is not what the rule alone would give.
+
+    It reads the new rows of the ``stream_steps`` that follow the point.
+    """
+
+    point: int
+    steps: int
+    stream_steps: int
+    replay_fraction: float
+    held: str | None  # "min", "max" or "shortest": which bound set the length
+    clamped: bool  # the line already stood past the point the rule asked for
+
+
+def branch_length(length: BranchLength, version_steps: int, all_steps: int) -> tuple[int, str | None]:
+    """d_i and which bound, if any, set it. Fractions count as the decimals they were written as, so 0.1 of 30 is 3."""
+    fraction = Fraction(str(length.fraction))
+    held = None
+    if isinstance(length, FixedLength):
+        wanted = fraction * version_steps
+        longest = Fraction(version_steps)
+    else:
+        wanted = fraction * all_steps
+        longest = Fraction(str(length.max)) * version_steps
+        shortest = Fraction(str(length.min)) * version_steps
+        if wanted < shortest:
+            wanted, held = shortest, "min"
+    steps = math.ceil(wanted)
+    if steps < SHORTEST_BRANCH:
+        steps, held = SHORTEST_BRANCH, "shortest"
+    if steps > longest:
+        steps, held = max(1, math.floor(longest)), "max"
+    return steps, held
+
+
+def branch_geometry(
+    decay: DecaySpec, ledger: tuple[LedgerEntry, ...], stands_at: int, line: LineSpec
+) -> BranchGeometry:
+    """b_i and d_i for the last version of the ledger, given the step of the stream at which the line stands."""
+    end = total_steps(ledger)
+    length, held = branch_length(decay.length, ledger[-1].steps, end)
+    # There is nothing old to replay while the ledger has one version.
+    replay = Fraction(str(decay.replay_fraction)) if len(ledger) > 1 else Fraction(0)
+    grown = replay > 0 and decay.replay_budget == "grown"
+    wanted = length
+    if grown:
+        rows = max(1, math.ceil((1 - replay) * length)) * line.batch_rows
+        wanted = steps_that_end_with(line, ledger, rows)
+    point = max(stands_at, warmup_steps(line.warmup_steps, ledger[0].steps), end - wanted)
+    clamped = point > end - wanted
+    if grown:
+        unread = new_rows_before(line, ledger, end) - new_rows_before(line, ledger, point)
+        fewest = math.ceil(Fraction(unread, line.batch_rows) / (1 - replay)) if clamped else length
+        length = max(fewest, math.ceil(unread / line.batch_rows))
+    elif clamped:
+        length = end - point
+    return BranchGeometry(
+        point=point,
+        steps=length,
+        stream_steps=end - point,
+        replay_fraction=float(replay),
+        held=held,
+        clamped=clamped,
+    )
+
+
+def decay_path(decay: DecaySpec, geometry: BranchGeometry, *, resumable: bool = False) -> RunPath:
+    """The complete decay along the geometry's steps."""
+    return RunPath(
+        decay_steps=geometry.steps,
+        shape=decay.shape,
+        floor=decay.floor,
+        cuts=decay.cuts,
+        beta2=decay.beta2,
+        resumable=resumable,
+        stream_steps=geometry.stream_steps,
+        replay_fraction=geometry.replay_fraction,
+        replay_budget=decay.replay_budget,
+    )
+
+
+def geometry_notes(
+    decay: DecaySpec, geometry: BranchGeometry, ledger: tuple[LedgerEntry, ...], line: LineSpec
+) -> dict[str, object]:
+    """What a reader should know of a branch. ``unread_rows``: new rows that a kept budget leaves to the trunk."""
+    notes = geometry.model_dump(mode="json", include={"steps", "held", "clamped", "replay_fraction"})
+    unread = 0
+    if geometry.replay_fraction and decay.replay_budget == "kept":
+        unread = unread_rows(line, ledger, geometry.point, geometry.steps, geometry.replay_fraction)
+    return {"branch_" + key: value for key, value in notes.items()} | {"unread_rows": unread}

@@ -1,0 +1,58 @@
+"""Continual pre-training: every version goes on from the one before, on the new data, under a schedule of its own.
+
+N versions cost E_N. ``reset`` starts at the peak at once and decays along a cosine again, ``rewarm`` rises to it from
+the floor first (Gupta et al. 2023, arXiv 2308.04014), ``low`` stays at the floor where the version before ended.
+"""
+
+from service.core.paradigms.finish import plan_finish
+from service.core.paradigms.training import packs, require_unread, run
+from service.core.plan import Plan, PlanContext
+from service.core.schedules import warmup_steps
+from service.core.specs import ContinualSpec
+from service.core.stage_specs import RunPath
+
+
+def plan_continual(context: PlanContext) -> Plan:
+    """One run over the rows that no version of the line has read."""
+    assert isinstance(context.paradigm, ContinualSpec)
+    start = context.previous_step
+    require_unread(context, start)
+    previous = context.previous
+    steps = context.total_steps - start
+    trained = run(
+        context,
+        _path(context.paradigm, steps, warmup_steps(context.line.warmup_steps, steps), first=not previous),
+        name="train",
+        from_step=start,
+        start_key=previous.checkpoint_key if previous else None,
+        needs=packs(context),
+    )
+    return Plan(
+        stages=(trained, *plan_finish(context, trained)),
+        branch_point=start,
+        final_step=start + steps,
+        notes={},
+    )
+
+
+def _path(paradigm: ContinualSpec, steps: int, warmup: int, *, first: bool) -> RunPath:
+    fresh = not first and paradigm.optimizer_state == "reset"
+    if not first and paradigm.restart == "low":
+        return RunPath(
+            hold_steps=steps,
+            level=paradigm.floor,
+            fresh_optimizer=fresh,
+            resumable=True,
+            stream_steps=steps,
+        )
+    rise = 0 if not first and paradigm.restart == "reset" else warmup
+    return RunPath(
+        warmup_steps=rise,
+        warmup_from=0.0 if first else paradigm.floor,
+        decay_steps=steps - rise,
+        shape="cosine",
+        floor=paradigm.floor,
+        fresh_optimizer=fresh,
+        resumable=True,
+        stream_steps=steps,
+    )

@@ -1,0 +1,48 @@
+"""WSD-S (Wen et al. 2024, arXiv 2410.05192): one line that decays for every version and goes on from the decayed weights.
+
+No step is trained twice: N versions cost E_N, and what a decay replays. The price is paid in the line itself, which
+is decayed again and again.
+"""
+
+from service.core.paradigms.branching import branch_geometry, decay_path, geometry_notes
+from service.core.paradigms.finish import plan_finish
+from service.core.paradigms.training import packs, require_unread, run
+from service.core.plan import Plan, PlanContext, PlannedStage
+from service.core.schedules import warmup_steps
+from service.core.specs import WsdSSpec
+from service.core.stage_specs import RunPath
+
+
+def plan_wsd_s(context: PlanContext) -> Plan:
+    """The stable part at the peak rate from the end of the previous version, and the decay."""
+    assert isinstance(context.paradigm, WsdSSpec)
+    start = context.previous_step
+    require_unread(context, start)
+    decay, line, ledger = context.paradigm.decay, context.line, context.ledger
+    geometry = branch_geometry(decay, ledger, start, line)
+    warmup = 0 if context.previous else warmup_steps(line.warmup_steps, ledger[0].steps)
+    stable_steps = geometry.point - start
+    stages: list[PlannedStage] = []
+    needs = packs(context)
+    start_key = context.previous.checkpoint_key if context.previous else None
+    if stable_steps:
+        path = RunPath(
+            warmup_steps=warmup, hold_steps=stable_steps - warmup, resumable=True, stream_steps=stable_steps
+        )
+        stable = run(context, path, name="stable", from_step=start, start_key=start_key, needs=needs)
+        stages.append(stable)
+        needs, start_key = (stable.name,), stable.key
+    last = run(
+        context,
+        decay_path(decay, geometry, resumable=True),
+        name="decay",
+        from_step=geometry.point,
+        start_key=start_key,
+        needs=needs,
+    )
+    return Plan(
+        stages=(*stages, last, *plan_finish(context, last)),
+        branch_point=geometry.point,
+        final_step=geometry.point + geometry.steps,
+        notes=geometry_notes(decay, geometry, ledger, line),
+    )

@@ -17,7 +17,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from api.schemas.costs import Costs
-from api.schemas.data import Dataset, DataVersion, Slice
+from api.schemas.data import Dataset, DataVersion, Excluded, Slice
 from api.schemas.events import Event, Health
 from api.schemas.models import Checkpoint, Forgetting, Model, ModelVersion
 from api.schemas.releases import Release
@@ -89,6 +89,11 @@ class Client:
 
     def data_version(self, dataset: str, number: int) -> DataVersion:
         return self._wire.ask("GET", url_path("datasets", dataset, "versions", number), DataVersion)
+
+    def exclude_version(self, dataset: str, number: int, reason: str) -> Excluded:
+        """Leave a data version out from now on: models rewind to before it at their next update."""
+        path = url_path("datasets", dataset, "versions", number, "exclude")
+        return self._wire.ask("POST", path, Excluded, json={"reason": reason})
 
     def push_slice(
         self,
@@ -162,8 +167,19 @@ class Client:
 
     # --- updates and releases ---
 
-    def start_update(self, model: str, *, data_version: int | None = None) -> Update:
-        body = given({"data_version": data_version})
+    def start_update(
+        self,
+        model: str,
+        *,
+        data_version: int | None = None,
+        branch_from: str | None = None,
+        decay: Mapping[str, Any] | None = None,
+        paradigm: Mapping[str, Any] | None = None,
+    ) -> Update:
+        """The line's next version; or a branch from a checkpoint, or a version under another paradigm."""
+        body = given(
+            {"data_version": data_version, "branch_from": branch_from, "decay": decay, "paradigm": paradigm}
+        )
         return self._wire.ask("POST", url_path("models", model, "updates"), Update, json=body)
 
     def updates(self, model: str) -> Iterator[Update]:

@@ -90,10 +90,9 @@ def register_version(
                 return RegisteredVersion(row, created=False)
             if _known(session, dataset) != known:
                 continue
-            newest = datasets.newest_version(session, dataset.id)
             row = DataVersion(
                 dataset_id=dataset.id,
-                number=newest.number + 1 if newest else 1,
+                number=datasets.next_number(session, dataset.id),
                 label=label,
                 sha256=ingested.sha256,
                 bytes=ingested.bytes,

@@ -4,7 +4,7 @@ Everything is read from the training stages of the line's updates: what they tra
 trained on.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -15,8 +15,8 @@ from service.core.paradigms import PARADIGMS
 from service.core.plan import LineEnd, PlanContext
 from service.core.specs import ModelSpec
 from service.core.stage_specs import TRAINING_KINDS, LineSpec, StageKind, TrainStage
-from service.core.states import StageState
-from service.store import models, updates
+from service.core.states import FINISHED_UPDATES, StageState
+from service.store import datasets, lines, models, updates
 from service.store.database import Database
 from service.store.tables import Model, ModelVersion, Stage
 
@@ -36,7 +36,7 @@ class VersionCost:
 
 @dataclass(frozen=True)
 class Totals:
-    """``spent`` was trained anew, ``reused`` had been trained already, ``wasted`` led to no version."""
+    """Of the line: ``spent`` was trained anew, ``reused`` had been already, ``wasted`` led to no version. ``extra``: one-offs."""
 
     spent: Amount
     reused: Amount
@@ -67,6 +67,15 @@ class CostReport:
 
 
 @dataclass(frozen=True)
+class _Standing:
+    """Where the line stands: what its next version is planned from."""
+
+    excluded: frozenset[int]
+    trunk_step: int
+    data_version: int  # of the version that it goes on from, 0 where there is none
+
+
+@dataclass(frozen=True)
 class _Trained:
     """A training stage that ended well, and the version that its update made, if any."""
 
@@ -74,6 +83,9 @@ class _Trained:
     spec: TrainStage
     amount: Amount
     reused: bool
+    one_off: bool
+    ended: bool  # its update has: what it has not made by now, it never will
+    abandoned: bool  # a trunk segment that the line was rewound behind
     version: ModelVersion | None
 
 
@@ -86,19 +98,30 @@ def report_costs(database: Database, model_name: str, *, next_tokens: int | None
         model = models.model(session, model_name)
         versions = models.versions(session, model.id)
         trained, wasted_seconds = _read(session, model, versions)
+        trunk, newest = lines.trunk(session, model.id), lines.newest_version(session, model)
+        standing = _Standing(
+            excluded=datasets.excluded_numbers(session, model.dataset_id),
+            trunk_step=trunk.step if trunk else 0,
+            data_version=newest.data_version if newest else 0,
+        )
     totals = _totals(trained, Amount(device_seconds=wasted_seconds))
     if not versions:
         return CostReport(None, (), totals, Amount(), Amount(), None)
     line = LineSpec.model_validate(model.line)
-    rows = tuple(_version_cost(row, line, trained) for row in versions)
+    rows = tuple(_version_cost(row, line, trained, standing.excluded) for row in versions)
+    one_off = {stage.version.id for stage in trained if stage.version and stage.one_off}
+    of_line = [row for row in versions if row.id not in one_off]
+    if not of_line:
+        return CostReport(None, rows, totals, Amount(), Amount(), None)
+    trained = [stage for stage in trained if not stage.one_off]
     # What the versions stand on: their own training, and trunk segments of updates that failed after them.
-    highest = max(row.branch_point for row in versions)
+    highest = max(row.branch_point for row in of_line)
     stood_on = _sum(
         stage.amount
         for stage in trained
         if stage.version or (stage.kind == StageKind.TRAIN_TRUNK and stage.spec.to_step <= highest)
     )
-    ends = [row.from_scratch_tokens for row in rows]
+    ends = [cost.from_scratch_tokens for row, cost in zip(versions, rows, strict=True) if row in of_line]
     scratch = from_scratch(ends)
     return CostReport(
         ratio_to_from_scratch=stood_on.tokens / scratch,
@@ -106,7 +129,7 @@ def report_costs(database: Database, model_name: str, *, next_tokens: int | None
         totals=totals,
         from_scratch=stood_on.scaled_to(scratch),
         continual=stood_on.scaled_to(continual(ends)),
-        forecast=_forecast(model, line, versions, trained, stood_on, scratch, next_tokens),
+        forecast=_forecast(model, line, standing, of_line, trained, stood_on, scratch, next_tokens),
     )
 
 
@@ -116,39 +139,61 @@ def _read(session: Session, model: Model, versions: Sequence[ModelVersion]) -> t
     workers = ModelSpec.model_validate(model.spec).training.workers
     trained: list[_Trained] = []
     wasted_seconds = 0.0
-    ids = [row.id for row in updates.of_model(session, model.id)]
-    for update_id, stages in updates.stages_of_updates(session, ids, TRAINING_KINDS).items():
+    of_model = {row.id: row for row in updates.of_model(session, model.id)}
+    abandoned = models.abandoned_keys(session, model.id)
+    for update_id, stages in updates.stages_of_updates(session, list(of_model), TRAINING_KINDS).items():
         for stage in stages:
             wasted_seconds += stage.wasted_seconds * workers
             if stage.state == StageState.SUCCEEDED:
-                trained.append(_trained(stage, by_update.get(update_id)))
+                trained.append(
+                    _trained(
+                        stage,
+                        by_update.get(update_id),
+                        one_off=of_model[update_id].one_off,
+                        ended=of_model[update_id].state in FINISHED_UPDATES,
+                        abandoned=stage.key in abandoned,
+                    )
+                )
     return trained, wasted_seconds
 
 
-def _trained(stage: Stage, version: ModelVersion | None) -> _Trained:
+def _trained(
+    stage: Stage, version: ModelVersion | None, *, one_off: bool, ended: bool, abandoned: bool
+) -> _Trained:
     spec = TrainStage.model_validate(stage.spec)
     return _Trained(
         kind=stage.kind,
         spec=spec,
         amount=amount_trained(spec, stage.result or {}),
         reused=stage.reused,
+        one_off=one_off,
+        ended=ended,
+        abandoned=abandoned,
         version=version,
     )
 
 
 def _totals(trained: Sequence[_Trained], failed_attempts: Amount) -> Totals:
-    """A branch that no version came of is wasted; a trunk segment is not, for the line goes on from it."""
-    kept = [stage for stage in trained if stage.version or stage.kind == StageKind.TRAIN_TRUNK]
-    lost = [stage for stage in trained if not stage.reused and stage not in kept]
+    """A branch that no version came of is wasted; a trunk segment is not, for the line goes on from it, until it is rewound."""
+    of_line = [stage for stage in trained if not stage.one_off]
+    kept = [stage for stage in of_line if _is_kept(stage)]
+    lost = [stage for stage in of_line if not stage.reused and not _is_kept(stage)]
     return Totals(
         spent=_sum(stage.amount for stage in kept if not stage.reused),
         reused=_sum(stage.amount for stage in kept if stage.reused),
         wasted=_sum([*(stage.amount for stage in lost), failed_attempts]),
-        extra=Amount(),
+        extra=_sum(stage.amount for stage in trained if stage.one_off and not stage.reused),
     )
 
 
-def _version_cost(row: ModelVersion, line: LineSpec, trained: Sequence[_Trained]) -> VersionCost:
+def _is_kept(stage: _Trained) -> bool:
+    of_use = stage.version is not None or stage.kind == StageKind.TRAIN_TRUNK or not stage.ended
+    return of_use and not stage.abandoned
+
+
+def _version_cost(
+    row: ModelVersion, line: LineSpec, trained: Sequence[_Trained], excluded: Collection[int]
+) -> VersionCost:
     own = [stage for stage in trained if stage.version is row]
     cost = _sum(stage.amount for stage in own)
     return VersionCost(
@@ -158,22 +203,25 @@ def _version_cost(row: ModelVersion, line: LineSpec, trained: Sequence[_Trained]
         flops=cost.flops,
         device_seconds=_sum(stage.amount for stage in own if not stage.reused).device_seconds,
         reused_tokens=_sum(stage.amount for stage in own if stage.reused).tokens,
-        from_scratch_tokens=own_steps(line, _ledger(own)) * batch_tokens(line),
+        from_scratch_tokens=own_steps(line, _ledger(own, excluded)) * batch_tokens(line),
     )
 
 
 def _forecast(
     model: Model,
     line: LineSpec,
+    standing: _Standing,
     versions: Sequence[ModelVersion],
     trained: Sequence[_Trained],
     stood_on: Amount,
     scratch: int,
     next_tokens: int | None,
-) -> Forecast:
+) -> Forecast | None:
     """Plan a version right after the newest, as the paradigm would, and add up its training stages."""
     newest = max(versions, key=lambda row: (row.data_version, row.number))
-    ledger = _ledger([stage for stage in trained if stage.version is newest])
+    ledger = _ledger([stage for stage in trained if stage.version is newest], standing.excluded)
+    if not ledger:  # all that the line has read is excluded
+        return None
     new_tokens = next_tokens or ledger[-1].rows * line.sequence_length
     rows = -(-new_tokens // line.sequence_length)
     spec = ModelSpec.model_validate(model.spec)
@@ -184,8 +232,8 @@ def _forecast(
             line=line,
             model=model.name,
             ledger=(*ledger, entry),
-            trunk_step=newest.branch_point,
-            previous=LineEnd(checkpoint_key="", data_version=newest.data_version),
+            trunk_step=standing.trunk_step,
+            previous=LineEnd(checkpoint_key="", data_version=standing.data_version),
             paradigm=spec.paradigm,
             gate=spec.gate,
             slices=(),
@@ -215,9 +263,10 @@ def batch_tokens(line: LineSpec) -> int:
     return line.batch_rows * line.sequence_length
 
 
-def _ledger(own: Sequence[_Trained]) -> tuple[LedgerEntry, ...]:
+def _ledger(own: Sequence[_Trained], excluded: Collection[int]) -> tuple[LedgerEntry, ...]:
     """The ledger of a version, which the last of its stages has: a trunk segment's stops with the segment."""
-    return max((stage.spec.ledger for stage in own), key=len)
+    whole = max((stage.spec.ledger for stage in own), key=len)
+    return tuple(entry for entry in whole if entry.number not in excluded)
 
 
 def _sum(amounts: Iterable[Amount]) -> Amount:

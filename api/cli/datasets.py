@@ -124,6 +124,30 @@ def push(
     _show_versions(pushed, as_json)
 
 
+@app.command()
+def exclude(
+    context: typer.Context,
+    dataset: str,
+    number: int,
+    reason: Annotated[str, typer.Option(help="For the history.")],
+    as_json: Json = False,
+) -> None:
+    """Leave a data version out from now on: models rewind to before it at their next update."""
+    from api.cli import output
+
+    with client_of(context) as client:
+        excluded = client.exclude_version(dataset, number, reason)
+    if as_json:
+        output.print_json(excluded)
+        return
+    print(f"version {number} of {dataset} is excluded")
+    if excluded.affected_versions:
+        output.print_rows(
+            ("has read it", ">version", "state"),
+            [(row.model, str(row.number), str(row.state)) for row in excluded.affected_versions],
+        )
+
+
 def _push(
     client: "Client", dataset: str, file: str, format: "DataFormat | None", label: str | None
 ) -> "DataVersion":

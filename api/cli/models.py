@@ -8,6 +8,7 @@ import typer
 
 from api.cli.connection import client_of
 from api.cli.problems import Problem
+from service.core.forgetting import Measure
 
 if TYPE_CHECKING:
     from api.client import Client
@@ -89,6 +90,19 @@ def versions(context: typer.Context, model: str, as_json: Json = False) -> None:
 
 
 @app.command()
+def checkpoints(context: typer.Context, model: str, as_json: Json = False) -> None:
+    """List the checkpoints of the trunk, which `update start --branch-from` takes."""
+    from api.cli import output, tables
+
+    with client_of(context) as client:
+        found = list(client.checkpoints(model))
+    if as_json:
+        output.print_json(found)
+    else:
+        output.print_table(tables.checkpoints(found))
+
+
+@app.command()
 def costs(
     context: typer.Context,
     model: str,
@@ -108,8 +122,13 @@ def costs(
 
 
 @app.command()
-def forgetting(context: typer.Context, model: str, as_json: Json = False) -> None:
-    """Show the loss of every version on every slice."""
+def forgetting(
+    context: typer.Context,
+    model: str,
+    measure: Annotated[Measure, typer.Option("--of", help="What the table shows.")] = Measure.LOSS,
+    as_json: Json = False,
+) -> None:
+    """Show every version on every slice, and how old slices fared since they were new."""
     from api.cli import output, tables
 
     with client_of(context) as client:
@@ -117,7 +136,7 @@ def forgetting(context: typer.Context, model: str, as_json: Json = False) -> Non
     if as_json:
         output.print_json(found)
     else:
-        output.print_table(tables.forgetting(found))
+        output.print_table(tables.forgetting(found, measure))
 
 
 @app.command()

@@ -4,9 +4,16 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from api.cli.output import count, duration, loss, table
+from api.cli.output import count, duration, loss, size, table
 from api.schemas.costs import Costs
-from api.schemas.models import Forgetting, Model, ModelVersion
+from api.schemas.models import Checkpoint, Forgetting, Model, ModelVersion
+from service.core.forgetting import Measure
+
+_TITLES = {
+    Measure.LOSS: "Loss on every slice (nats per token)",
+    Measure.PERPLEXITY: "Perplexity on every slice",
+    Measure.BITS_PER_BYTE: "Bits per byte on every slice",
+}
 
 
 def models(found: Sequence[Model]) -> Table:
@@ -25,6 +32,14 @@ def models(found: Sequence[Model]) -> Table:
             _number(model.state.served_version),
             model.state.update or "",
         )
+    return made
+
+
+def checkpoints(found: Sequence[Checkpoint]) -> Table:
+    made = table("checkpoint", "state", ">step", ">data", ">size", "created")
+    for row in found:
+        created = f"{row.created_at:%Y-%m-%d %H:%M}"
+        made.add_row(row.id, row.state, f"{row.step:,}", str(row.data_version), size(row.bytes), created)
     return made
 
 
@@ -114,22 +129,32 @@ def costs_in_words(found: Costs) -> str:
     return "\n".join(lines)
 
 
-def forgetting(found: Forgetting) -> Table:
+def forgetting(found: Forgetting, measure: Measure = Measure.LOSS) -> Table:
     """The best of each column is marked: what lies below it in the column has forgotten something since."""
     made = table(
-        "version", *(f">{name}" for name in found.slices), title="Loss on every slice (nats per token)"
+        "version",
+        *(f">{name}" for name in found.slices),
+        ">backward transfer (nats)",
+        title=_TITLES[measure],
     )
+    matrix: list[list[float | None]] = getattr(found, measure)
     best = [
         min((value for value in column if value is not None), default=None)
-        for column in zip(*found.loss, strict=True)
+        for column in zip(*matrix, strict=True)
     ]
-    for number, row in zip(found.versions, found.loss, strict=True):
+    for number, row, transfer in zip(found.versions, matrix, found.backward_transfers, strict=True):
         cells = [
-            f"[bold]{loss(value)}[/bold]" if value is not None and value == lowest else loss(value)
+            f"[bold]{_figure(value, measure)}[/bold]"
+            if value is not None and value == lowest
+            else _figure(value, measure)
             for value, lowest in zip(row, best, strict=True)
         ]
-        made.add_row(str(number), *cells)
+        made.add_row(str(number), *cells, "–" if transfer is None else f"{transfer:+.4f}")
     return made
+
+
+def _figure(value: float | None, measure: Measure) -> str:
+    return f"{value:,.2f}" if value is not None and measure == Measure.PERPLEXITY else loss(value)
 
 
 def _number(value: int | None) -> str:

@@ -1,6 +1,7 @@
 """`pathswitch update …`"""
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,12 +21,31 @@ def start(
     context: typer.Context,
     model: str,
     data_version: Annotated[int | None, typer.Option(help="Default: the newest.")] = None,
+    branch_from: Annotated[
+        str | None,
+        typer.Option(
+            help="A checkpoint of the trunk (`model checkpoints`): a branch from there, to look at."
+        ),
+    ] = None,
+    decay: Annotated[
+        str | None, typer.Option(metavar="JSON", help='Of that branch, e.g. {"shape": "linear"}.')
+    ] = None,
+    paradigm: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='Another than the model\'s, once, e.g. {"name": "from_scratch"}.'),
+    ] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Show it until it has ended.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a data version into a version of this model."""
+    """Train a data version into a version of this model: the line's next, or a one-off that it does not go on from."""
     with client_of(context) as client:
-        update = client.start_update(model, data_version=data_version)
+        update = client.start_update(
+            model,
+            data_version=data_version,
+            branch_from=branch_from,
+            decay=_object("--decay", decay),
+            paradigm=_object("--paradigm", paradigm),
+        )
     if follow:
         watch(context, update.id, as_json=as_json)
     else:
@@ -122,6 +142,18 @@ def retry(context: typer.Context, update: str, as_json: Json = False) -> None:
     """Go on with a failed update, from its last good stage and checkpoint."""
     with client_of(context) as client:
         _tell(client.retry_update(update), "goes on with", as_json)
+
+
+def _object(option: str, text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise Problem(f"{option} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Problem(f"{option} is not a JSON object")
+    return found
 
 
 def _tell(update: "Update", does: str, as_json: bool) -> None:

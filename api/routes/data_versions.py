@@ -8,8 +8,9 @@ from sqlalchemy.orm import Session
 
 from api.deps import DatabaseHere, Number, PlaceHere, ServicesHere, in_thread
 from api.schemas.common import Page, Text
-from api.schemas.data import DataVersion, LabelledSource
+from api.schemas.data import AffectedVersion, DataVersion, Excluded, Exclusion, LabelledSource
 from api.upload import openapi_body, received
+from service.exclude_data import exclude_version
 from service.ingest.stream import in_worker
 from service.register_data import register_version
 from service.store import datasets, tables, updates
@@ -60,6 +61,17 @@ def show_data_version(dataset: str, number: Number, database: DatabaseHere) -> D
         return _documents(session, dataset, [row])[0]
 
 
+@router.post("/datasets/{dataset}/versions/{number}/exclude")
+def exclude_data_version(dataset: str, number: Number, database: DatabaseHere, body: Exclusion) -> Excluded:
+    """Models rewind to before it at their next update; what is served stays until it is released over."""
+    affected = exclude_version(database, dataset, number, body.reason)
+    return Excluded(
+        affected_versions=[
+            AffectedVersion(model=row.model, number=row.number, state=row.state) for row in affected
+        ]
+    )
+
+
 def _check(database: Database, dataset: str) -> None:
     with database.reading() as session:
         datasets.dataset(session, dataset)
@@ -78,7 +90,9 @@ def _documents(session: Session, dataset: str, rows: Sequence[tables.DataVersion
             dataset=dataset,
             number=row.number,
             label=row.label,
-            state="ready",
+            state="ready" if row.excluded_at is None else "excluded",
+            excluded_at=row.excluded_at,
+            excluded_reason=row.excluded_reason,
             sha256=row.sha256,
             bytes=row.bytes,
             documents=row.documents,

@@ -10,7 +10,7 @@ from api.schemas.common import Page
 from api.schemas.updates import Failure, NewUpdate, Progress, Stage, Update
 from service.core.specs import paradigm_of
 from service.core.stage_specs import TRAINING_KINDS
-from service.run_update import cancel_update, retry_update, start_update
+from service.run_update import cancel_update, retry_update, start_branch, start_one_off, start_update
 from service.store import datasets, models, tables, updates
 from service.store.database import Database
 
@@ -19,7 +19,13 @@ router = APIRouter(tags=["updates"])
 
 @router.post("/models/{model}/updates", status_code=202)
 def add_update(model: str, database: DatabaseHere, body: NewUpdate | None = None) -> Update:
-    row = start_update(database, model, body.data_version if body else None)
+    body = body or NewUpdate()
+    if body.branch_from is not None:
+        row = start_branch(database, model, body.branch_from, body.decay, body.data_version)
+    elif body.paradigm is not None:
+        row = start_one_off(database, model, body.paradigm, body.data_version)
+    else:
+        row = start_update(database, model, body.data_version)
     return _document(database, row.id)
 
 
@@ -64,6 +70,8 @@ def _documents(session: Session, rows: Sequence[tables.Update]) -> list[Update]:
             model=models.by_id(session, row.model_id).name,
             data_version=datasets.version_by_id(session, row.data_version_id).number,
             paradigm=paradigm_of(row.paradigm),
+            one_off=row.one_off,
+            branch_from=row.branch_from,
             state=row.state,
             model_version=numbers.get(row.id),
             branch_point=row.branch_point,

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from api.schemas.common import Document, Request, Text, Time
 from service.core.specs import Name
+from service.core.states import ModelVersionState
 from service.ingest.formats import DataFormat
 
 
@@ -36,13 +37,15 @@ class LabelledSource(Source):
 
 
 class DataVersion(Document):
-    """``sha256`` and ``bytes`` are of the decoded body; ``updates`` train it into model versions."""
+    """``sha256`` and ``bytes`` are of the decoded body; ``updates`` train it. No plan reads an ``excluded`` one."""
 
     id: str
     dataset: str
     number: int
     label: str | None
-    state: Literal["ready"]
+    state: Literal["ready", "excluded"]
+    excluded_at: Time | None
+    excluded_reason: str | None
     sha256: str
     bytes: int
     documents: int
@@ -61,3 +64,21 @@ class Slice(Document):
     data_version: int | None
     documents: int
     created_at: Time
+
+
+class Exclusion(Request):
+    reason: Text
+
+
+class AffectedVersion(Document):
+    """A model version that has read the excluded data."""
+
+    model: str
+    number: int
+    state: ModelVersionState
+
+
+class Excluded(Document):
+    """What has read it stays as it is; the models rewind to before it at their next update."""
+
+    affected_versions: list[AffectedVersion]

@@ -115,8 +115,16 @@ class Checkpoint(Document):
 
 
 class Forgetting(Document):
-    """Loss by version (row) and slice (column); None where it was never measured, or not finite."""
+    """By version (row) and slice (column); None where it was never measured, or not finite.
+
+    Backward transfer, of every version and of the newest: the mean change of the loss, in nats per token, on the slices
+    of older data versions since each was new. Negative: the line got better on them. None: there is none to compare.
+    """
 
     slices: list[str]
     versions: list[int]
     loss: list[list[float | None]]
+    perplexity: list[list[float | None]]
+    bits_per_byte: list[list[float | None]]
+    backward_transfer: float | None
+    backward_transfers: list[float | None]

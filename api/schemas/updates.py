@@ -1,19 +1,33 @@
 """Updates, their stages and the metrics of those that train."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from api.schemas.common import Document, Request, Time
-from service.core.specs import ParadigmSpec
+from service.core.specs import DecaySpec, ParadigmSpec
 from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
 
 
 class NewUpdate(Request):
-    """Without a data version: the newest one."""
+    """The line's next version, to the newest data version unless one is given. Or one that the line does not go on from:
+
+    a branch from a trunk checkpoint (``branch_from``) under any ``decay``, or a version under another ``paradigm``.
+    """
 
     data_version: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    branch_from: str | None = None
+    decay: DecaySpec | None = None
+    paradigm: ParadigmSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_thing_at_a_time(self) -> Self:
+        if self.decay is not None and self.branch_from is None:
+            raise ValueError("decay belongs to branch_from")
+        if self.paradigm is not None and self.branch_from is not None:
+            raise ValueError("branch_from makes a branch: it takes a decay and no paradigm")
+        return self
 
 
 class Progress(Document):
@@ -53,12 +67,14 @@ class Stage(Document):
 
 
 class Update(Document):
-    """``stages`` in topological order; ``notes`` say how the plan came out."""
+    """``stages`` in topological order; ``notes`` say how the plan came out. A ``one_off`` is no part of the line."""
 
     id: str
     model: str
     data_version: int
     paradigm: ParadigmSpec
+    one_off: bool
+    branch_from: str | None
     state: UpdateState
     model_version: int | None
     branch_point: int | None

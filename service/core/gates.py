@@ -16,11 +16,12 @@ def judge(
     candidate: Mapping[str, float],
     served: Mapping[str, float] | None,
     newest_slice: str | None,
+    backward_transfer: float | None = None,
 ) -> Verdict:
     """Compare losses by slice name. ``served`` is None for a first version, which has nothing to lose against.
 
     A loss that is not finite never passes. A slice on which the served version was never measured cannot be compared,
-    and the reasons say so.
+    and the reasons say so. ``backward_transfer`` is the candidate's; a first version has none.
     """
     failures: list[str] = []
     remarks: list[str] = []
@@ -43,6 +44,15 @@ def judge(
             failures.append(text)
         else:
             remarks.append(text)
+    most = gate.max_backward_transfer
+    if most is not None and backward_transfer is None:
+        remarks.append("backward transfer: none, no older slice was measured when it was new")
+    elif most is not None and backward_transfer is not None:
+        text = f"backward transfer: {backward_transfer:+.4f} nats per token, allowed {most:+.4f}"
+        if backward_transfer <= most:  # false of NaN
+            remarks.append(text)
+        else:
+            failures.append(text)
     if served is None:
         remarks.append("first version: nothing is served that it could be worse than")
     return Verdict(passed=not failures, reasons=tuple(failures or remarks))

@@ -35,8 +35,8 @@ def steps_of(rows: int, batch_rows: int, epochs: int, replay_fraction: float = 0
 
     Each pass is filled up from its first rows, and is at least one step.
     """
-    own = epochs * max(1, math.ceil(rows / batch_rows))
-    return math.ceil(own / (1 - Fraction(str(replay_fraction))))
+    own = epochs * max(1, -(-rows // batch_rows))
+    return math.ceil(own / (1 - Fraction(str(replay_fraction)))) if replay_fraction else own
 
 
 def total_steps(ledger: Sequence[LedgerEntry]) -> int:

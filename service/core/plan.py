@@ -43,6 +43,14 @@ class LineEnd(Spec):
 
     checkpoint_key: str
     data_version: int
+    resumable: bool = True  # whether the optimizer's state is there, too
+
+
+class BranchFrom(Spec):
+    """The trunk checkpoint that a branch on request leaves."""
+
+    checkpoint_key: str
+    step: int
 
 
 class PlanContext(Spec):
@@ -53,6 +61,7 @@ class PlanContext(Spec):
     ledger: tuple[LedgerEntry, ...]
     trunk_step: int  # where the trunk stands: b_(i-1), 0 before the first update
     previous: LineEnd | None = None  # None before the first version
+    branch_from: BranchFrom | None = None
     paradigm: ParadigmSpec
     gate: GateSpec
     slices: tuple[SliceRef, ...]

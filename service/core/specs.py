@@ -215,10 +215,14 @@ class TrainingSpec(Spec):
 
 
 class GateSpec(Spec):
-    """How much loss (nats per token) a candidate may have over the served version, on the newest and on older slices."""
+    """How much loss (nats per token) a candidate may have over the served version, on the newest and on older slices.
+
+    ``max_backward_transfer``: what older slices may have lost on average since each was new; None: it is not asked.
+    """
 
     max_new_loss_increase: float = Field(0.0, allow_inf_nan=False)
     max_old_loss_increase: float = Field(0.05, allow_inf_nan=False)
+    max_backward_transfer: float | None = Field(None, allow_inf_nan=False)
 
 
 class ModelSpec(Spec):

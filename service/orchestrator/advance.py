@@ -27,7 +27,10 @@ _LET_GO = {"owner": None, "lease_until": None, "run_id": None}
 
 def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> None:
     """A stage that was held has published its artifact."""
+    run_id = stages.get(session, stage_id).run_id
     _end_well(session, stage_id, epoch, _finite(manifest.result))
+    if run_id is not None:
+        stages.next_begins(session, run_id)
     _after_success(session, stages.get(session, stage_id), manifest)
 
 
@@ -136,7 +139,7 @@ def _after_success(session: Session, stage: Stage, manifest: Manifest | None) ->
     events.append(
         session, "stage.succeeded", stage=stage.id, update=update.id, kind=stage.kind, reused=stage.reused
     )
-    if stage.kind == StageKind.TRAIN_TRUNK:
+    if stage.kind == StageKind.TRAIN_TRUNK and not update.one_off:
         assert manifest is not None
         _record_checkpoint(session, update, stage, manifest)
     elif stage.kind == StageKind.EVALUATE:

@@ -55,7 +55,7 @@ def _run(
     with database.transaction() as session:
         chain = [stage.id]
         for follower in _training_behind(session, stage):
-            if follower.key is None or artifacts.manifest(follower.key) is not None:
+            if not _is_missing(artifacts, follower):
                 break
             chain.append(follower.id)
         claimed = stages.claim(
@@ -83,6 +83,15 @@ def _run(
         # The claim stands. A poll will not know the run and hand the stage its next attempt.
         logger.warning("run %s: %s", run.id, error.detail)
     return True
+
+
+def _is_missing(artifacts: Artifacts, stage: Stage) -> bool:
+    """Whether nothing is published under the stage's key. What cannot be read is for the stage's own turn to tell."""
+    assert stage.key is not None
+    try:
+        return artifacts.manifest(stage.key) is None
+    except ArtifactCorrupt:
+        return False
 
 
 def _training_behind(session: Session, stage: Stage) -> list[Stage]:

@@ -11,7 +11,7 @@ from service.core.plan import DataRef, PlannedStage, pack_key, plan_packs, plan_
 from service.core.specs import ArchitectureSpec, ModelSpec, TokenizerTrainSpec
 from service.core.stage_specs import LineSpec, Numerics, PackStage, StageKind, TokenizerStage
 from service.core.states import StageState, UpdateState
-from service.store import datasets, models, stages, updates
+from service.store import datasets, lines, models, stages, updates
 from service.store.database import Database, now
 from service.store.tables import Model, Stage, Update
 
@@ -138,7 +138,7 @@ def _keep_packs_that_were_read(
     session: Session, model: Model, spec: ModelSpec, packs: Sequence[PlannedStage]
 ) -> list[PlannedStage]:
     """Versions that the line has read stay packed as they were, though slices given since would pack them otherwise."""
-    trunk, newest = models.trunk(session, model.id), models.newest_version(session, model.id)
+    trunk, newest = lines.trunk(session, model.id), lines.newest_version(session, model)
     read_up_to = trunk.data_version if trunk else 0
     if newest is not None and spec.paradigm.name != "from_scratch":  # which reads everything anew
         read_up_to = max(read_up_to, newest.data_version)

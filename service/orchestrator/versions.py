@@ -9,7 +9,7 @@ from service.core.gates import Verdict, judge
 from service.core.stage_specs import TRAINING_KINDS, GateStage, StageKind, TrainStage
 from service.core.states import ModelVersionState
 from service.orchestrator.planning import losses
-from service.store import datasets, events, models, updates
+from service.store import datasets, events, forgetting, lines, models, updates
 from service.store.database import now
 from service.store.tables import ModelVersion, Stage, Update
 
@@ -22,14 +22,17 @@ def record_candidate(session: Session, update: Update, evaluate: Stage) -> Model
     assert export.result is not None
     assert result is not None
     assert update.final_step is not None
-    trunk = models.trunk(session, update.model_id)
-    at_branch = [row for row in [trunk] if row is not None and row.step == update.branch_point]
+    left = [
+        row.id
+        for row in lines.live_checkpoints(session, update.model_id)
+        if row.id == update.branch_from or (row.step == update.branch_point and not update.branch_from)
+    ]
     version = ModelVersion(
         model_id=update.model_id,
         number=models.next_number(session, update.model_id),
         data_version=datasets.version_by_id(session, update.data_version_id).number,
         update_id=update.id,
-        checkpoint_id=at_branch[0].id if at_branch else None,
+        checkpoint_id=left[0] if left else None,
         branch_point=update.branch_point,
         final_step=update.final_step,
         parameters=int(export.result["parameters"]),
@@ -58,7 +61,14 @@ def pass_judgement(session: Session, update: Update, gate: Stage) -> Verdict:
     served = None
     if spec.served_number is not None:
         served = losses(models.version(session, update.model_id, spec.served_number).evaluations)
-    verdict = judge(spec.gate, losses(candidate.evaluations), served, spec.newest_slice)
+    line = forgetting.of_model(session, models.by_id(session, update.model_id))
+    verdict = judge(
+        spec.gate,
+        losses(candidate.evaluations),
+        served,
+        spec.newest_slice,
+        backward_transfer=line.backward_transfer_of(candidate.number),
+    )
     candidate.gate = verdict.model_dump(mode="json")
     if not verdict.passed:
         candidate.state = ModelVersionState.REJECTED

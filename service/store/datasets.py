@@ -50,20 +50,35 @@ def version_by_id(session: Session, version_id: str) -> DataVersion:
 
 
 def versions(session: Session, dataset_id: str, up_to: int | None = None) -> Sequence[DataVersion]:
-    """The data versions in order of number, up to ``up_to`` inclusive."""
-    query = sa.select(DataVersion).where(DataVersion.dataset_id == dataset_id)
+    """The data versions that are not excluded in order of number, up to ``up_to`` inclusive."""
+    query = sa.select(DataVersion).where(
+        DataVersion.dataset_id == dataset_id, DataVersion.excluded_at.is_(None)
+    )
     if up_to is not None:
         query = query.where(DataVersion.number <= up_to)
     return session.scalars(query.order_by(DataVersion.number)).all()
 
 
+def excluded_numbers(session: Session, dataset_id: str) -> frozenset[int]:
+    query = sa.select(DataVersion.number).where(
+        DataVersion.dataset_id == dataset_id, DataVersion.excluded_at.is_not(None)
+    )
+    return frozenset(session.scalars(query))
+
+
 def newest_version(session: Session, dataset_id: str) -> DataVersion | None:
+    """The newest data version that is not excluded."""
     return session.scalar(
         sa.select(DataVersion)
-        .where(DataVersion.dataset_id == dataset_id)
+        .where(DataVersion.dataset_id == dataset_id, DataVersion.excluded_at.is_(None))
         .order_by(DataVersion.number.desc())
         .limit(1)
     )
+
+
+def next_number(session: Session, dataset_id: str) -> int:
+    """The number that the dataset's next version gets. Call with the dataset locked."""
+    return newest_numbers(session, [dataset_id]).get(dataset_id, 0) + 1
 
 
 def page_of_datasets(session: Session, after: str | None, limit: int) -> tuple[Sequence[Dataset], bool]:

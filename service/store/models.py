@@ -1,4 +1,4 @@
-"""Models, their trunk checkpoints and their versions."""
+"""Models, their checkpoints and their versions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,18 +91,27 @@ def standings(session: Session, model_ids: Sequence[str]) -> dict[str, Standing]
 
 def following(session: Session, dataset_id: str) -> Sequence[Model]:
     """Models trained on the dataset that start an update for every data version by themselves."""
-    rows = session.scalars(sa.select(Model).where(Model.dataset_id == dataset_id).order_by(Model.id)).all()
-    return [row for row in rows if row.spec["auto_update"]]
+    return [row for row in of_dataset(session, dataset_id) if row.spec["auto_update"]]
 
 
-def trunk(session: Session, model_id: str) -> Checkpoint | None:
-    """Where the trunk stands: the live checkpoint with the highest step."""
-    return session.scalar(
-        sa.select(Checkpoint)
-        .where(Checkpoint.model_id == model_id, Checkpoint.state == CheckpointState.LIVE)
-        .order_by(Checkpoint.step.desc())
-        .limit(1)
+def of_dataset(session: Session, dataset_id: str) -> Sequence[Model]:
+    return session.scalars(sa.select(Model).where(Model.dataset_id == dataset_id).order_by(Model.id)).all()
+
+
+def checkpoint(session: Session, model_id: str, checkpoint_id: str) -> Checkpoint:
+    """Raises NotFound."""
+    row = session.get(Checkpoint, checkpoint_id)
+    if row is None or row.model_id != model_id:
+        raise NotFound(f"no checkpoint {checkpoint_id!r} of this model")
+    return row
+
+
+def abandoned_keys(session: Session, model_id: str) -> frozenset[str]:
+    """Artifacts of the trunk checkpoints that the line was rewound behind."""
+    query = sa.select(Checkpoint.artifact_key).where(
+        Checkpoint.model_id == model_id, Checkpoint.state == CheckpointState.ABANDONED
     )
+    return frozenset(session.scalars(query))
 
 
 def checkpoint_by_key(session: Session, model_id: str, key: str) -> Checkpoint | None:
@@ -159,16 +168,6 @@ def versions(session: Session, model_id: str) -> Sequence[ModelVersion]:
     return session.scalars(
         sa.select(ModelVersion).where(ModelVersion.model_id == model_id).order_by(ModelVersion.number)
     ).all()
-
-
-def newest_version(session: Session, model_id: str) -> ModelVersion | None:
-    """The version of the newest data, and of those the last one made."""
-    return session.scalar(
-        sa.select(ModelVersion)
-        .where(ModelVersion.model_id == model_id)
-        .order_by(ModelVersion.data_version.desc(), ModelVersion.number.desc())
-        .limit(1)
-    )
 
 
 def next_number(session: Session, model_id: str) -> int:

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from service.core.ledger import LedgerEntry
 from service.core.plan import pack_name
-from service.core.stage_specs import StageKind
+from service.core.stage_specs import TRAINING_KINDS, StageKind, TrainStage
 from service.core.states import StageState
 from service.store.database import now
 from service.store.tables import MetricPoint, Stage, Update
@@ -73,6 +74,15 @@ def claim(
     except IntegrityError:  # another stage with the same key began to run since we looked
         return None
     return list(rows)
+
+
+def next_begins(session: Session, run_id: str) -> None:
+    """A stage of the run has ended: the next of its chain, claimed with it, has begun only now."""
+    query = sa.select(Stage).where(Stage.run_id == run_id, Stage.state == StageState.RUNNING)
+    following = session.scalar(query.order_by(Stage.position).limit(1))
+    if following is not None:
+        following.started_at = now(session)
+        session.flush()
 
 
 def take_over_expired(session: Session, *, owner: str, lease_seconds: float) -> list[Stage]:
@@ -208,3 +218,18 @@ def newest_pack_specs(session: Session, model_id: str, up_to: int) -> dict[str, 
     ).all()
     wanted = {pack_name(number) for number in range(1, up_to + 1)}
     return {name: spec for name, spec in rows if name in wanted}
+
+
+def known_ledger(session: Session, model_id: str, up_to: int) -> tuple[LedgerEntry, ...] | None:
+    """The ledger up to a data version as the line's training stages have it; None where none has read that far."""
+    rows = session.scalars(
+        sa.select(Stage.spec)
+        .join(Update, Update.id == Stage.update_id)
+        .where(Update.model_id == model_id, ~Update.one_off, Stage.kind.in_(TRAINING_KINDS))
+        .order_by(Stage.id.desc())
+    )
+    for spec in rows:
+        ledger = TrainStage.model_validate(spec).ledger
+        if any(entry.number >= up_to for entry in ledger):
+            return tuple(entry for entry in ledger if entry.number <= up_to)
+    return None

@@ -71,10 +71,14 @@ class Dataset(Base):
 
 
 class DataVersion(Base):
-    """One immutable increment of a dataset. ``sha256`` is that of the decoded body."""
+    """One immutable increment of a dataset. ``sha256`` is that of the decoded body. No plan reads an excluded one."""
 
     __tablename__ = "data_versions"
-    __table_args__ = (UniqueConstraint("dataset_id", "number"), UniqueConstraint("dataset_id", "sha256"))
+    __table_args__ = (
+        UniqueConstraint("dataset_id", "number"),
+        UniqueConstraint("dataset_id", "sha256"),
+        sa.CheckConstraint("(excluded_at IS NULL) = (excluded_reason IS NULL)", name="excluded"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dv"))
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
@@ -86,6 +90,8 @@ class DataVersion(Base):
     duplicates: Mapped[int] = mapped_column(sa.BigInteger)
     holdout_documents: Mapped[int] = mapped_column(sa.BigInteger)
     artifact_key: Mapped[str]
+    excluded_at: Mapped[datetime | None]
+    excluded_reason: Mapped[str | None]
     created_at: Mapped[datetime]
 
 
@@ -120,7 +126,11 @@ class Model(Base):
 
 
 class Update(Base):
-    """The plan that turns one data version into one model version. ``planned``: part two of the plan is written."""
+    """The plan that turns one data version into one model version. ``planned``: part two of the plan is written.
+
+    A ``one_off`` update is no part of the line: no other goes on from what it trains. ``branch_from`` is the checkpoint
+    that a one-off branch leaves.
+    """
 
     __tablename__ = "updates"
     __table_args__ = (
@@ -134,6 +144,8 @@ class Update(Base):
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
     data_version_id: Mapped[str] = mapped_column(ForeignKey("data_versions.id"))
     paradigm: Mapped[dict[str, Any]]
+    one_off: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    branch_from: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"))
     state: Mapped[str] = mapped_column(default=UpdateState.PENDING)
     planned: Mapped[bool] = mapped_column(default=False)
     branch_point: Mapped[int | None]

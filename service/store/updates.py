@@ -7,22 +7,31 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from service.core.errors import NotFound
-from service.core.specs import ModelSpec
+from service.core.specs import ModelSpec, ParadigmSpec
 from service.core.stage_specs import StageKind
 from service.core.states import FINISHED_STAGES, FINISHED_UPDATES, StageState, UpdateState, sources
 from service.store import events
 from service.store.database import now
 from service.store.paging import page
-from service.store.tables import DataVersion, Model, Stage, Update
+from service.store.tables import Checkpoint, DataVersion, Model, Stage, Update
 
 
-def add(session: Session, model: Model, data_version: DataVersion) -> Update:
-    """A pending update of the model to that data version, under the model's own paradigm."""
-    spec = ModelSpec.model_validate(model.spec)
+def add(
+    session: Session,
+    model: Model,
+    data_version: DataVersion,
+    *,
+    paradigm: ParadigmSpec | None = None,
+    branch_from: Checkpoint | None = None,
+) -> Update:
+    """A pending update of the model to that data version: the line's next one, or under a paradigm a one-off."""
+    own = ModelSpec.model_validate(model.spec).paradigm
     row = Update(
         model_id=model.id,
         data_version_id=data_version.id,
-        paradigm=spec.paradigm.model_dump(mode="json"),
+        paradigm=(paradigm or own).model_dump(mode="json"),
+        one_off=paradigm is not None,
+        branch_from=branch_from.id if branch_from else None,
         created_at=now(session),
     )
     session.add(row)

@@ -69,9 +69,10 @@ def test_bases_outside_the_import_roots_are_refused(plane: ControlPlane, name: s
 def test_gate_and_automatics_can_be_changed_and_nothing_else(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name)
     each_plane.client.create_model({"name": name, "dataset": name})
-    changes = {"gate": {"max_old_loss_increase": 0.2}, "auto_release": False, "training": {"workers": 2}}
+    gate = {"max_old_loss_increase": 0.2, "max_backward_transfer": 0.1}
+    changes = {"gate": gate, "auto_release": False, "training": {"workers": 2}}
     changed = each_plane.http.patch(f"/models/{name}", json=changes).json()
-    assert changed["gate"] == {"max_new_loss_increase": 0.0, "max_old_loss_increase": 0.2}
+    assert changed["gate"] == {"max_new_loss_increase": 0.0, **gate}
     assert (changed["auto_release"], changed["auto_update"]) == (False, True)
     assert changed["training"]["workers"] == 2
     assert each_plane.http.get(f"/models/{name}").json() == changed
@@ -83,6 +84,9 @@ def test_gate_and_automatics_can_be_changed_and_nothing_else(each_plane: Control
     ]
     for change in fixed:
         assert each_plane.http.patch(f"/models/{name}", json=change).status_code == 409
+    no_longer_asked = each_plane.http.patch(f"/models/{name}", json={"gate": {"max_backward_transfer": None}})
+    assert no_longer_asked.json()["gate"]["max_backward_transfer"] is None
+    assert each_plane.http.patch(f"/models/{name}", json={"gate": gate}).json() == changed
     for bad in ({"gate": {"colour": 1}}, {"gate": None}, {"training": 5}, {"training": {"workers": 0}}):
         assert each_plane.http.patch(f"/models/{name}", json=bad).status_code == 422
     assert each_plane.http.get(f"/models/{name}").json() == changed
@@ -128,28 +132,3 @@ def test_checkpoints_are_the_trunk(each_plane: ControlPlane, name: str) -> None:
         ("trunk", "live", 2),
     ]
     assert rows[0].step < rows[1].step
-
-
-def test_the_forgetting_matrix_has_a_row_a_version_and_a_column_a_slice(
-    each_plane: ControlPlane, name: str
-) -> None:
-    each_plane.add_dataset(name, ["a", "b"])
-    empty = each_plane.http.get(f"/models/{name}/forgetting")
-    assert empty.status_code == 404
-    each_plane.client.create_model({"name": name, "dataset": name, "auto_update": False})
-    assert each_plane.http.get(f"/models/{name}/forgetting").json() == {
-        "slices": [],
-        "versions": [],
-        "loss": [],
-    }
-    each_plane.client.start_update(name)
-    each_plane.finish(name)
-    each_plane.push(name, "c", "d")
-    each_plane.client.start_update(name)
-    each_plane.finish(name)
-    # The served version is measured on the slices that came after it.
-    assert each_plane.http.get(f"/models/{name}/forgetting").json() == {
-        "slices": ["v1", "v2"],
-        "versions": [1, 2],
-        "loss": [[3.0, 3.0], [3.0, 3.0]],
-    }

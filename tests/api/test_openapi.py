@@ -12,6 +12,7 @@ ROUTES = {
     "/api/v1/datasets/{dataset}": {"get"},
     "/api/v1/datasets/{dataset}/versions": {"get", "post"},
     "/api/v1/datasets/{dataset}/versions/{number}": {"get"},
+    "/api/v1/datasets/{dataset}/versions/{number}/exclude": {"post"},
     "/api/v1/datasets/{dataset}/slices": {"get", "post"},
     "/api/v1/models": {"get", "post"},
     "/api/v1/models/{model}": {"get", "patch"},

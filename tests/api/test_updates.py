@@ -29,6 +29,8 @@ def test_an_update_goes_to_the_newest_version_unless_told(each_plane: ControlPla
         "model": model,
         "data_version": 1,
         "paradigm": update["paradigm"],
+        "one_off": False,
+        "branch_from": None,
         "state": "pending",
         "model_version": None,
         "branch_point": None,
@@ -110,7 +112,10 @@ def test_what_cannot_be_started(each_plane: ControlPlane, model: str) -> None:
     assert start({"data_version": 9}) == 404
     assert start({"data_version": 0}) == 422
     assert start({"data_version": 1 << 40}) == 422
-    assert start({"branch_from": "ckp_1"}) == 422
+    assert start({"branch_from": "ckp_1"}) == 404
+    assert start({"decay": {"shape": "linear"}}) == 422
+    assert start({"branch_from": "ckp_1", "paradigm": {"name": "merge"}}) == 422
+    assert start({"paradigm": {"name": "unheard_of"}}) == 422
     each_plane.client.start_update(model, data_version=2)
     each_plane.finish(model)
     assert start({"data_version": 1}) == 422  # the trunk has passed it
@@ -187,3 +192,25 @@ def test_metrics_need_a_stage_of_the_update(each_plane: ControlPlane, model: str
     assert each_plane.http.get(path).status_code == 422
     assert each_plane.http.get(path, params={"stage": "stg_unknown"}).status_code == 404
     assert each_plane.http.get("/updates/upd_x/metrics", params={"stage": trunk.id}).status_code == 404
+
+
+@pytest.mark.parametrize("paradigm", ["path_switching", "from_scratch", "continual"])
+def test_a_line_makes_no_version_of_data_that_it_has_passed(
+    each_plane: ControlPlane, model: str, name: str, paradigm: str
+) -> None:
+    """Neither anew nor by trying again: it would be released over a version of newer data."""
+    line = f"{name}-{paradigm.replace('_', '-')}"
+    each_plane.client.create_model(
+        {"name": line, "dataset": model, "auto_update": False, "paradigm": {"name": paradigm}}
+    )
+    each_plane.executor.fail[StageKind.EVALUATE].append(RunError("s", "stage_input_invalid", "no", False))
+    failed = each_plane.client.start_update(line, data_version=1).id
+    each_plane.finish(line)
+    assert each_plane.client.update(failed).state == "failed"
+    each_plane.client.start_update(line, data_version=2)
+    each_plane.finish(line)
+    older = each_plane.http.post(f"/models/{line}/updates", json={"data_version": 1})
+    assert older.status_code == 422
+    assert "stands in data version 2, past data version 1" in older.json()["detail"]
+    assert each_plane.http.post(f"/updates/{failed}/retry").status_code == 409
+    assert each_plane.client.model_version(line, "served").data_version == 2

@@ -54,6 +54,8 @@ def test_a_data_version_is_registered_and_shown(each_plane: ControlPlane, name: 
         "number": 1,
         "label": "the first",
         "state": "ready",
+        "excluded_at": None,
+        "excluded_reason": None,
         "sha256": hashlib.sha256(body).hexdigest(),
         "bytes": len(body),
         "documents": 9,

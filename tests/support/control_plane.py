@@ -20,7 +20,7 @@ from service.artifacts import Artifacts
 from service.core.executor import Executor, Point, StageCall
 from service.core.serving import Serving
 from service.core.stage_specs import StageKind
-from service.core.states import FINISHED_UPDATES
+from service.core.states import FINISHED_UPDATES, StageState, UpdateState
 from service.orchestrator.loop import Orchestrator
 from service.settings import Settings
 from service.store import models, updates
@@ -95,6 +95,18 @@ class ControlPlane:
             if not moved:
                 time.sleep(TICK_SECONDS)
         raise AssertionError(f"the updates of {model} have not ended in {UPDATE_SECONDS:.0f} s")
+
+    def tick_until_running(self, model: str, kind: StageKind) -> list[str]:
+        """Run the orchestrator until a stage of that kind runs; ids of the model's running updates."""
+        orchestrator = Orchestrator(self.database, self.artifacts, self.executor, self.serving, "tests")
+        deadline = time.monotonic() + UPDATE_SECONDS
+        while time.monotonic() < deadline:
+            orchestrator.tick()
+            running = [update for update in self.client.updates(model) if update.state == UpdateState.RUNNING]
+            stages = [stage for update in running for stage in update.stages]
+            if any(stage.kind == kind and stage.state == StageState.RUNNING for stage in stages):
+                return [update.id for update in running]
+        raise AssertionError(f"no {kind} of {model} runs")
 
     def add_model(self, name: str, dataset: str, **spec: object) -> None:
         """A model whose updates are brought to their end."""

@@ -103,7 +103,7 @@ class ScriptedExecutor:
         match StageKind(call.kind):
             case StageKind.PACK:
                 return {"rows": self.rows, "tokens": self.rows * 128}
-            case StageKind.TRAIN_TRUNK | StageKind.TRAIN_BRANCH:
+            case StageKind.TRAIN_TRUNK | StageKind.TRAIN_BRANCH | StageKind.TRAIN:
                 return {
                     "tokens": (spec["to_step"] - spec["from_step"]) * 2048,
                     "flops": 1e9,

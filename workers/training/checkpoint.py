@@ -3,7 +3,7 @@
     config.json            the architecture: a checkpoint loads with from_pretrained
     model.safetensors      weights in fp32
     optimizer.safetensors  moments and step counts by parameter name (where nothing goes on from here, none)
-    state.json             the global step, which is the data position and, with the seed, the random state
+    state.json             the step, which is the data position and, with the seed, the random state; beta2 of its moments
     metrics.jsonl          one point a line, from the stage's first step on
 
 Random numbers (dropout, where a configuration has it) are seeded for every step from the line's seed, the
@@ -24,7 +24,7 @@ from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, ArtifactMissing
 from service.core.plan import own_checkpoint_key, own_checkpoint_prefix, trunk_key, trunk_prefix
 from service.core.stage_specs import TrainStage
-from workers.training.optimizer import Optimizer, load_optimizer, optimizer_tensors
+from workers.training.optimizer import Optimizer, beta2_of, change_beta2, load_optimizer, optimizer_tensors
 
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -83,7 +83,7 @@ def save_checkpoint(state: TrainingState, directory: Path, *, resumable: bool = 
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in moments.items()}, directory / OPTIMIZER
         )
-    (directory / STATE).write_text(json.dumps({"step": state.step}))
+    (directory / STATE).write_text(json.dumps({"step": state.step, "beta2": beta2_of(state.optimizer)}))
     (directory / METRICS).write_text("".join(json.dumps(point) + "\n" for point in state.points))
 
 
@@ -92,7 +92,13 @@ def load_start(state: TrainingState, folder: Path, *, step: int, fresh_optimizer
     load_weights(state.model, folder)
     if not fresh_optimizer:
         load_optimizer(state.optimizer, state.model, load_file(folder / OPTIMIZER))
+        change_beta2(state.optimizer, _beta2_of_moments(state, folder))
     state.step = step
+
+
+def _beta2_of_moments(state: TrainingState, folder: Path) -> float:
+    saved = json.loads((folder / STATE).read_text())
+    return float(saved.get("beta2", beta2_of(state.optimizer)))  # checkpoints of early versions do not tell
 
 
 def load_checkpoint(state: TrainingState, folder: Path, *, points_after: int) -> None:

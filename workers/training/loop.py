@@ -157,6 +157,10 @@ def _start(stage: TrainStage, artifacts: Artifacts, ranks: Ranks) -> TrainingSta
     model.to(ranks.device)
     state = TrainingState(model, build_optimizer(model, stage.line))
     path = stage.path
+    if path is not None and path.beta2 is not None:
+        for group in state.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (stage.line.betas[0], path.beta2)
     start = ranks.from_first(lambda: newest_checkpoint(stage, artifacts))
     if start is None:
         state.step = stage.from_step if path is not None else 0
@@ -164,10 +168,6 @@ def _start(stage: TrainStage, artifacts: Artifacts, ranks: Ranks) -> TrainingSta
         load_start(state, artifacts.open(start), step=stage.from_step, fresh_optimizer=path.fresh_optimizer)
     else:
         load_checkpoint(state, artifacts.open(start), points_after=stage.from_step)
-    if path is not None and path.beta2 is not None:
-        for group in state.optimizer.param_groups:
-            if "betas" in group:
-                group["betas"] = (stage.line.betas[0], path.beta2)
     return state
 
 

@@ -80,6 +80,29 @@ def _hidden_matrices(model: PreTrainedModel) -> set[nn.Parameter]:
     return {p for p in model.parameters() if p.ndim == 2 and p not in excluded}
 
 
+def beta2_of(optimizer: Optimizer) -> float:
+    """β₂ of its AdamW."""
+    [beta2] = {group["betas"][1] for group in optimizer.param_groups if "betas" in group}
+    return float(beta2)
+
+
+def change_beta2(optimizer: Optimizer, before: float) -> None:
+    """Rescale AdamW's second moments, gathered under β₂ = ``before``, for going on under its own.
+
+    AdamW divides the moment by 1 - β₂^t to make it unbiased. Under another β₂ that divisor changes at once, and the
+    first steps with it: after 90 steps, 0.999 for 0.95 would make them 3.4 times too small. Scaled by the divisors'
+    ratio the estimate is the same at the change, and stays unbiased.
+    """
+    after = beta2_of(optimizer)
+    if after == before:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if "betas" in group else ():
+            if state := optimizer.state[parameter]:
+                t = state["step"].item()
+                state["exp_avg_sq"].mul_((1 - after**t) / (1 - before**t))
+
+
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Moments and step counts as ``<parameter>.<state>``, e.g. ``lm_head.weight.exp_avg``."""
     return {

@@ -5,10 +5,14 @@ b_i = max(b_(i-1), E_i - d_i), where b_1 ≥ the warm-up W (arXiv 2410.04103).
 """
 
 import math
+from bisect import bisect_left
 from fractions import Fraction
+from functools import partial
 
+from service.core.errors import StageInputInvalid
 from service.core.ledger import (
     LedgerEntry,
+    ledger_up_to,
     new_rows_before,
     steps_that_end_with,
     total_steps,
@@ -87,7 +91,42 @@ def branch_geometry(
     )
 
 
-def decay_path(decay: DecaySpec, geometry: BranchGeometry, *, resumable: bool = False) -> RunPath:
+def branch_from_geometry(
+    decay: DecaySpec, ledger: tuple[LedgerEntry, ...], point: int, line: LineSpec
+) -> BranchGeometry:
+    """A branch on request from any step of the trunk: its rule counts the version that the step lies in.
+
+    Raises StageInputInvalid where the ledger ends before the branch.
+    """
+    end = total_steps(ledger)
+    if point >= end:
+        raise StageInputInvalid(f"step {point} is the end of the data: there is nothing to read after it")
+    until = ledger_up_to(ledger, point + 1)
+    length, held = branch_length(decay.length, until[-1].steps, total_steps(until))
+    replay = Fraction(str(decay.replay_fraction)) if len(until) > 1 else Fraction(0)
+    stream_steps = length
+    if replay and decay.replay_budget == "grown":
+        unread_before = new_rows_before(line, ledger, point)
+        rows = unread_before + max(1, math.ceil((1 - replay) * length)) * line.batch_rows
+        stream_steps = bisect_left(range(end + 1), rows, key=partial(new_rows_before, line, ledger)) - point
+    if point + stream_steps > end:
+        raise StageInputInvalid(
+            f"a branch of {length} steps from step {point} reads past the end of data version "
+            f"{ledger[-1].number}, step {end}"
+        )
+    return BranchGeometry(
+        point=point,
+        steps=length,
+        stream_steps=stream_steps,
+        replay_fraction=float(replay),
+        held=held,
+        clamped=False,
+    )
+
+
+def decay_path(
+    decay: DecaySpec, geometry: BranchGeometry, *, resumable: bool = False, fresh_optimizer: bool = False
+) -> RunPath:
     """The complete decay along the geometry's steps."""
     return RunPath(
         decay_steps=geometry.steps,
@@ -96,6 +135,7 @@ def decay_path(decay: DecaySpec, geometry: BranchGeometry, *, resumable: bool = 
         cuts=decay.cuts,
         beta2=decay.beta2,
         resumable=resumable,
+        fresh_optimizer=fresh_optimizer,
         stream_steps=geometry.stream_steps,
         replay_fraction=geometry.replay_fraction,
         replay_budget=decay.replay_budget,

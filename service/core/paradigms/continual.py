@@ -6,7 +6,7 @@ the floor first (Gupta et al. 2023, arXiv 2308.04014), ``low`` stays at the floo
 
 from service.core.paradigms.finish import plan_finish
 from service.core.paradigms.training import packs, require_unread, run
-from service.core.plan import Plan, PlanContext
+from service.core.plan import LineEnd, Plan, PlanContext
 from service.core.schedules import warmup_steps
 from service.core.specs import ContinualSpec
 from service.core.stage_specs import RunPath
@@ -21,7 +21,7 @@ def plan_continual(context: PlanContext) -> Plan:
     steps = context.total_steps - start
     trained = run(
         context,
-        _path(context.paradigm, steps, warmup_steps(context.line.warmup_steps, steps), first=not previous),
+        _path(context.paradigm, steps, warmup_steps(context.line.warmup_steps, steps), previous),
         name="train",
         from_step=start,
         start_key=previous.checkpoint_key if previous else None,
@@ -35,8 +35,9 @@ def plan_continual(context: PlanContext) -> Plan:
     )
 
 
-def _path(paradigm: ContinualSpec, steps: int, warmup: int, *, first: bool) -> RunPath:
-    fresh = not first and paradigm.optimizer_state == "reset"
+def _path(paradigm: ContinualSpec, steps: int, warmup: int, previous: LineEnd | None) -> RunPath:
+    first = previous is None
+    fresh = previous is not None and (paradigm.optimizer_state == "reset" or not previous.resumable)
     if not first and paradigm.restart == "low":
         return RunPath(
             hold_steps=steps,

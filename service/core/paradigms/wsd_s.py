@@ -20,21 +20,27 @@ def plan_wsd_s(context: PlanContext) -> Plan:
     require_unread(context, start)
     decay, line, ledger = context.paradigm.decay, context.line, context.ledger
     geometry = branch_geometry(decay, ledger, start, line)
-    warmup = 0 if context.previous else warmup_steps(line.warmup_steps, ledger[0].steps)
+    previous = context.previous
+    warmup = 0 if previous else warmup_steps(line.warmup_steps, ledger[0].steps)
     stable_steps = geometry.point - start
     stages: list[PlannedStage] = []
     needs = packs(context)
-    start_key = context.previous.checkpoint_key if context.previous else None
+    start_key = previous.checkpoint_key if previous else None
+    fresh = previous is not None and not previous.resumable
     if stable_steps:
         path = RunPath(
-            warmup_steps=warmup, hold_steps=stable_steps - warmup, resumable=True, stream_steps=stable_steps
+            warmup_steps=warmup,
+            hold_steps=stable_steps - warmup,
+            fresh_optimizer=fresh,
+            resumable=True,
+            stream_steps=stable_steps,
         )
         stable = run(context, path, name="stable", from_step=start, start_key=start_key, needs=needs)
         stages.append(stable)
-        needs, start_key = (stable.name,), stable.key
+        needs, start_key, fresh = (stable.name,), stable.key, False
     last = run(
         context,
-        decay_path(decay, geometry, resumable=True),
+        decay_path(decay, geometry, resumable=True, fresh_optimizer=fresh),
         name="decay",
         from_step=geometry.point,
         start_key=start_key,

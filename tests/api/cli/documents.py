@@ -42,6 +42,8 @@ def update_document(state: str, *stages: dict[str, Any], **changes: Any) -> Upda
         "model": "news",
         "data_version": 2,
         "paradigm": {"name": "path_switching"},
+        "one_off": False,
+        "branch_from": None,
         "state": state,
         "model_version": None,
         "branch_point": 90,

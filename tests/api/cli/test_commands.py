@@ -141,13 +141,39 @@ def test_a_model_is_made_trained_watched_and_rolled_back(
     assert [line.split()[0] for line in versions.out.splitlines()] == ["version", f"{name}@1", f"{name}@2"]
     assert run("model", "costs", name, "--json").json["ratio_to_from_scratch"] > 0
     assert "from scratch" in run("model", "costs", name, "--tokens", "100000").out
-    assert run("model", "forgetting", name, "--json").json["versions"] == [1, 2]
-    assert "v1" in run("model", "forgetting", name).out
+    forgotten = run("model", "forgetting", name, "--of", "perplexity", "--json").json
+    assert forgotten["versions"] == [1, 2]
+    assert forgotten["backward_transfers"] == [None, forgotten["backward_transfer"]]
+    assert {"loss", "perplexity", "bits_per_byte"} < forgotten.keys()
+    table = run("model", "forgetting", name).out
+    assert table.startswith("Loss on every slice")
+    assert "backward transfer" in table
+    assert run("model", "forgetting", name, "--of", "bits_per_byte").out.startswith("Bits per byte")
+    assert run("model", "forgetting", name, "--of", "speed").status == 2
+
+    checkpoints = run("model", "checkpoints", name, "--json").json
+    assert [row["state"] for row in checkpoints] == ["live", "live"]
+    assert checkpoints[0]["id"] in run("model", "checkpoints", name).out
+    start = ("update", "start", name)
+    branch = run(*start, "--branch-from", checkpoints[0]["id"], "--decay", '{"shape": "linear"}', "--json")
+    assert (branch.json["one_off"], branch.json["paradigm"]["decay"]["shape"]) == (True, "linear")
+    other = run(*start, "--paradigm", '{"name": "from_scratch"}', "--json")
+    assert other.json["paradigm"]["name"] == "from_scratch"
+    assert run(*start, "--paradigm", "from_scratch").err.startswith("pathswitch: --paradigm is not JSON")
+    assert run(*start, "--paradigm", "[]").status == 1
+    for update in (branch, other):
+        run("update", "cancel", update.json["id"])
 
     back = run("model", "rollback", name, "--reason", "worse", "--no-wait")
     assert (back.status, back.out) == (0, f"version 1 of {name} will be served\n")
     forward = run("model", "release", name, "2", "--no-wait", "--json")
     assert forward.json["version"] == 2
+
+    out = run("dataset", "exclude", name, "2", "--reason", "spam").out
+    assert out.startswith(f"version 2 of {name} is excluded")
+    assert f"{name}" in out.splitlines()[-1]
+    again = run("dataset", "exclude", name, "2", "--reason", "spam", "--json").json
+    assert again["affected_versions"] == [{"model": name, "number": 2, "state": "released"}]
 
 
 def test_an_update_that_is_cancelled_is_not_a_success(run: Run, name: str, files: list[str]) -> None:

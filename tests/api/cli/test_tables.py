@@ -1,8 +1,11 @@
 """Costs and forgetting as tables."""
 
+from rich.table import Table
+
 from api.cli import tables
 from api.schemas.costs import Amount, Costs, Estimate, Forecast, Totals, VersionCost
 from api.schemas.models import Forgetting
+from service.core.forgetting import Measure
 from tests.api.cli.documents import rendered
 
 
@@ -59,12 +62,35 @@ def test_costs_in_words_tell_the_ratio_waste_and_the_forecast() -> None:
     assert tables.costs_in_words(costs(ratio_to_from_scratch=None)) == "No version has been trained yet."
 
 
+FORGETTING = Forgetting(
+    slices=["v1", "v2"],
+    versions=[1, 2],
+    loss=[[6.25, None], [6.5, 5.0]],
+    perplexity=[[518.0, None], [665.125, 1148.4]],
+    bits_per_byte=[[2.5, None], [2.6, 2.0]],
+    backward_transfer=0.25,
+    backward_transfers=[None, 0.25],
+)
+
+
+def cells_of(table: Table) -> list[list[object]]:
+    return [list(column.cells) for column in table.columns]
+
+
 def test_forgetting_marks_the_best_of_every_slice_and_shows_what_was_not_measured() -> None:
-    table = tables.forgetting(
-        Forgetting(slices=["v1", "v2"], versions=[1, 2], loss=[[6.25, None], [6.5, 5.0]])
-    )
-    assert [list(column.cells) for column in table.columns] == [
+    assert cells_of(tables.forgetting(FORGETTING)) == [
         ["1", "2"],
         ["[bold]6.2500[/bold]", "6.5000"],
         ["–", "[bold]5.0000[/bold]"],
+        ["–", "+0.2500"],
     ]
+
+
+def test_forgetting_shows_the_measure_that_is_asked_for() -> None:
+    perplexity = tables.forgetting(FORGETTING, Measure.PERPLEXITY)
+    assert cells_of(perplexity)[1:3] == [["[bold]518.00[/bold]", "665.12"], ["–", "[bold]1,148.40[/bold]"]]
+    bits = tables.forgetting(FORGETTING, Measure.BITS_PER_BYTE)
+    assert cells_of(bits)[1:3] == [["[bold]2.5000[/bold]", "2.6000"], ["–", "[bold]2.0000[/bold]"]]
+    # Backward transfer is of the loss, whatever is shown beside it.
+    assert cells_of(perplexity)[-1] == cells_of(bits)[-1] == ["–", "+0.2500"]
+    assert "Perplexity on every slice" in rendered(perplexity)

@@ -41,3 +41,37 @@ def test_a_version_without_a_holdout_is_said_to_have_none():
     verdict = judge(GATE, {"v1": 3.0}, {"v1": 3.0}, None)
     assert verdict.passed
     assert "no holdout" in verdict.reasons[0]
+
+
+def test_backward_transfer_is_asked_only_where_the_gate_limits_it():
+    slices = {"v1": 3.0, "v2": 3.0}
+    verdict = judge(GATE, slices, slices, "v2", backward_transfer=9.0)
+    assert verdict.passed
+    assert not any("backward transfer" in reason for reason in verdict.reasons)
+
+
+def test_old_slices_may_lose_on_average_what_the_gate_allows_and_no_more():
+    gate = GateSpec(max_backward_transfer=0.02)
+    slices = {"v1": 3.0, "v2": 3.0}
+    for transfer in (-0.5, 0.02):
+        assert judge(gate, slices, slices, "v2", backward_transfer=transfer).passed
+    verdict = judge(gate, slices, slices, "v2", backward_transfer=0.031)
+    assert not verdict.passed
+    assert verdict.reasons == ("backward transfer: +0.0310 nats per token, allowed +0.0200",)
+
+
+def test_a_line_may_be_asked_to_get_better_on_old_slices():
+    gate = GateSpec(max_backward_transfer=-0.1)
+    assert judge(gate, {"v1": 3.0}, {"v1": 3.0}, "v1", backward_transfer=-0.2).passed
+    assert not judge(gate, {"v1": 3.0}, {"v1": 3.0}, "v1", backward_transfer=0.0).passed
+
+
+def test_backward_transfer_that_is_not_a_number_never_passes():
+    gate = GateSpec(max_backward_transfer=100.0)
+    assert not judge(gate, {"v1": 3.0}, {"v1": 3.0}, "v1", backward_transfer=math.nan).passed
+
+
+def test_a_first_version_has_no_backward_transfer_and_passes():
+    verdict = judge(GateSpec(max_backward_transfer=-1.0), {"v1": 5.0}, None, "v1", backward_transfer=None)
+    assert verdict.passed
+    assert any("backward transfer: none" in reason for reason in verdict.reasons)

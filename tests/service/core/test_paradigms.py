@@ -185,6 +185,18 @@ def test_nothing_unread_means_no_plan(paradigm):
         PARADIGMS[paradigm.name](context)
 
 
+@pytest.mark.parametrize(
+    "paradigm", [ContinualSpec(), WsdSSpec(), WsdSSpec(decay=DecaySpec(length=FixedLength(fraction=1.0)))]
+)
+def test_what_goes_on_from_an_end_without_an_optimizer_begins_with_a_fresh_one(paradigm):
+    """As a one-off on a line of path switching does: a branch ends without one."""
+    end = LineEnd(checkpoint_key="branch/b1", data_version=1, resumable=False)
+    plan = PARADIGMS[paradigm.name](plan_context(ledger_of(100, 80), paradigm, previous=end))
+    trained = [TrainStage.model_validate(s.spec) for s in plan.stages if s.kind in TRAINING_KINDS]
+    assert trained[0].start_key == "branch/b1"
+    assert [stage.path.fresh_optimizer for stage in trained] == [True] + [False] * (len(trained) - 1)
+
+
 def test_from_scratch_begins_anew_however_far_the_line_is():
     context = plan_context(
         ledger_of(100), FromScratchSpec(), previous=LineEnd(checkpoint_key="train/t1", data_version=1)

@@ -29,6 +29,7 @@ def test_everything_but_name_and_dataset_has_a_default():
         {"training": {"batch_tokens": 64, "sequence_length": 128}},
         {"training": {"workers": 17}},
         {"training": {"peak_lr": float("nan")}},
+        {"gate": {"max_backward_transfer": float("inf")}},
         {"paradigm": {"name": "nonsense"}},
         {"paradigm": {"name": "path_switching", "decay": {"shape": "inverse"}}},
         {"paradigm": {"name": "path_switching", "decay": {"shape": "multi_step"}}},

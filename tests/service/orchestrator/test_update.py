@@ -6,7 +6,8 @@ from service.core.stage_specs import StageKind
 from service.core.states import ModelVersionState, ReleaseState, StageState, UpdateState
 from service.release_version import release_version, roll_back
 from service.run_update import cancel_update, retry_update
-from service.store import models, releases, stages
+from service.store import datasets, models, releases, stages, updates
+from tests.support.rows import add_dataset, add_model
 
 TRANSIENT = RunError("", "worker_lost", "the worker is gone", retryable=True)
 DIVERGED = RunError("", "diverged", "the loss is nan", retryable=False)
@@ -154,6 +155,39 @@ def test_a_branch_that_fails_behind_its_trunk_is_tried_alone(house):
     branch = house.stages(update_id)["branch"]
     assert (house.stages(update_id)["trunk"].attempt, branch.attempt) == (1, 2)
     assert f"run-{branch.id}-a2" in house.executor.submitted
+
+
+def test_a_branch_begins_when_its_trunk_has_ended(house):
+    """Claimed together, for one run: the time of the one must not be counted to the other."""
+    house.executor.hold.add(StageKind.TRAIN_BRANCH)
+    update_id = house.add_update(house.add_model())
+    orchestrator = house.orchestrator()
+    while house.stages(update_id).get("trunk") is None or house.stages(update_id)["trunk"].state != "running":
+        orchestrator.tick()
+    claimed = house.stages(update_id)
+    assert claimed["branch"].started_at == claimed["trunk"].started_at
+    orchestrator.tick()
+    began = house.stages(update_id)
+    assert began["trunk"].state == StageState.SUCCEEDED
+    assert began["branch"].state == StageState.RUNNING
+    assert began["branch"].started_at > claimed["trunk"].started_at
+
+
+def test_a_manifest_that_cannot_be_read_behind_a_ready_stage_stops_nobody_else(house):
+    first = house.add_update(house.add_model())
+    house.finish(house.orchestrator(), first)
+    branch = house.stages(first)["branch"]
+    [manifest] = (house.artifacts.root / branch.key).glob("manifest.json")
+    manifest.write_text("{")
+    trunk = house.stages(first)["trunk"]
+    [trunk_manifest] = (house.artifacts.root / trunk.key).glob("manifest.json")
+    trunk_manifest.unlink()
+    house.add_update(house.add_model("twin"))
+    with house.database.transaction() as session:
+        dataset = add_dataset(session, "e")
+        other = add_model(session, dataset, "other")
+        other_update = updates.add(session, other, datasets.version(session, dataset.id, 1)).id
+    assert house.finish(house.orchestrator(), other_update).state == UpdateState.SUCCEEDED
 
 
 def test_cancelling_ends_the_run_and_the_next_update_goes_on(house):

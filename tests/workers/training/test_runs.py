@@ -160,3 +160,24 @@ def test_checkpoints_of_two_architectures_are_not_merged(small: SmallLine, train
     keys = tuple(trainer.trunk(trunk_stage(line, 3)).key for line in (small, other))
     with pytest.raises(ArtifactCorrupt, match="another architecture"):
         merge(trainer, merge_stage(small, keys, (0.5, 0.5)))
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.999])
+def test_a_decay_under_another_beta2_begins_with_steps_of_the_same_size(
+    small: SmallLine, trainer: Trainer, beta2: float
+) -> None:
+    """The second moments are unbiased under the one beta2 as under the other, there and back."""
+    start = trainer.trunk(trunk_stage(small, 12))
+    first = RunPath(hold_steps=1, resumable=True, stream_steps=1)
+    plain = trainer.train(run_stage_of(small, first, 12, start.key))
+    changed = trainer.train(run_stage_of(small, first.model_copy(update={"beta2": beta2}), 12, start.key))
+    back = trainer.train(run_stage_of(small, first, 13, changed.key))
+    before = tensors(trainer.artifacts, start)
+
+    def moved(to: Manifest, since: dict[str, torch.Tensor]) -> float:
+        after = tensors(trainer.artifacts, to)
+        return sum((after[name] - since[name]).norm().item() ** 2 for name in after) ** 0.5
+
+    usual = moved(plain, before)
+    assert moved(changed, before) == pytest.approx(usual, rel=0.15)
+    assert moved(back, tensors(trainer.artifacts, changed)) == pytest.approx(usual, rel=0.3)

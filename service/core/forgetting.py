@@ -1,0 +1,101 @@
+"""What a line has forgotten: every version on every slice as matrices, and how old slices fared since they were new.
+
+Backward transfer is the mean change of the loss on old slices. Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840) define
+it on accuracy, where forgetting is negative; with a loss the sign turns: negative means that the line got better on
+old text.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import fmean
+
+Matrix = tuple[tuple[float | None, ...], ...]
+
+
+class Measure(StrEnum):
+    """What an evaluation tells of a slice; the lower, the better."""
+
+    LOSS = "loss"  # in nats per token
+    PERPLEXITY = "perplexity"
+    BITS_PER_BYTE = "bits_per_byte"
+
+
+@dataclass(frozen=True)
+class MeasuredVersion:
+    """``evaluations``: by slice name, every measure by its name. A ``one_off`` version is no part of the line."""
+
+    number: int
+    data_version: int
+    evaluations: Mapping[str, Mapping[str, float | None]]
+    one_off: bool = False
+
+    def on(self, slice_name: str, measure: Measure) -> float | None:
+        """None where it was not measured, or not finite."""
+        value = self.evaluations.get(slice_name, {}).get(measure)
+        return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Matrices of a row a version and a column a slice; ``backward_transfers`` has one number a version."""
+
+    slices: tuple[str, ...]
+    versions: tuple[int, ...]
+    loss: Matrix
+    perplexity: Matrix
+    bits_per_byte: Matrix
+    backward_transfers: tuple[float | None, ...]
+
+    @property
+    def backward_transfer(self) -> float | None:
+        """The newest version's."""
+        return self.backward_transfers[-1] if self.backward_transfers else None
+
+    def backward_transfer_of(self, number: int) -> float | None:
+        return self.backward_transfers[self.versions.index(number)]
+
+
+def forgetting(versions: Sequence[MeasuredVersion], slices: Mapping[str, int | None]) -> Forgetting:
+    """``versions`` by number; ``slices``: the data version of each, None where it belongs to none, in column order."""
+    return Forgetting(
+        slices=tuple(slices),
+        versions=tuple(version.number for version in versions),
+        loss=_matrix(versions, slices, Measure.LOSS),
+        perplexity=_matrix(versions, slices, Measure.PERPLEXITY),
+        bits_per_byte=_matrix(versions, slices, Measure.BITS_PER_BYTE),
+        backward_transfers=backward_transfers(versions, slices),
+    )
+
+
+def backward_transfers(
+    versions: Iterable[MeasuredVersion], slices: Mapping[str, int | None]
+) -> tuple[float | None, ...]:
+    """Of every version: the mean of loss now - loss when new over slices of older data versions, in nats per token.
+
+    A slice was new to the line's first version, by number, that was made for its data version or a later one; that
+    version itself has no change on it. None where no old slice has both losses.
+    """
+    of_data = {name: number for name, number in slices.items() if number is not None}
+    when_new: dict[str, float | None] = {}
+    transfers: list[float | None] = []
+    for version in versions:
+        losses = {name: version.on(name, Measure.LOSS) for name in of_data}
+        changes = [
+            loss - before
+            for name, loss in losses.items()
+            if of_data[name] < version.data_version
+            and loss is not None
+            and (before := when_new.get(name)) is not None
+        ]
+        transfers.append(fmean(changes) if changes else None)
+        if not version.one_off:
+            for name, loss in losses.items():
+                if of_data[name] <= version.data_version:
+                    when_new.setdefault(name, loss)
+    return tuple(transfers)
+
+
+def _matrix(versions: Iterable[MeasuredVersion], slices: Iterable[str], measure: Measure) -> Matrix:
+    return tuple(tuple(version.on(name, measure) for name in slices) for version in versions)

@@ -1,0 +1,131 @@
+"""Updates that are no part of their line: branches from any trunk checkpoint, and versions under another paradigm."""
+
+from typing import Any
+
+import pytest
+
+from api.schemas.models import Checkpoint, ModelVersion
+from api.schemas.updates import Update
+from service.core.states import ModelVersionState, UpdateState
+from tests.support.control_plane import ControlPlane
+
+# 1600 rows of the scripted packs make 100 steps a data version; the branch of the first one leaves at 90.
+SHORT = {"length": {"rule": "fixed", "fraction": 0.05}, "shape": "linear"}
+
+
+@pytest.fixture
+def model(each_plane: ControlPlane, name: str) -> str:
+    """A line of two versions."""
+    each_plane.add_dataset(name, [f"{name} a", "b"])
+    each_plane.add_model(name, name)
+    each_plane.push(name, f"{name} c", "d").raise_for_status()
+    each_plane.finish(name)
+    return name
+
+
+def trunk(plane: ControlPlane, model: str) -> list[Checkpoint]:
+    return list(plane.client.checkpoints(model))
+
+
+def versions(plane: ControlPlane, model: str) -> list[ModelVersion]:
+    return list(plane.client.model_versions(model))
+
+
+def one_off(plane: ControlPlane, model: str, **what: Any) -> Update:
+    update = plane.client.start_update(model, **what)
+    plane.finish(model)
+    return plane.client.update(update.id)
+
+
+def test_a_branch_from_a_checkpoint_makes_a_candidate_and_touches_nothing_else(
+    each_plane: ControlPlane, model: str
+) -> None:
+    before = trunk(each_plane, model)
+    served = each_plane.client.model_version(model, "served")
+    update = one_off(each_plane, model, branch_from=before[0].id, decay=SHORT)
+    assert (update.state, update.one_off, update.branch_from) == (UpdateState.SUCCEEDED, True, before[0].id)
+    assert (update.data_version, update.branch_point, update.final_step) == (1, 90, 98)
+    assert [str(stage.kind) for stage in update.stages] == [
+        *("tokenizer", "pack", "train_branch", "export", "evaluate")
+    ]
+    made = versions(each_plane, model)[-1]
+    assert (made.number, made.state, made.gate) == (3, ModelVersionState.CANDIDATE, None)
+    assert made.branch_point.checkpoint == before[0].id
+    assert trunk(each_plane, model) == before
+    assert each_plane.client.model_version(model, "served") == served
+
+
+def test_a_branch_on_request_can_be_released_and_the_line_goes_on_as_if_it_were_not_there(
+    each_plane: ControlPlane, model: str
+) -> None:
+    start = trunk(each_plane, model)
+    one_off(each_plane, model, branch_from=start[0].id, decay=SHORT)
+    each_plane.client.release(model, 3)
+    each_plane.finish(model)
+    assert each_plane.client.model_version(model, "served").number == 3
+    each_plane.push(model, f"{model} e", "f").raise_for_status()
+    each_plane.finish(model)
+    newest = versions(each_plane, model)[-1]
+    assert (newest.number, newest.data_version, newest.state) == (4, 3, ModelVersionState.RELEASED)
+    assert newest.branch_point.step > start[-1].step
+
+
+def test_a_branch_may_read_on_into_later_data(each_plane: ControlPlane, model: str) -> None:
+    start = trunk(each_plane, model)[0]
+    longer = {"length": {"rule": "fixed", "fraction": 0.6}}
+    refused = each_plane.http.post(
+        f"/models/{model}/updates", json={"branch_from": start.id, "decay": longer}
+    )
+    assert refused.status_code == 422
+    assert "reads past the end of data version 1, step 100" in refused.json()["detail"]
+    update = one_off(each_plane, model, branch_from=start.id, decay=longer, data_version=2)
+    assert (update.state, update.branch_point, update.final_step) == (UpdateState.SUCCEEDED, 90, 150)
+
+
+def test_a_checkpoint_of_another_model_or_later_data_is_no_start(
+    each_plane: ControlPlane, model: str
+) -> None:
+    last = trunk(each_plane, model)[-1]
+    other = f"{model}-other"
+    each_plane.add_model(other, model)
+    assert each_plane.http.post(f"/models/{other}/updates", json={"branch_from": last.id}).status_code == 404
+    early = {"branch_from": last.id, "data_version": 1}
+    assert each_plane.http.post(f"/models/{model}/updates", json=early).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "steps"),
+    [
+        ({"name": "from_scratch"}, (0, 200)),
+        ({"name": "continual"}, (100, 200)),
+        ({"name": "wsd_s"}, (180, 200)),
+        ({"name": "path_switching", "decay": {"length": {"rule": "fixed", "fraction": 0.4}}}, (160, 200)),
+        ({"name": "merge", "k": 2}, (200, 200)),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_a_version_under_another_paradigm_leaves_the_line_alone(
+    each_plane: ControlPlane, model: str, paradigm: dict[str, Any], steps: tuple[int, int]
+) -> None:
+    before = trunk(each_plane, model)
+    update = one_off(each_plane, model, paradigm=paradigm)
+    assert update.state == UpdateState.SUCCEEDED, update.error
+    assert (update.one_off, update.branch_point, update.final_step) == (True, *steps)
+    assert trunk(each_plane, model) == before
+    assert each_plane.client.model_version(model, "served").number == 3
+    each_plane.push(model, f"{model} g", "h").raise_for_status()
+    each_plane.finish(model)
+    newest = versions(each_plane, model)[-1]
+    assert (newest.data_version, newest.state) == (3, ModelVersionState.RELEASED)
+    assert newest.branch_point.step == 270
+
+
+def test_what_a_one_off_costs_is_extra(each_plane: ControlPlane, model: str) -> None:
+    before = each_plane.client.costs(model)
+    one_off(each_plane, model, branch_from=trunk(each_plane, model)[0].id, decay=SHORT)
+    one_off(each_plane, model, paradigm={"name": "from_scratch"})
+    after = each_plane.client.costs(model)
+    assert after.totals.extra.tokens == (8 + 200) * 2048
+    assert after.totals.spent == before.totals.spent
+    assert after.ratio_to_from_scratch == before.ratio_to_from_scratch
+    assert after.forecast == before.forecast

@@ -11,10 +11,12 @@ from openai import OpenAI
 from ray import serve
 
 from service.artifacts import Artifacts
+from service.core.paradigms import PARADIGMS
 from tests.story.conftest import NewPlane, Workers
 from tests.support.control_plane import ControlPlane
 from tests.support.ray_cluster import RayCluster, free_ports
-from tests.support.story import SPEC, download, greedy, push_and_release
+from tests.support.story import DATASET, DOCUMENTS, SPEC, download, greedy, push_and_release, released
+from tests.support.training import texts_of
 from workers.ray_executor import RayExecutor
 from workers.serving.ray_serving import RayServing
 
@@ -109,3 +111,34 @@ def test_an_update_over_ray_is_served_to_openai_clients_and_is_the_one_without_r
         without_ray = push_and_release(other, version.number, alone, local)
         assert without_ray.artifact.sha256 == version.artifact.sha256
         assert without_ray.evaluations == version.evaluations
+
+
+@pytest.mark.slow
+def test_every_paradigm_over_ray_is_served_and_makes_the_versions_that_it_makes_without_ray(
+    ray_cluster: RayCluster,
+    serving: tuple[ControlPlane, RayServing],
+    new_plane: NewPlane,
+    workers: Workers,
+) -> None:
+    plane, over_serve = serving
+    over_ray = RayExecutor(Artifacts.from_url(plane.settings.artifacts), ray_cluster.dashboard_url)
+    other = new_plane()
+    alone, local = workers(other)
+    names = [name.replace("_", "-") for name in PARADIGMS]
+    for name, paradigm in zip(names, PARADIGMS, strict=True):
+        spec = MODEL | {"name": name, "paradigm": {"name": paradigm}}
+        plane.client.create_model(spec)
+        other.client.create_model(spec)
+    with OpenAI(base_url=f"{over_serve.url()}/v1", api_key="unused", max_retries=0) as client:
+        for number in (1, 2):
+            for each in (plane, other):
+                each.push(DATASET, *texts_of(number, DOCUMENTS)).raise_for_status()
+            for name in names:
+                version = released(plane, over_ray, over_serve, name)
+                without_ray = released(other, alone, local, name)
+                assert version.number == without_ray.number == number
+                assert version.artifact.sha256 == without_ray.artifact.sha256, name
+                assert version.evaluations == without_ray.evaluations
+                answer = client.completions.create(model=name, prompt=PROMPT, max_tokens=2)
+                assert answer.system_fingerprint == f"{name}@{number}"
+        assert {model.id for model in client.models.list()} == set(names)

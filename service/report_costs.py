@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from service.core.costs import Amount, amount_trained, continual, from_scratch
+from service.core.costs import Amount, StageCost, continual, from_scratch, stage_cost
 from service.core.ledger import LedgerEntry, own_steps, steps_of
 from service.core.paradigms import PARADIGMS
 from service.core.plan import LineEnd, PlanContext
@@ -81,8 +81,7 @@ class _Trained:
 
     kind: str
     spec: TrainStage
-    amount: Amount
-    reused: bool
+    cost: StageCost
     one_off: bool
     ended: bool  # its update has: what it has not made by now, it never will
     abandoned: bool  # a trunk segment that the line was rewound behind
@@ -117,7 +116,7 @@ def report_costs(database: Database, model_name: str, *, next_tokens: int | None
     # What the versions stand on: their own training, and trunk segments of updates that failed after them.
     highest = max(row.branch_point for row in of_line)
     stood_on = _sum(
-        stage.amount
+        stage.cost.whole
         for stage in trained
         if stage.version or (stage.kind == StageKind.TRAIN_TRUNK and stage.spec.to_step <= highest)
     )
@@ -164,8 +163,7 @@ def _trained(
     return _Trained(
         kind=stage.kind,
         spec=spec,
-        amount=amount_trained(spec, stage.result or {}),
-        reused=stage.reused,
+        cost=stage_cost(spec, stage.result or {}, reused=stage.reused),
         one_off=one_off,
         ended=ended,
         abandoned=abandoned,
@@ -177,12 +175,12 @@ def _totals(trained: Sequence[_Trained], failed_attempts: Amount) -> Totals:
     """A branch that no version came of is wasted; a trunk segment is not, for the line goes on from it, until it is rewound."""
     of_line = [stage for stage in trained if not stage.one_off]
     kept = [stage for stage in of_line if _is_kept(stage)]
-    lost = [stage for stage in of_line if not stage.reused and not _is_kept(stage)]
+    lost = [stage for stage in of_line if not _is_kept(stage)]
     return Totals(
-        spent=_sum(stage.amount for stage in kept if not stage.reused),
-        reused=_sum(stage.amount for stage in kept if stage.reused),
-        wasted=_sum([*(stage.amount for stage in lost), failed_attempts]),
-        extra=_sum(stage.amount for stage in trained if stage.one_off and not stage.reused),
+        spent=_sum(stage.cost.anew for stage in kept),
+        reused=_sum(stage.cost.reused for stage in kept),
+        wasted=_sum([*(stage.cost.anew for stage in lost), failed_attempts]),
+        extra=_sum(stage.cost.anew for stage in trained if stage.one_off),
     )
 
 
@@ -195,14 +193,14 @@ def _version_cost(
     row: ModelVersion, line: LineSpec, trained: Sequence[_Trained], excluded: Collection[int]
 ) -> VersionCost:
     own = [stage for stage in trained if stage.version is row]
-    cost = _sum(stage.amount for stage in own)
+    cost = _sum(stage.cost.whole for stage in own)
     return VersionCost(
         number=row.number,
         data_version=row.data_version,
         tokens=cost.tokens,
         flops=cost.flops,
-        device_seconds=_sum(stage.amount for stage in own if not stage.reused).device_seconds,
-        reused_tokens=_sum(stage.amount for stage in own if stage.reused).tokens,
+        device_seconds=_sum(stage.cost.anew for stage in own).device_seconds,
+        reused_tokens=_sum(stage.cost.reused for stage in own).tokens,
         from_scratch_tokens=own_steps(line, _ledger(own, excluded)) * batch_tokens(line),
     )
 

@@ -44,14 +44,31 @@ class Amount:
         return Amount(tokens, self.flops * share, self.device_seconds * share)
 
 
-def amount_trained(stage: TrainStage, result: Mapping[str, Any]) -> Amount:
-    """What the stage's own steps took, by the ``result`` of the training that published its end.
+@dataclass(frozen=True)
+class StageCost:
+    """All that a training stage takes, and what of it was trained anew: the rest had been trained already."""
 
-    That may have been another model's, from another step on: it counts at its rates, for this stage's tokens.
+    whole: Amount
+    anew: Amount
+
+    @property
+    def reused(self) -> Amount:
+        tokens = max(0, self.whole.tokens - self.anew.tokens)
+        return self.whole.scaled_to(tokens)
+
+
+def stage_cost(stage: TrainStage, result: Mapping[str, Any], *, reused: bool) -> StageCost:
+    """By the ``result`` of the training that published the stage's end, whoever's that was and wherever it began.
+
+    ``trained_tokens`` and ``device_seconds`` of the result are of the same steps: those since the checkpoint that it
+    began at, and those of its own earlier attempts before. They give the rates for all tokens of the stage.
     """
     line = stage.line
-    published = Amount(result["tokens"], result["flops"], result["device_seconds"])
-    return published.scaled_to(stage.total_steps * line.batch_rows * line.sequence_length)
+    published = Amount(result["tokens"], result["flops"])
+    trained = result.get("trained_tokens", published.tokens)
+    anew = Amount(trained, published.scaled_to(trained).flops, result["device_seconds"])
+    whole = anew.scaled_to(stage.total_steps * line.batch_rows * line.sequence_length)
+    return StageCost(whole, Amount() if reused else anew)
 
 
 def from_scratch(ends: Sequence[int]) -> int:

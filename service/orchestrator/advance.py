@@ -27,8 +27,11 @@ _LET_GO = {"owner": None, "lease_until": None, "run_id": None}
 
 def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> None:
     """A stage that was held has published its artifact."""
-    run_id = stages.get(session, stage_id).run_id
-    _end_well(session, stage_id, epoch, _finite(manifest.result))
+    stage = stages.get(session, stage_id)
+    run_id, wasted = stage.run_id, stage.wasted_seconds
+    # What failed attempts had trained up to the checkpoint that this one went on from was not wasted.
+    carried = manifest.result.get("carried_device_seconds", 0.0) / manifest.result.get("devices", 1)
+    _end_well(session, stage_id, epoch, _finite(manifest.result), wasted_seconds=max(0.0, wasted - carried))
     if run_id is not None:
         stages.next_begins(session, run_id)
     _after_success(session, stages.get(session, stage_id), manifest)
@@ -109,19 +112,21 @@ def plan(session: Session, update: Update) -> None:
 
 def make_ready(session: Session, update_id: str) -> None:
     """Pending stages whose needs have all succeeded become ready."""
-    at = now(session)
-    rows = session.scalars(
-        sa.select(Stage).where(Stage.update_id == update_id).execution_options(populate_existing=True)
+    # Without their specs: each pack's names all packs before it, and this is asked after every one of them.
+    rows = session.execute(
+        sa.select(Stage.id, Stage.state, Stage.needs).where(Stage.update_id == update_id)
     ).all()
     succeeded = {row.id for row in rows if row.state == StageState.SUCCEEDED}
-    for row in rows:
-        if row.state == StageState.PENDING and succeeded.issuperset(row.needs):
-            row.state = StageState.READY
-            row.ready_at = at
-    session.flush()
+    waiting = [row.id for row in rows if row.state == StageState.PENDING and succeeded.issuperset(row.needs)]
+    session.execute(
+        sa.update(Stage)
+        .where(Stage.id.in_(waiting), Stage.state == StageState.PENDING)
+        .values(state=StageState.READY, ready_at=now(session))
+        .execution_options(synchronize_session=False)
+    )
 
 
-def _end_well(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
+def _end_well(session: Session, stage_id: str, epoch: int, result: dict[str, Any], **values: Any) -> None:
     stages.guarded_update(
         session,
         stage_id,
@@ -129,6 +134,7 @@ def _end_well(session: Session, stage_id: str, epoch: int, result: dict[str, Any
         state=StageState.SUCCEEDED,
         result=result,
         finished_at=now(session),
+        **values,
         **_LET_GO,
     )
 
@@ -144,8 +150,7 @@ def _after_success(session: Session, stage: Stage, manifest: Manifest | None) ->
         _record_checkpoint(session, update, stage, manifest)
     elif stage.kind == StageKind.EVALUATE:
         record_candidate(session, update, stage)
-    rows = updates.stages(session, update.id)
-    if any(row.state != StageState.SUCCEEDED for row in rows):
+    if updates.has_unfinished_stages(session, update.id):
         make_ready(session, update.id)
     elif update.planned:
         updates.move(session, update, UpdateState.SUCCEEDED)

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from service.core.costs import amount_trained
+from service.core.costs import stage_cost
 from service.core.gates import Verdict, judge
 from service.core.stage_specs import TRAINING_KINDS, GateStage, StageKind, TrainStage
 from service.core.states import ModelVersionState
@@ -91,11 +91,10 @@ def cost_of(session: Session, update_id: str) -> dict[str, Any]:
         if stage.kind not in TRAINING_KINDS:
             continue
         cost["wasted_seconds"] += stage.wasted_seconds
-        amount = amount_trained(TrainStage.model_validate(stage.spec), stage.result or {})
-        cost["tokens"] += amount.tokens
-        cost["flops"] += amount.flops
-        if stage.reused:
-            cost["reused_tokens"] += amount.tokens
-        else:
-            cost["device_seconds"] += amount.device_seconds
+        spec = TrainStage.model_validate(stage.spec)
+        taken = stage_cost(spec, stage.result or {}, reused=stage.reused)
+        cost["tokens"] += taken.whole.tokens
+        cost["flops"] += taken.whole.flops
+        cost["reused_tokens"] += taken.reused.tokens
+        cost["device_seconds"] += taken.anew.device_seconds
     return cost

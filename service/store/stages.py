@@ -209,12 +209,16 @@ def spec_by_key(session: Session, key: str) -> dict[str, Any]:
 
 
 def newest_pack_specs(session: Session, model_id: str, up_to: int) -> dict[str, dict[str, Any]]:
-    """Stage name -> spec of the packs of data versions up to ``up_to`` that the model's planned updates last used."""
+    """Stage name -> spec of the packs of data versions up to ``up_to`` in the line's newest planned update."""
+    newest = (
+        sa.select(Update.id)
+        .where(Update.model_id == model_id, Update.planned, ~Update.one_off)
+        .order_by(Update.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
     rows = session.execute(
-        sa.select(Stage.name, Stage.spec)
-        .join(Update, Update.id == Stage.update_id)
-        .where(Update.model_id == model_id, Update.planned, Stage.kind == StageKind.PACK)
-        .order_by(Stage.id)
+        sa.select(Stage.name, Stage.spec).where(Stage.update_id == newest, Stage.kind == StageKind.PACK)
     ).all()
     wanted = {pack_name(number) for number in range(1, up_to + 1)}
     return {name: spec for name, spec in rows if name in wanted}

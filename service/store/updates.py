@@ -127,6 +127,12 @@ def stages(session: Session, update_id: str) -> Sequence[Stage]:
     return session.scalars(query.execution_options(populate_existing=True)).all()
 
 
+def has_unfinished_stages(session: Session, update_id: str) -> bool:
+    """Whether any of its stages has not succeeded."""
+    query = sa.exists().where(Stage.update_id == update_id, Stage.state != StageState.SUCCEEDED)
+    return bool(session.scalar(sa.select(query)))
+
+
 def stages_of_updates(
     session: Session, update_ids: Sequence[str], kinds: Collection[str] = tuple(StageKind)
 ) -> dict[str, list[Stage]]:

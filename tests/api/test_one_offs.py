@@ -13,6 +13,10 @@ from tests.support.control_plane import ControlPlane
 SHORT = {"length": {"rule": "fixed", "fraction": 0.05}, "shape": "linear"}
 
 
+# One database is enough where the other would show nothing else.
+ON_SQLITE = pytest.mark.parametrize("each_plane", ["plane"], indirect=True)
+
+
 @pytest.fixture
 def model(each_plane: ControlPlane, name: str) -> str:
     """A line of two versions."""
@@ -70,6 +74,7 @@ def test_a_branch_on_request_can_be_released_and_the_line_goes_on_as_if_it_were_
     assert newest.branch_point.step > start[-1].step
 
 
+@ON_SQLITE
 def test_a_branch_may_read_on_into_later_data(each_plane: ControlPlane, model: str) -> None:
     start = trunk(each_plane, model)[0]
     longer = {"length": {"rule": "fixed", "fraction": 0.6}}
@@ -82,6 +87,7 @@ def test_a_branch_may_read_on_into_later_data(each_plane: ControlPlane, model: s
     assert (update.state, update.branch_point, update.final_step) == (UpdateState.SUCCEEDED, 90, 150)
 
 
+@ON_SQLITE
 def test_a_checkpoint_of_another_model_or_later_data_is_no_start(
     each_plane: ControlPlane, model: str
 ) -> None:
@@ -93,6 +99,7 @@ def test_a_checkpoint_of_another_model_or_later_data_is_no_start(
     assert each_plane.http.post(f"/models/{model}/updates", json=early).status_code == 422
 
 
+@ON_SQLITE
 @pytest.mark.parametrize(
     ("paradigm", "steps"),
     [
@@ -120,6 +127,7 @@ def test_a_version_under_another_paradigm_leaves_the_line_alone(
     assert newest.branch_point.step == 270
 
 
+@ON_SQLITE
 def test_what_a_one_off_costs_is_extra(each_plane: ControlPlane, model: str) -> None:
     before = each_plane.client.costs(model)
     one_off(each_plane, model, branch_from=trunk(each_plane, model)[0].id, decay=SHORT)

@@ -12,6 +12,10 @@ from tests.support.control_plane import ControlPlane
 STAGES = ["tokenizer", "pack", "train_trunk", "train_branch", "export", "evaluate", "gate", "release"]
 
 
+# One database is enough where the other would show nothing else.
+ON_SQLITE = pytest.mark.parametrize("each_plane", ["plane"], indirect=True)
+
+
 @pytest.fixture
 def model(each_plane: ControlPlane, name: str) -> str:
     """A model on two data versions that updates only when told."""
@@ -194,6 +198,7 @@ def test_metrics_need_a_stage_of_the_update(each_plane: ControlPlane, model: str
     assert each_plane.http.get("/updates/upd_x/metrics", params={"stage": trunk.id}).status_code == 404
 
 
+@ON_SQLITE
 @pytest.mark.parametrize("paradigm", ["path_switching", "from_scratch", "continual"])
 def test_a_line_makes_no_version_of_data_that_it_has_passed(
     each_plane: ControlPlane, model: str, name: str, paradigm: str

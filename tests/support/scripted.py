@@ -31,6 +31,7 @@ class ScriptedExecutor:
     hold: set[StageKind] = field(default_factory=set)
     losses: Callable[[str], float] = lambda name: 3.0
     unavailable: bool = False
+    carried_device_seconds: float = 0.0
     submitted: list[str] = field(default_factory=list)
     executed: list[str] = field(default_factory=list)  # keys, once for every time a stage really ran
     cancelled: set[str] = field(default_factory=set)
@@ -108,6 +109,7 @@ class ScriptedExecutor:
                     "tokens": (spec["to_step"] - spec["from_step"]) * 2048,
                     "flops": 1e9,
                     "device_seconds": 1.0,
+                    "carried_device_seconds": self.carried_device_seconds,
                 }
             case StageKind.EXPORT:
                 return {"parameters": 1000}

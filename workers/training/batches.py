@@ -1,5 +1,8 @@
 """The token rows of every step, as this rank's micro-batches."""
 
+from collections import OrderedDict
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +12,9 @@ from service.core.stage_specs import TrainStage
 from workers.data.pack import Pack
 from workers.data.rows import StageRows
 from workers.training.ranks import Ranks
+
+# Each holds a file open, and a process may often have no more than a thousand.
+OPEN_PACKS = 128
 
 
 class Batches:
@@ -20,7 +26,8 @@ class Batches:
         self._micro_rows = stage.line.micro_batch_rows or stage.line.batch_rows
         self._artifacts = artifacts
         self._ranks = ranks
-        self._packs: dict[int, Pack] = {}
+        self._folders: dict[int, Path] = {}  # of packs that were verified
+        self._packs: OrderedDict[int, Pack] = OrderedDict()  # those that are open, the last used at the end
 
     def of_step(self, step: int) -> list[Tensor]:
         """This rank's rows of the global ``step``, every ``world``-th, of shape (rows, length + 1)."""
@@ -30,5 +37,10 @@ class Batches:
 
     def _pack(self, version: int) -> Pack:
         if version not in self._packs:
-            self._packs[version] = Pack(self._artifacts.open(self._ledger[version].pack_key))
+            if version not in self._folders:
+                self._folders[version] = self._artifacts.open(self._ledger[version].pack_key)
+            self._packs[version] = Pack(self._folders[version])
+            if len(self._packs) > OPEN_PACKS:
+                self._packs.popitem(last=False)
+        self._packs.move_to_end(version)
         return self._packs[version]

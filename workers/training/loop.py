@@ -55,8 +55,9 @@ def train(
     began = time.monotonic()
     with numerics_applied(line.numerics), torch.random.fork_rng(_cuda_devices(ranks)):
         keep_freed_memory()
-        state = _start(stage, artifacts, ranks)
+        state, start = _start(stage, artifacts, ranks)
         resumed_from = state.step
+        carried_tokens, carried_seconds = _carried(stage, start, artifacts)
         counts, config = count_parameters(state.model), state.model.config
         batches = Batches(stage, artifacts, ranks)
         loss_of = NextTokenLoss(state.model, compiled=line.numerics.compile)
@@ -86,7 +87,10 @@ def train(
                     context=line.sequence_length,
                     tokens=tokens,
                 ),
-                "device_seconds": ranks.world * (time.monotonic() - began),
+                # Of the same steps: those of earlier attempts up to the checkpoint, and those since.
+                "trained_tokens": carried_tokens + (state.step - resumed_from) * batch_tokens,
+                "device_seconds": carried_seconds + ranks.world * (time.monotonic() - began),
+                "carried_device_seconds": carried_seconds,
                 "devices": ranks.world,
                 "parameters": asdict(counts),
             }
@@ -151,8 +155,8 @@ def train(
         return manifest
 
 
-def _start(stage: TrainStage, artifacts: Artifacts, ranks: Ranks) -> TrainingState:
-    """The stage's newest state: from a checkpoint, or the initial weights at step 0."""
+def _start(stage: TrainStage, artifacts: Artifacts, ranks: Ranks) -> tuple[TrainingState, str | None]:
+    """The stage's newest state, and the key of the checkpoint that it is from; None for initial weights."""
     model = line_model(stage.line, artifacts).train()
     model.to(ranks.device)
     state = TrainingState(model, build_optimizer(model, stage.line))
@@ -168,7 +172,15 @@ def _start(stage: TrainStage, artifacts: Artifacts, ranks: Ranks) -> TrainingSta
         load_start(state, artifacts.open(start), step=stage.from_step, fresh_optimizer=path.fresh_optimizer)
     else:
         load_checkpoint(state, artifacts.open(start), points_after=stage.from_step)
-    return state
+    return state, start
+
+
+def _carried(stage: TrainStage, start: str | None, artifacts: Artifacts) -> tuple[int, float]:
+    """Tokens and device-seconds that earlier attempts at this stage have spent on what is resumed from."""
+    manifest = artifacts.manifest(start) if start is not None and start != stage.start_key else None
+    if manifest is None or manifest.result.get("from_step") != stage.from_step:
+        return 0, 0.0  # another stage's
+    return manifest.result.get("trained_tokens", 0), manifest.result["device_seconds"]
 
 
 def _rate(stage: TrainStage, step: int) -> float:

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from service.core.costs import Amount, continual, from_scratch, path_switching
+from service.core.costs import Amount, continual, from_scratch, path_switching, stage_cost
 from service.core.paradigms.path_switching import plan_path_switching
 from service.core.specs import DecaySpec, FixedLength, ProportionalLength
 from service.core.stage_specs import TRAINING_KINDS, StageKind, TrainStage
-from tests.support.specs import ledger_of, plan_context
+from tests.support.specs import ledger_of, line_spec, plan_context
 
 
 def ends_of(steps: list[int]) -> list[int]:
@@ -69,3 +69,30 @@ def test_amounts_add_up_and_scale() -> None:
     assert total == Amount(40, 400.0, 4.0)
     assert total.scaled_to(80) == Amount(80, 800.0, 8.0)
     assert Amount().scaled_to(5) == Amount(5, 0.0, 0.0)
+
+
+def trunk_of(steps: int, from_step: int = 0) -> TrainStage:
+    return TrainStage(
+        line=line_spec(batch_rows=1, sequence_length=10),
+        ledger=ledger_of(steps),
+        from_step=from_step,
+        to_step=steps,
+        start_key=None,
+        checkpoint_every=100,
+    )
+
+
+def test_a_stage_that_was_resumed_counts_its_rates_and_what_it_trained_anew() -> None:
+    """20 steps, of which the last 5 were trained here, in 10 seconds: the rest is another's."""
+    result = {"tokens": 200, "flops": 2000.0, "trained_tokens": 50, "device_seconds": 10.0}
+    cost = stage_cost(trunk_of(20), result, reused=False)
+    assert cost.whole == Amount(200, 2000.0, 40.0)
+    assert cost.anew == Amount(50, 500.0, 10.0)
+    assert cost.reused == Amount(150, 1500.0, 30.0)
+
+
+def test_a_reused_stage_counts_its_own_steps_by_the_rates_of_whoever_trained_it() -> None:
+    result = {"tokens": 300, "flops": 3000.0, "trained_tokens": 300, "device_seconds": 30.0}
+    cost = stage_cost(trunk_of(20, from_step=10), result, reused=True)
+    assert cost.anew == Amount()
+    assert cost.whole == cost.reused == Amount(100, 1000.0, 10.0)

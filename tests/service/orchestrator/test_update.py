@@ -106,6 +106,15 @@ def test_a_transient_failure_is_tried_again_after_a_wait(house):
     assert house.stages(update_id)["pack-1"].attempt == 3
 
 
+def test_what_a_failed_attempt_had_trained_and_the_next_went_on_from_is_not_wasted(house):
+    house.executor.fail[StageKind.TRAIN_TRUNK] = [TRANSIENT]
+    update_id = house.add_update(house.add_model())
+    house.executor.carried_device_seconds = 1e9
+    house.finish(house.orchestrator(), update_id)
+    trunk = house.stages(update_id)["trunk"]
+    assert (trunk.attempt, trunk.wasted_seconds) == (2, 0.0)
+
+
 def test_it_waits_before_it_tries_again(house):
     house.executor.fail[StageKind.TOKENIZER] = [TRANSIENT]
     update_id = house.add_update(house.add_model())

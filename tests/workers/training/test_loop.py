@@ -205,6 +205,26 @@ def test_points_and_result_tell_what_happened(small: SmallLine, trainer: Trainer
     assert json.loads(json.dumps(result)) == result
 
 
+def test_what_earlier_attempts_trained_is_carried_and_what_others_trained_is_not(
+    small: SmallLine, trainer: Trainer
+) -> None:
+    per_step = 8 * 32
+    trainer.trunk(trunk_stage(small, 6))
+    stage = trunk_stage(small, 12, from_step=3)  # goes on from step 6, which another stage has trained
+    trainer.stop_at = 10
+    with pytest.raises(Stopped):
+        trainer.trunk(stage)
+    stopped = trainer.artifacts.manifest(trunk_key(small.line, small.ledger, 10))
+    assert stopped is not None
+    trainer.stop_at = None
+    result = trainer.trunk(stage).result
+    assert (result["from_step"], result["resumed_from_step"], result["step"]) == (3, 10, 12)
+    assert result["tokens"] == 9 * per_step
+    assert stopped.result["trained_tokens"] == 4 * per_step
+    assert result["trained_tokens"] == 6 * per_step
+    assert result["carried_device_seconds"] == stopped.result["device_seconds"] < result["device_seconds"]
+
+
 def test_what_is_already_published_is_not_trained_again(small: SmallLine, trainer: Trainer) -> None:
     manifest = trainer.trunk(trunk_stage(small, 5))
     trainer.points.clear()

@@ -13,25 +13,18 @@ from service.core.errors import ArtifactCorrupt
 from service.core.specs import ArchitectureSpec
 from service.core.stage_specs import LineSpec, Numerics
 from tests.support.specs import line_spec
+from tests.support.training import SMALL_CONFIG
 from workers.training.loss import NextTokenLoss
 from workers.training.model import TokenizerFacts, build_model
 from workers.training.optimizer import Optimizer, build_optimizer, load_optimizer, optimizer_tensors
 from workers.training.process import numerics_applied
 
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-}
 GPT2: dict[str, Any] = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2}
 OPTIMIZERS = ("adamw", "muon")
 QUERY, NORM = "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"
 
 
-def line_of(optimizer: str, config: dict[str, Any] = LLAMA, *, tied: bool = True) -> LineSpec:
+def line_of(optimizer: str, config: dict[str, Any] = SMALL_CONFIG, *, tied: bool = True) -> LineSpec:
     architecture = ArchitectureSpec(config=config | {"tie_word_embeddings": tied})
     return line_spec(architecture=architecture, optimizer=optimizer, numerics=Numerics(threads=2))
 
@@ -75,7 +68,7 @@ def saved(model: PreTrainedModel, optimizer: Optimizer) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("config", "tables", "head", "matrices_a_layer"),
     [
-        (LLAMA, {"model.embed_tokens.weight"}, "lm_head.weight", 7),
+        (SMALL_CONFIG, {"model.embed_tokens.weight"}, "lm_head.weight", 7),
         (GPT2, {"transformer.wte.weight", "transformer.wpe.weight"}, "lm_head.weight", 4),
     ],
     ids=["llama", "gpt2"],
@@ -131,7 +124,7 @@ def test_muons_first_update_is_about_the_size_of_adamws() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("config", [SMALL_CONFIG, GPT2], ids=["llama", "gpt2"])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(name: str, config: dict[str, Any]) -> None:
     """On two threads; and two runs from one state are equal, so a fork begins as its trunk goes on."""
     line = line_of(name, config)

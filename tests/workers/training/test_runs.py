@@ -15,6 +15,7 @@ from service.core.schedules import run_rate
 from service.core.specs import ArchitectureSpec
 from service.core.stage_specs import MergeStage, RunPath, StageKind, TrainStage
 from tests.support.training import SMALL_CONFIG, SmallLine, Trainer, trunk_stage
+from workers.training import batches
 
 FIRST = RunPath(warmup_steps=3, decay_steps=12, shape="cosine", floor=0.1, resumable=True, stream_steps=15)
 SECOND = RunPath(decay_steps=6, shape="cosine", floor=0.1, resumable=True, stream_steps=6)
@@ -123,6 +124,16 @@ def test_a_trunk_with_replay_is_exact_when_it_is_interrupted(
     assert equal(tensors(trainer.artifacts, whole), tensors(other_trainer.artifacts, again))
     plain = trainer.trunk(trunk_stage(small, total_steps(small.ledger)))
     assert not equal(tensors(trainer.artifacts, whole), tensors(trainer.artifacts, plain))
+
+
+def test_no_more_packs_are_open_than_may_be(
+    small: SmallLine, trainer: Trainer, other_trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = RunPath(hold_steps=8, order="shuffled", stream_steps=8)
+    usual = trainer.train(run_stage_of(small, path))
+    monkeypatch.setattr(batches, "OPEN_PACKS", 1)
+    one_at_a_time = other_trainer.train(run_stage_of(small, path))
+    assert equal(tensors(trainer.artifacts, usual), tensors(other_trainer.artifacts, one_at_a_time))
 
 
 def merge_stage(small: SmallLine, keys: tuple[str, ...], weights: tuple[float, ...]) -> MergeStage:

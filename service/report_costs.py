@@ -215,7 +215,10 @@ def _forecast(
     scratch: int,
     next_tokens: int | None,
 ) -> Forecast | None:
-    """Plan a version right after the newest, as the paradigm would, and add up its training stages."""
+    """Plan a version right after the newest, as the paradigm would, and add up its training stages.
+
+    At the speed of the newest version that trained anything anew: hardware and settings change in the life of a line.
+    """
     newest = max(versions, key=lambda row: (row.data_version, row.number))
     ledger = _ledger([stage for stage in trained if stage.version is newest], standing.excluded)
     if not ledger:  # all that the line has read is excluded
@@ -245,12 +248,16 @@ def _forecast(
     )
     planned = [TrainStage.model_validate(stage.spec) for stage in plan.stages if stage.kind in TRAINING_KINDS]
     cost = stood_on.scaled_to(sum(stage.total_steps for stage in planned) * batch_tokens(line))
+    measured = [
+        _sum(stage.cost.anew for stage in trained if stage.version is row) for row in reversed(versions)
+    ]
+    speed = next((amount for amount in measured if amount.tokens), stood_on)
     end = own_steps(line, (*ledger, entry)) * batch_tokens(line)
     return Forecast(
         new_tokens=new_tokens,
         tokens=cost.tokens,
         flops=cost.flops,
-        device_seconds=cost.device_seconds,
+        device_seconds=speed.scaled_to(cost.tokens).device_seconds,
         from_scratch_tokens=end,
         ratio_to_from_scratch=(stood_on.tokens + cost.tokens) / (scratch + end),
     )

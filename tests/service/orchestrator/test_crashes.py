@@ -6,7 +6,7 @@ import pytest
 
 from service.core.stage_specs import StageKind
 from service.core.states import UpdateState
-from service.store import models, releases
+from service.store import lines, models, releases
 from service.store.database import Database
 
 TICKS_TO_TRAINING = 10  # enough to come to a stage that is held in training, and to stay at it
@@ -42,7 +42,7 @@ def outcome(house, model_id, update_id):
             (v.number, v.state, v.export_key, v.evaluations) for v in models.versions(session, model_id)
         ]
         history = [r.state for r in releases.history(session, model_id)]
-        trunk = models.trunk(session, model_id)
+        trunk = lines.trunk(session, model_id)
     stages = [(s.name, s.state, s.key, s.result if s.kind != StageKind.RELEASE else None)
               for s in house.stages(update_id).values()]  # fmt: skip
     return house.update(update_id).state, stages, versions, history, trunk.artifact_key

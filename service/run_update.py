@@ -8,7 +8,7 @@ from service.core.paradigms.branching import branch_from_geometry
 from service.core.retry import MAX_ATTEMPTS
 from service.core.specs import DecaySpec, ModelSpec, ParadigmSpec, PathSwitchingSpec
 from service.core.stage_specs import LineSpec
-from service.core.states import StageState, UpdateState
+from service.core.states import CheckpointState, StageState, UpdateState
 from service.store import datasets, lines, models, stages, updates
 from service.store.database import Database, now
 from service.store.tables import DataVersion, Model, Stage, Update
@@ -57,6 +57,8 @@ def start_branch(
     with database.transaction() as session:
         model = models.model(session, model_name)
         checkpoint = models.checkpoint(session, model.id, checkpoint_id)
+        if checkpoint.state != CheckpointState.LIVE:
+            raise InvalidRequest(f"checkpoint {checkpoint_id} has read data that is excluded since")
         if data_version is not None and data_version < checkpoint.data_version:
             raise InvalidRequest(
                 f"checkpoint {checkpoint_id} lies in data version {checkpoint.data_version}, "
@@ -67,7 +69,8 @@ def start_branch(
         if decay is None:
             decay = own.decay if isinstance(own, PathSwitchingSpec) else DecaySpec()
         ledger = stages.known_ledger(session, model.id, target.number)
-        if ledger is not None:
+        excluded = datasets.excluded_numbers(session, model.dataset_id)
+        if ledger is not None and excluded.isdisjoint(entry.number for entry in ledger):
             try:
                 branch_from_geometry(decay, ledger, checkpoint.step, LineSpec.model_validate(model.line))
             except StageInputInvalid as error:

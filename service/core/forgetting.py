@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from statistics import fmean
 
 Matrix = tuple[tuple[float | None, ...], ...]
 
@@ -89,7 +88,7 @@ def backward_transfers(
             and loss is not None
             and (before := when_new.get(name)) is not None
         ]
-        transfers.append(fmean(changes) if changes else None)
+        transfers.append(math.fsum(changes) / len(changes) if changes else None)
         if not version.one_off:
             for name, loss in losses.items():
                 if of_data[name] <= version.data_version:

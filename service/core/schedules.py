@@ -1,10 +1,9 @@
 """Learning-rate schedules: pure numbers from step counts. Rates are in units of the peak rate H times ``peak_lr``.
 
-The trunk's schedule has no horizon: it warms up and stays at the peak. A branch decays completely, and so do the
-stable and decaying parts of other runs; the k-th of d decay steps is at x = k / (d + 1), so no batch is ever read at
-rate 0. Shapes: Wang et al. 2024 (arXiv 2410.04103, cosine),
-Hägele et al. 2024 (2405.18392, 1-sqrt and linear), Bergsma et al. 2025 (2502.15938, decay to zero), DeepSeek-LLM
-(2401.02954, multi_step).
+The trunk's schedule has no horizon: it warms up and stays at the peak. Any other run has one: it may warm up, hold a rate
+and decay. The k-th of d decay steps (k = 1 … d) is at x = k / (d + 1), so no batch is ever read at rate 0. Shapes: Wang et
+al. 2024 (arXiv 2410.04103, cosine), Hägele et al. 2024 (2405.18392, 1-sqrt and linear), Bergsma et al. 2025 (2502.15938,
+decay to zero), DeepSeek-LLM (2401.02954, multi_step).
 """
 
 import math

@@ -5,12 +5,14 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from service.core.errors import StageInputInvalid
 from service.core.ledger import LedgerEntry, steps_of, total_steps
 from service.core.paradigms import PARADIGMS
 from service.core.paradigms.branch_from import plan_branch_from
 from service.core.plan import BranchFrom, LineEnd, PlanContext, pack_name
 from service.core.specs import ModelSpec, paradigm_of
 from service.core.stage_specs import TRAINING_KINDS, ExportStage, LineSpec, StageKind, TrainStage
+from service.core.states import CheckpointState
 from service.orchestrator.start import write_stages
 from service.store import datasets, lines, models, updates
 from service.store.tables import Update
@@ -112,6 +114,8 @@ def _branch_from(session: Session, update: Update) -> BranchFrom | None:
     if update.branch_from is None:
         return None
     row = models.checkpoint(session, update.model_id, update.branch_from)
+    if row.state != CheckpointState.LIVE:
+        raise StageInputInvalid(f"checkpoint {row.id} has read data that is excluded since")
     return BranchFrom(checkpoint_key=row.artifact_key, step=row.step)
 
 

@@ -136,6 +136,22 @@ def test_excluded_data_is_trained_by_nobody_any_more(each_plane: ControlPlane, m
     assert each_plane.http.post(f"/models/{model}/updates").status_code == 422
 
 
+def test_a_branch_cannot_leave_a_checkpoint_that_has_read_it(each_plane: ControlPlane, model: str) -> None:
+    """Its step counts data that no ledger has any more: neither asked for now, nor waiting since before."""
+    first, _, last = trunk(each_plane, model)
+    waiting = each_plane.client.start_update(model, branch_from=last.id).id
+    later = each_plane.client.start_update(model, branch_from=first.id, data_version=3).id
+    exclude(each_plane, model, 2)
+    refused = each_plane.http.post(f"/models/{model}/updates", json={"branch_from": last.id})
+    assert refused.status_code == 422
+    assert "excluded since" in refused.json()["detail"]
+    each_plane.finish(model)
+    failed = each_plane.client.update(waiting)
+    assert failed.error is not None
+    assert "excluded since" in failed.error.detail
+    assert each_plane.client.update(later).state == UpdateState.SUCCEEDED
+
+
 def test_its_running_update_is_cancelled_and_one_to_later_data_starts_again(
     each_plane: ControlPlane, model: str
 ) -> None:

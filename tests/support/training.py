@@ -80,8 +80,7 @@ class Trainer:
         return run_stage(call, StageContext(self.artifacts, self.points.append, self._should_stop))
 
     def trunk(self, stage: TrainStage) -> Manifest:
-        key = trunk_key(stage.line, stage.ledger, stage.to_step)
-        return self.run(StageKind.TRAIN_TRUNK, key, stage)
+        return self.train(stage, StageKind.TRAIN_TRUNK)
 
     def branch(self, stage: TrainStage) -> Manifest:
         return self.train(stage, StageKind.TRAIN_BRANCH)

@@ -30,7 +30,7 @@ from workers.training.checkpoint import (
 )
 from workers.training.loss import NextTokenLoss
 from workers.training.model import count_parameters, line_model
-from workers.training.optimizer import build_optimizer
+from workers.training.optimizer import build_optimizer, set_beta2
 from workers.training.process import keep_freed_memory, numerics_applied
 from workers.training.ranks import Ranks
 
@@ -162,9 +162,7 @@ def _start(stage: TrainStage, artifacts: Artifacts, ranks: Ranks) -> tuple[Train
     state = TrainingState(model, build_optimizer(model, stage.line))
     path = stage.path
     if path is not None and path.beta2 is not None:
-        for group in state.optimizer.param_groups:
-            if "betas" in group:
-                group["betas"] = (stage.line.betas[0], path.beta2)
+        set_beta2(state.optimizer, path.beta2)
     start = ranks.from_first(lambda: newest_checkpoint(stage, artifacts))
     if start is None:
         state.step = stage.from_step if path is not None else 0

@@ -80,6 +80,13 @@ def _hidden_matrices(model: PreTrainedModel) -> set[nn.Parameter]:
     return {p for p in model.parameters() if p.ndim == 2 and p not in excluded}
 
 
+def set_beta2(optimizer: Optimizer, beta2: float) -> None:
+    """Of its AdamW, from the next step on."""
+    for group in optimizer.param_groups:
+        if "betas" in group:
+            group["betas"] = (group["betas"][0], beta2)
+
+
 def beta2_of(optimizer: Optimizer) -> float:
     """β₂ of its AdamW."""
     [beta2] = {group["betas"][1] for group in optimizer.param_groups if "betas" in group}

@@ -17,9 +17,17 @@ BATCHES = st.integers(1, 9)
 ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 
 
-def ledger_with(rows: list[int], batch_rows: int, epochs: int = 1) -> tuple[LedgerEntry, ...]:
+def ledger_with(
+    rows: list[int], batch_rows: int, epochs: int = 1, replay: float = 0.0
+) -> tuple[LedgerEntry, ...]:
+    """From the second version on, ``replay`` of what the trunk reads is old."""
     return tuple(
-        LedgerEntry(number=n, pack_key=f"pack/{n}", rows=count, steps=steps_of(count, batch_rows, epochs))
+        LedgerEntry(
+            number=n,
+            pack_key=f"pack/{n}",
+            rows=count,
+            steps=steps_of(count, batch_rows, epochs, replay if n > 1 else 0.0),
+        )
         for n, count in enumerate(rows, start=1)
     )
 
@@ -177,21 +185,6 @@ def test_mixtures_weigh_old_versions() -> None:
             assert drawn[version] / total == pytest.approx(weight / sum(weights), abs=0.04)
 
 
-def replaying_ledger(
-    rows: list[int], batch_rows: int, replay: float, epochs: int = 1
-) -> tuple[LedgerEntry, ...]:
-    """As ``ledger_with``, but for the first version ``replay`` of what the trunk reads is old."""
-    return tuple(
-        LedgerEntry(
-            number=n,
-            pack_key=f"pack/{n}",
-            rows=count,
-            steps=steps_of(count, batch_rows, epochs, replay if n > 1 else 0.0),
-        )
-        for n, count in enumerate(rows, start=1)
-    )
-
-
 @given(
     rows=st.lists(st.integers(1, 40), min_size=2, max_size=4),
     batch_rows=BATCHES,
@@ -203,7 +196,7 @@ def test_a_trunk_with_replay_reads_every_new_row_in_the_order_of_one_without(
     rows: list[int], batch_rows: int, epochs: int, replay: float, mixture: str
 ) -> None:
     line = line_spec(batch_rows=batch_rows, epochs=epochs, replay_mixture=mixture)
-    ledger = replaying_ledger(rows, batch_rows, replay, epochs)
+    ledger = ledger_with(rows, batch_rows, epochs, replay)
     plain = ledger_with(rows, batch_rows, epochs)
     trunk, without = TrunkRows(line, ledger), TrunkRows(line, plain)
     first, first_plain = 0, 0
@@ -221,7 +214,7 @@ def test_a_trunk_with_replay_reads_every_new_row_in_the_order_of_one_without(
 
 
 def test_what_a_trunk_replays_is_not_changed_by_what_arrives_later() -> None:
-    line, ledger = line_spec(batch_rows=4), replaying_ledger([16, 16, 400], 4, 0.5)
+    line, ledger = line_spec(batch_rows=4), ledger_with([16, 16, 400], 4, replay=0.5)
     long, short = TrunkRows(line, ledger), TrunkRows(line, ledger[:2])
     assert [long.of_step(step) for step in range(1, 13)] == [short.of_step(step) for step in range(1, 13)]
 
@@ -232,7 +225,7 @@ def test_what_a_trunk_replays_is_not_changed_by_what_arrives_later() -> None:
 def test_a_grown_branch_of_a_trunk_with_replay_reads_every_unread_new_row_once(
     batch_rows: int, back: int, longer: int, replay: float
 ) -> None:
-    ledger = replaying_ledger([3 * batch_rows, 12 * batch_rows], batch_rows, replay)
+    ledger = ledger_with([3 * batch_rows, 12 * batch_rows], batch_rows, replay=replay)
     end = ledger[0].steps + ledger[1].steps
     batches = branch_rows(
         ledger, end - back, back + longer, batch_rows, stream_steps=back, replay_fraction=0.5
@@ -247,7 +240,7 @@ def test_a_grown_branch_of_a_trunk_with_replay_reads_every_unread_new_row_once(
 
 @given(batch_rows=BATCHES, steps=st.integers(1, 12), share=st.sampled_from([0.2, 0.5, 0.75]))
 def test_a_kept_branch_counts_what_the_trunk_replays(batch_rows: int, steps: int, share: float) -> None:
-    ledger = replaying_ledger([3 * batch_rows, 12 * batch_rows], batch_rows, 0.5)
+    ledger = ledger_with([3 * batch_rows, 12 * batch_rows], batch_rows, replay=0.5)
     from_step = ledger[0].steps + ledger[1].steps - steps
     batches = branch_rows(ledger, from_step, steps, batch_rows, replay_fraction=share, replay_budget="kept")
     trunk = TrunkRows(line_spec(batch_rows=batch_rows), ledger)

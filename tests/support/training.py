@@ -67,6 +67,19 @@ def publish_documents(artifacts: Artifacts, texts: Sequence[str], *, holdout: fl
     return key
 
 
+STATE_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+def content(artifacts: Artifacts, manifest: Manifest) -> dict[str, bytes]:
+    """The files that hold state, and of the points what does not depend on the clock."""
+    folder = artifacts.open(manifest.key)
+    files = {name: (folder / name).read_bytes() for name in STATE_FILES if (folder / name).exists()}
+    points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for point in points:
+        del point["tokens_per_second"]
+    return files | {"points": json.dumps(points).encode()}
+
+
 @dataclass
 class Trainer:
     """Runs stages in this process. ``stop_at`` asks for a stop when that global step has been reported."""

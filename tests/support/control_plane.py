@@ -29,7 +29,7 @@ from tests.support.scripted import ScriptedExecutor, ScriptedServing
 
 START_SECONDS = 30.0
 UPDATE_SECONDS = 240.0
-TICK_SECONDS = 0.05
+TICK_SECONDS = 0.02
 
 EXPORT_FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -66,6 +66,7 @@ class ControlPlane:
     def __post_init__(self) -> None:
         self.executor = Exporting(self.artifacts)
         self.serving = ScriptedServing()
+        self._orchestrators: dict[tuple[int, int], Orchestrator] = {}
 
     def add_dataset(self, name: str, *versions: list[str], holdout_fraction: float = 0.5) -> None:
         """A dataset with one data version for each list of texts."""
@@ -82,9 +83,7 @@ class ControlPlane:
 
     def finish(self, model: str, executor: Executor | None = None, serving: Serving | None = None) -> None:
         """Run the orchestrator, with real workers where they are given, until the model's updates have all ended."""
-        orchestrator = Orchestrator(
-            self.database, self.artifacts, executor or self.executor, serving or self.serving, "tests"
-        )
+        orchestrator = self._orchestrator(executor or self.executor, serving or self.serving)
         deadline = time.monotonic() + UPDATE_SECONDS
         while time.monotonic() < deadline:
             moved = orchestrator.tick()
@@ -98,7 +97,7 @@ class ControlPlane:
 
     def tick_until_running(self, model: str, kind: StageKind) -> list[str]:
         """Run the orchestrator until a stage of that kind runs; ids of the model's running updates."""
-        orchestrator = Orchestrator(self.database, self.artifacts, self.executor, self.serving, "tests")
+        orchestrator = self._orchestrator(self.executor, self.serving)
         deadline = time.monotonic() + UPDATE_SECONDS
         while time.monotonic() < deadline:
             orchestrator.tick()
@@ -107,6 +106,13 @@ class ControlPlane:
             if any(stage.kind == kind and stage.state == StageState.RUNNING for stage in stages):
                 return [update.id for update in running]
         raise AssertionError(f"no {kind} of {model} runs")
+
+    def _orchestrator(self, executor: Executor, serving: Serving) -> Orchestrator:
+        """One for the same workers: another would wait for the leases of what the one before it has running."""
+        key = id(executor), id(serving)
+        if key not in self._orchestrators:
+            self._orchestrators[key] = Orchestrator(self.database, self.artifacts, executor, serving, "tests")
+        return self._orchestrators[key]
 
     def add_model(self, name: str, dataset: str, **spec: object) -> None:
         """A model whose updates are brought to their end."""

@@ -62,7 +62,8 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
         from workers.local_executor import LocalExecutor
         from workers.serving.local_serving import LocalServing
 
-        return LocalExecutor(artifacts), LocalServing(artifacts, settings.serve_host, settings.serve_port)
+        executor = LocalExecutor(artifacts, settings.local_processes)
+        return executor, LocalServing(artifacts, settings.serve_host, settings.serve_port)
 
     import ray
 

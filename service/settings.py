@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     serve_host: str = "127.0.0.1"
     serve_port: int = Field(8000, ge=0, le=65535)
     executor: Literal["ray", "local"] = "ray"
+    local_processes: int = Field(1, ge=1, le=1024)  # of the local executor: stages that run side by side
     import_roots: tuple[Path, ...] = ()
     max_line_bytes: int = Field(64 * MIB, ge=1)
     max_document_bytes: int = Field(64 * MIB, ge=1)

@@ -1,4 +1,4 @@
-"""The executor port in one process: runs wait in line for one warm thread. For tests, studies and hosts without Ray.
+"""The executor port without Ray, for tests, studies and hosts without it: runs wait in line for one warm process or a few.
 
 The Ray executor hosts one of these in a detached actor for every stage that is not training.
 """
@@ -8,11 +8,13 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from service.artifacts import Artifacts
-from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState
+from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState, StageCall
 from workers.capabilities import measure_capabilities
 from workers.failures import describe_failure
+from workers.stage_process import ChildLost, StageProcess
 from workers.stages import run_stage
 from workers.stages.context import StageContext
 
@@ -32,17 +34,25 @@ class _Progress:
 
 
 class LocalExecutor:
-    """Runs chains of stages one after another on one thread of this process. It trains with one worker, whatever is asked."""
+    """Runs chains of stages one after another on one thread of this process, or ``processes`` of them side by side,
 
-    def __init__(self, artifacts: Artifacts) -> None:
+    each in a child process on its share of the cores. It trains with one worker, whatever is asked.
+    """
+
+    def __init__(self, artifacts: Artifacts, processes: int = 1) -> None:
         self._artifacts = artifacts
+        self._processes = processes
+        self._children: SimpleQueue[StageProcess] = SimpleQueue()
+        if processes > 1:
+            for _ in range(processes):
+                self._children.put(StageProcess(artifacts.url))
         self._runs: OrderedDict[str, _Progress] = OrderedDict()
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stages")
+        self._pool = ThreadPoolExecutor(max_workers=processes, thread_name_prefix="stages")
         self._closed = threading.Event()
 
     def capabilities(self, workers: int) -> Capabilities:
-        return measure_capabilities(1)
+        return measure_capabilities(self._processes)
 
     def submit(self, run: Run) -> None:
         with self._lock:
@@ -77,8 +87,25 @@ class LocalExecutor:
         """Stop at the next step boundary and wait for it: training leaves a checkpoint behind."""
         self._closed.set()
         self._pool.shutdown(cancel_futures=True)
+        while not self._children.empty():
+            self._children.get().close()
 
     def _run(self, run: Run, progress: _Progress) -> None:
+        child = self._children.get() if self._processes > 1 else None
+        try:
+            error = self._run_calls(run, progress, child)
+            state = RunState.FAILED if error else RunState.SUCCEEDED
+        except ChildLost as lost:
+            logger.error("run %s: %s", run.id, lost)
+            error, state = None, RunState.LOST
+        finally:
+            if child is not None:
+                self._children.put(child)
+        with self._lock:
+            progress.error = error
+            progress.state = state
+
+    def _run_calls(self, run: Run, progress: _Progress, child: StageProcess | None) -> RunError | None:
         def report(point: Point) -> None:
             with self._lock:
                 progress.points.append(point)
@@ -87,18 +114,20 @@ class LocalExecutor:
             return progress.cancelled or self._closed.is_set()
 
         context = StageContext(artifacts=self._artifacts, report=report, should_stop=should_stop)
-        error = None
         for call in run.calls:
             if should_stop():
-                error = RunError(call.stage_id, "stopped", "stopped before it began", retryable=True)
-                break
-            try:
-                run_stage(call, context)
-            except Exception as exception:  # whatever a stage raises ends its attempt, and the thread goes on
-                error = describe_failure(call.stage_id, exception)
-                break
+                return RunError(call.stage_id, "stopped", "stopped before it began", retryable=True)
+            error = _run_here(call, context) if child is None else child.run(call, report, should_stop)
+            if error is not None:
+                return error
             with self._lock:
                 progress.finished.add(call.stage_id)
-        with self._lock:
-            progress.error = error
-            progress.state = RunState.FAILED if error else RunState.SUCCEEDED
+        return None
+
+
+def _run_here(call: StageCall, context: StageContext) -> RunError | None:
+    try:
+        run_stage(call, context)
+    except Exception as exception:  # whatever a stage raises ends its attempt, and the thread goes on
+        return describe_failure(call.stage_id, exception)
+    return None

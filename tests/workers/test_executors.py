@@ -1,7 +1,9 @@
 """Both executors through one contract: a chain of a trunk segment and its branch, in process and as a Ray Job."""
 
+import os
 import time
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,9 +13,10 @@ from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Executor, Run, RunReport, RunState, StageCall
 from service.core.plan import run_key, trunk_key
-from service.core.stage_specs import StageKind
+from service.core.stage_specs import StageKind, TrainStage
 from tests.support.training import branch_stage, prepare_line, trunk_stage
 from workers.local_executor import LocalExecutor
+from workers.training.checkpoint import checkpoint_key
 
 PATIENCE_SECONDS = 240.0
 T = TypeVar("T")
@@ -32,6 +35,21 @@ def chain(artifacts: Artifacts, run_id: str, workers: int = 1) -> Run:
         tuple(StageCall(k, 1, k, key, spec.model_dump(mode="json")) for k, key, spec in calls),
         workers,
     )
+
+
+def long_run(artifacts: Artifacts, run_id: str, seed: int) -> Run:
+    """Of more steps than a test waits for."""
+    small = prepare_line(artifacts, (60,), seed=seed, epochs=1000)
+    trunk = trunk_stage(small, small.ledger[0].steps)
+    key = trunk_key(trunk.line, trunk.ledger, trunk.to_step)
+    return Run(run_id, (StageCall("trunk", 1, StageKind.TRAIN_TRUNK, key, trunk.model_dump(mode="json")),))
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def patiently(call: Callable[[], T]) -> T:
@@ -91,6 +109,49 @@ def test_the_executor_in_process_keeps_the_contract(tmp_path: Path) -> None:
     executor = LocalExecutor(artifacts)
     check(artifacts, executor, chain(artifacts, "run-a1"))
     executor.close()
+
+
+def test_processes_side_by_side_keep_it_and_train_to_the_same_bits(tmp_path: Path) -> None:
+    alone, beside = Artifacts(tmp_path / "alone"), Artifacts(tmp_path / "beside")
+    run = trained_in_process(alone)
+    executor = LocalExecutor(beside, processes=2)
+    assert executor.capabilities(1).threads == max(1, len(os.sched_getaffinity(0)) // 2)
+    check(beside, executor, chain(beside, "run-a1"))
+    executor.close()
+    for call in run.calls:
+        assert weights(beside, call.key) == weights(alone, call.key)
+
+
+def test_two_runs_run_at_once_and_a_stage_leaves_a_checkpoint_when_it_is_stopped(tmp_path: Path) -> None:
+    artifacts = Artifacts(tmp_path)
+    executor = LocalExecutor(artifacts, processes=2)
+    runs = [long_run(artifacts, f"run-{n}", seed=n) for n in range(2)]
+    for run in runs:
+        executor.submit(run)
+    until(lambda: all(executor.poll(run.id, 0).points for run in runs))
+    executor.close()
+    for run in runs:
+        report = executor.poll(run.id, 0)
+        assert report.state == RunState.FAILED
+        assert report.error is not None
+        assert report.error.code == "stopped"
+        assert report.error.retryable
+        stage = TrainStage.model_validate(run.calls[0].spec)
+        assert artifacts.manifest(checkpoint_key(stage, report.points[-1].step)) is not None
+
+
+def test_a_run_whose_process_dies_is_lost_and_the_next_one_runs(tmp_path: Path) -> None:
+    artifacts = Artifacts(tmp_path)
+    executor = LocalExecutor(artifacts, processes=2)
+    lost = long_run(artifacts, "run-a1", seed=0)
+    executor.submit(lost)
+    until(lambda: bool(executor.poll(lost.id, 0).points))
+    [child] = active_children()
+    child.kill()
+    until(lambda: executor.poll(lost.id, 0).state == RunState.LOST)
+    check(artifacts, executor, chain(artifacts, "run-b1"))
+    executor.close()
+    assert not active_children()
 
 
 @pytest.mark.ray

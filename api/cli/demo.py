@@ -19,7 +19,7 @@ from rich.console import Console
 
 from api.cli import output, tables
 from api.cli.datasets import upload_progress
-from api.cli.demo_service import Service, raise_on_sigterm
+from api.cli.own_service import Service, raise_on_sigterm
 from api.cli.problems import Problem
 from api.cli.watch import watch
 from api.client import Client, DataFormat

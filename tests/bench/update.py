@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from api.cli.demo_service import Service
+from api.cli.own_service import Service
 from api.client import Client, DataFormat
 from api.schemas.updates import Update
 from deploy.demo.corpus import DemoVersion, demo_versions, to_ndjson

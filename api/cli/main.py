@@ -88,6 +88,55 @@ def demo(
     run(home, keep=keep, json_file=json_file)
 
 
+@app.command()
+def study(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="Which rows to compare: a JSON file, as in deploy/study/.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with `train/` and, best, `validation/`: one file a data version in each."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Results and report; results that are there are not trained again.")
+    ] = Path("study"),
+    home: Annotated[Path, typer.Option(help="Of the service it starts, without --api.")] = Path(
+        ".pathswitch/study"
+    ),
+    processes: Annotated[
+        int | None, typer.Option(help="Stages that train side by side; by default one a core.")
+    ] = None,
+    versions: Annotated[int | None, typer.Option(help="Only so many data versions of the folder.")] = None,
+    cut: Annotated[
+        str | None, typer.Option(help="Cut the text anew by date: `8` equal pieces, or shares: `10:10:10:3`.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after that long; the same command goes on later.")
+    ] = None,
+) -> None:
+    """Compare paradigms on your own data: their cost, their quality, what they forget."""
+    from api.cli.study.command import Options
+    from api.cli.study.command import study as run
+
+    connection = context.find_object(Connection)
+    assert connection is not None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    run(
+        Options(
+            config=config,
+            data=data,
+            out=out,
+            home=home,
+            api=connection.url,
+            processes=processes or cores,
+            versions=versions,
+            cut=cut,
+            minutes=minutes,
+        )
+    )
+
+
 @database.command()
 def upgrade() -> None:
     """Bring the database to the revision that this version expects."""

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,9 +20,13 @@ START_SECONDS = 300.0
 class Service:
     """Runs while the block does. Raises Problem where it does not become ready."""
 
-    def __init__(self, home: Path, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, home: Path, tell: Callable[[str], None], settings: Mapping[str, str] | None = None
+    ) -> None:
+        """``settings``: environment variables of its own beside this process's."""
         self._home = home
         self._tell = tell
+        self._settings = dict(settings or {})
         self._settled = threading.Event()  # it is ready, or it has ended
         self.api_url = ""
         self.inference_url = ""
@@ -30,8 +34,9 @@ class Service:
     def __enter__(self) -> Self:
         reading, writing = os.pipe()
         command = [sys.executable, "-m", "api.cli.main", "up", "--home", str(self._home)]
+        environment = os.environ | {"PYTHONSAFEPATH": "1"} | self._settings
         self._child = processes.spawn(
-            [*command, "--api-port", "0", "--serve-port", "0"], os.environ | {"PYTHONSAFEPATH": "1"}, writing
+            [*command, "--api-port", "0", "--serve-port", "0"], environment, writing
         )
         os.close(writing)
         self._reader = threading.Thread(target=self._relay, args=(reading,), daemon=True)

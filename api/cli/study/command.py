@@ -1,0 +1,146 @@
+"""`pathswitch study`: paradigms compared on one's own data, as model lines of a service, with a report at the end."""
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from api.cli import output
+from api.cli.own_service import Service, raise_on_sigterm
+from api.cli.problems import Problem
+from api.cli.study.config import load_config
+from api.cli.study.data import load_data, shares_of
+from api.cli.study.lines import mean_perplexity, num_lines
+from api.cli.study.results import LineResult, Part, Results, open_results, save_results
+from api.cli.study.runner import Progress, StudyRun
+from api.client import Client
+
+# Lines that share a trunk wait for each other: with more than run at once, there is another to train meanwhile.
+_IN_FLIGHT_PER_PROCESS = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """``api``: of a service that runs; None: one of its own, with ``processes`` that train, in ``home``."""
+
+    config: Path
+    data: Path
+    out: Path
+    home: Path
+    api: str | None
+    processes: int
+    versions: int | None
+    cut: str | None
+    minutes: float | None
+
+
+def study(options: Options) -> None:
+    """Raises Problem where lines have failed, or time was up before all were trained: what there is, is kept and reported."""
+    console = output.console()
+    config = load_config(options.config)
+    cut = shares_of(options.cut) if options.cut is not None else None
+    data = load_data(options.data, versions=options.versions, cut=cut)
+    results = open_results(options.out, config, data)
+    deadline = time.monotonic() + 60 * options.minutes if options.minutes is not None else float("inf")
+    began = datetime.now(UTC)
+    before = len(results.lines)
+    raise_on_sigterm()
+    complete = False
+    with _progress(console, num_lines(config), results) as (show, keep):
+        latest = [results]
+
+        def save(now: Results) -> None:
+            save_results(options.out, now)
+            latest[0] = now
+            keep(now)
+
+        try:
+            with _service(options, console) as url, Client(url) as client:
+                in_flight = _IN_FLIGHT_PER_PROCESS * options.processes
+                run = StudyRun(client, config, data, results, in_flight=in_flight, save=save, show=show)
+                complete = run.run(deadline)
+        finally:
+            results = latest[0]
+            if len(results.lines) > before:
+                part = _part(began, len(results.lines) - before)
+                results = results.model_copy(update={"parts": (*results.parts, part)})
+                save_results(options.out, results)
+    errors = [(name, line.error) for name, line in results.lines.items() if line.error is not None]
+    for name, error in errors:
+        console.print(f"{name} failed: {error}", markup=False)
+    if not complete:
+        raise Problem(
+            f"{len(results.lines)} of {num_lines(config)} lines are trained",
+            f"The same command goes on from {options.out}.",
+        )
+
+
+@contextmanager
+def _service(options: Options, console: Console) -> Iterator[str]:
+    """Where the control plane is."""
+    if options.api is not None:
+        yield options.api
+        return
+    settings = {
+        "PATHSWITCH_EXECUTOR": "local",
+        "PATHSWITCH_LOCAL_PROCESSES": str(options.processes),
+    }
+    with Service(options.home.absolute(), lambda text: None, settings) as service:
+        yield service.api_url
+
+
+@contextmanager
+def _progress(
+    console: Console, total: int, results: Results
+) -> Iterator[tuple[Callable[[Progress], None], Callable[[Results], None]]]:
+    """One bar, in lines; where nobody looks, a text line for every line that is complete."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    shown = set(results.lines)
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("starting", total=total, completed=len(results.lines))
+
+        def show(progress: Progress) -> None:
+            names = ", ".join(name.rpartition(".")[0] for name in progress.active)
+            done = len(shown) + sum(progress.active.values())
+            bars.update(task, completed=done, description=names[:60])
+
+        def keep(now: Results) -> None:
+            for name in now.lines.keys() - shown:
+                shown.add(name)
+                console.print(_told(len(shown), total, now.lines[name]), markup=False)
+
+        yield show, keep
+
+
+def _told(number: int, total: int, line: LineResult) -> str:
+    at = f"{datetime.now():%H:%M:%S} {number}/{total} {line.row}, seed {line.seed}, peak {line.peak_lr:g}"
+    if line.error is not None or not line.versions:
+        return f"{at}: {line.error}"
+    newest = line.versions[-1]
+    seconds = sum(version.device_seconds for version in line.versions)
+    return f"{at}: mean perplexity {mean_perplexity(newest):.2f}, trained for {output.duration(seconds)}"
+
+
+def _part(began: datetime, lines: int) -> Part:
+    arguments = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return Part(
+        command=shlex.join(arguments),
+        began=f"{began:%Y-%m-%dT%H:%M:%SZ}",
+        ended=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        lines=lines,
+        machine=f"{os.cpu_count()} CPU cores",
+    )

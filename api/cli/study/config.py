@@ -1,0 +1,124 @@
+"""What a study compares: rows, each a paradigm with its settings, on the same data, model and seeds. One JSON file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from api.cli.problems import Problem
+from service.core.specs import (
+    ArchitectureSpec,
+    ModelSpec,
+    Name,
+    ParadigmSpec,
+    PathSwitchingSpec,
+    Spec,
+    TokenizerSpec,
+)
+
+# A line is rejected only where its loss is not finite: a study measures what a gate would keep out.
+_NO_GATE = {"max_new_loss_increase": 100.0, "max_old_loss_increase": 100.0}
+
+
+class StudyModel(Spec):
+    """What all rows have in common. ``training`` is what of a model's ``training`` differs from the defaults."""
+
+    architecture: ArchitectureSpec = ArchitectureSpec(preset="tiny")
+    tokenizer: TokenizerSpec | None = None
+    training: dict[str, Any] = Field(default_factory=dict)
+
+
+class Row(Spec):
+    """A line of the report's table. ``peak_of`` names the tuned row whose best peak rate it takes; by default its own."""
+
+    name: Name
+    paradigm: ParadigmSpec = PathSwitchingSpec()
+    training: dict[str, Any] = Field(default_factory=dict)
+    peak_of: Name | None = None
+    about: str = ""
+
+    @property
+    def is_from_scratch(self) -> bool:
+        return self.paradigm.name == "from_scratch"
+
+
+class Tuning(Spec):
+    """``rows`` are trained at every peak rate of the grid; the best by mean perplexity of the final version is theirs."""
+
+    rows: tuple[Name, ...]
+    peak_lrs: tuple[float, ...] = Field(min_length=2)
+    seed: int = 0
+
+
+class StudyConfig(Spec):
+    """``baselines`` are from-scratch rows: the better one is what quality and cost are compared with."""
+
+    name: Name
+    about: str = ""
+    model: StudyModel = StudyModel()
+    rows: tuple[Row, ...] = Field(min_length=1)
+    baselines: tuple[Name, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    tuning: Tuning | None = None
+
+    @model_validator(mode="after")
+    def _names_hold(self) -> Self:
+        names = [row.name for row in self.rows]
+        if len(set(names)) < len(names):
+            raise ValueError("two rows have the same name")
+        tuned = set(self.tuning.rows) if self.tuning else set()
+        if unknown := (tuned | set(self.baselines)) - set(names):
+            raise ValueError(f"no row is named {', '.join(sorted(unknown))}")
+        for name in self.baselines:
+            if not self.row(name).is_from_scratch:
+                raise ValueError(f"the baseline {name} is not from_scratch")
+        for row in self.rows:
+            if row.peak_of is not None and row.peak_of not in tuned:
+                raise ValueError(f"{row.name} takes the peak of {row.peak_of}, which is not tuned")
+            self.line_spec(row, dataset="d", name="m", seed=0, peak_lr=None)  # raises where it is none
+        return self
+
+    def row(self, name: str) -> Row:
+        return next(row for row in self.rows if row.name == name)
+
+    def line_spec(
+        self, row: Row, *, dataset: str, name: str, seed: int, peak_lr: float | None
+    ) -> dict[str, Any]:
+        """The model line of a row, as it is POSTed. ``peak_lr`` None: as the row or the study say."""
+        training = self.model.training | row.training | {"seed": seed}
+        if peak_lr is not None:
+            training["peak_lr"] = peak_lr
+        body: dict[str, Any] = {
+            "name": name,
+            "dataset": dataset,
+            "architecture": self.model.architecture.model_dump(mode="json", exclude_none=True),
+            "paradigm": row.paradigm.model_dump(mode="json"),
+            "training": training,
+            "gate": _NO_GATE,
+            "auto_update": False,
+            "auto_release": False,
+        }
+        if self.model.tokenizer is not None:
+            body["tokenizer"] = self.model.tokenizer.model_dump(mode="json", exclude_none=True)
+        ModelSpec.model_validate(body)
+        return body
+
+
+def load_config(path: Path) -> StudyConfig:
+    """Raises Problem where the file is not there, not JSON, or no study."""
+    try:
+        return StudyConfig.model_validate_json(path.read_text())
+    except OSError as error:
+        raise Problem(f"{path} cannot be read", str(error)) from error
+    except ValidationError as error:
+        findings = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
+        raise Problem(f"{path} is not the configuration of a study", errors=findings) from error
+
+
+def digest(body: Mapping[str, Any]) -> str:
+    """A few hex digits of the canonical JSON."""
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]

@@ -1,0 +1,143 @@
+"""The data of a study: a folder with `train/` and `validation/`, a file a data version, or its text cut anew by date."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from api.cli.problems import Problem
+from service.core.errors import InvalidRequest
+from service.ingest.formats import ContentEncoding, DataFormat, format_of_path
+
+
+@dataclass(frozen=True)
+class Body:
+    """What is sent as one data version or slice."""
+
+    label: str
+    content: bytes
+    format: DataFormat
+    encoding: ContentEncoding | None = None
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Data versions, oldest first, and the slice of each. Without slices every version holds documents out for its own."""
+
+    versions: tuple[Body, ...]
+    slices: tuple[Body, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(version.label for version in self.versions)
+
+    @property
+    def digest(self) -> str:
+        hashes = [body.sha256 for body in (*self.versions, *self.slices)]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8]
+
+
+def load_data(folder: Path, *, versions: int | None = None, cut: Sequence[int] | None = None) -> StudyData:
+    """The first ``versions`` of the folder's files; or those cut into pieces whose bytes are as the shares in ``cut``.
+
+    Slices are cut at the dates at which the training text is. Raises Problem where the folder does not have it.
+    """
+    train = _files(folder / "train")
+    if not train:
+        raise Problem(f"{folder / 'train'} has no files", "A study wants one file a data version in it.")
+    validation = _files(folder / "validation")
+    if validation and len(validation) < len(train):
+        raise Problem(f"{folder / 'validation'} has fewer files than train: one a data version, or none")
+    count = len(train) if versions is None else versions
+    if not 1 <= count <= len(train):
+        raise Problem(f"{folder} has {len(train)} data versions, not {count}")
+    train, validation = train[:count], validation[:count]
+    if cut is not None:
+        return _cut(train, validation, cut)
+    return StudyData(tuple(map(_body, train)), tuple(map(_body, validation)))
+
+
+def shares_of(text: str) -> tuple[int, ...]:
+    """``8`` is eight equal pieces, ``10:10:10:3`` four of which the last is smaller. Raises Problem for others."""
+    if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)*", text):
+        raise Problem(f"--cut {text} is neither a number of pieces nor shares such as 10:10:10:3")
+    shares = tuple(int(part) for part in text.split(":"))
+    return shares if len(shares) > 1 else (1,) * shares[0]
+
+
+def _files(folder: Path) -> list[Path]:
+    """In the order of the numbers in their names."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    return sorted(
+        found,
+        key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)],
+    )
+
+
+def _body(path: Path) -> Body:
+    try:
+        format, encoding = format_of_path(path.name)
+    except InvalidRequest as error:
+        raise Problem(f"{path}: {error.detail}") from error
+    if format is None:
+        raise Problem(f"{path}: its suffix tells no format")
+    return Body(path.name.split(".")[0], path.read_bytes(), format, encoding)
+
+
+def _cut(train: Sequence[Path], validation: Sequence[Path], shares: Sequence[int]) -> StudyData:
+    documents = sorted(_documents(train), key=_date)
+    sizes = [len(document["text"].encode()) for document in documents]
+    if len(documents) < len(shares):
+        raise Problem(f"{len(documents)} documents cannot be cut into {len(shares)} pieces")
+    pieces: list[list[dict[str, Any]]] = [[] for _ in shares]
+    ends = [sum(shares[: piece + 1]) / sum(shares) * sum(sizes) for piece in range(len(shares))]
+    read, piece = 0, 0
+    for document, size in zip(documents, sizes, strict=True):
+        # By its middle; never past the last piece, and none is left empty.
+        while piece + 1 < len(shares) and pieces[piece] and read + size / 2 > ends[piece]:
+            piece += 1
+        pieces[piece].append(document)
+        read += size
+    if not all(pieces):
+        raise Problem("a document is longer than a piece: cut into fewer")
+    starts = [_date(documents[0]) for documents in pieces]
+    slices: list[list[dict[str, Any]]] = [[] for _ in shares]
+    for document in _documents(validation):
+        slices[max(0, sum(_date(document) >= start for start in starts) - 1)].append(document)
+    if validation and not all(slices):
+        raise Problem("a piece has no validation documents of its dates: cut into fewer")
+    return StudyData(
+        tuple(_ndjson(f"v{n}", piece) for n, piece in enumerate(pieces, 1)),
+        tuple(_ndjson(f"v{n}", piece) for n, piece in enumerate(slices, 1)) if validation else (),
+    )
+
+
+def _documents(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    found = []
+    for path in paths:
+        body = _body(path)
+        if body.format != DataFormat.NDJSON or body.encoding is not None:
+            raise Problem(f"{path}: only plain NDJSON is cut anew")
+        found += [json.loads(line) for line in body.content.splitlines() if line.strip()]
+    return found
+
+
+def _date(document: dict[str, Any]) -> str:
+    date = document.get("date")
+    if not isinstance(date, str):
+        raise Problem(f"the document {document.get('id', document['text'][:40])!r} has no date to cut by")
+    return date
+
+
+def _ndjson(label: str, documents: Sequence[dict[str, Any]]) -> Body:
+    content = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
+    return Body(label, content.encode(), DataFormat.NDJSON)

@@ -1,0 +1,118 @@
+"""Which model lines a study needs: first every tuned row at every peak of the grid, then every row under every seed."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from api.cli.study.config import Row, StudyConfig, digest
+from api.cli.study.results import LineResult, Measured, Results
+from service.core.specs import TrainingSpec
+
+
+@dataclass(frozen=True)
+class Line:
+    """A model line to train. ``only_newest``: its final version alone, which is all that tuning from scratch needs."""
+
+    row: Row
+    seed: int
+    peak_lr: float
+    only_newest: bool
+    spec: Mapping[str, Any]  # all but the dataset, which a service may call as it likes
+
+    @property
+    def name(self) -> str:
+        """Another spec is another line: a study that is changed keeps what still holds."""
+        return f"{self.row.name}.s{self.seed}.{digest({**self.spec, 'only_newest': self.only_newest})}"
+
+
+def tuning_lines(config: StudyConfig) -> list[Line]:
+    tuning = config.tuning
+    if tuning is None:
+        return []
+    return [
+        _line(config, row, tuning.seed, peak_lr, only_newest=row.is_from_scratch)
+        for row in map(config.row, tuning.rows)
+        for peak_lr in tuning.peak_lrs
+    ]
+
+
+def study_lines(config: StudyConfig, results: Results) -> list[Line]:
+    """Those whose peak rate is known by now, every row under the first seed before any under the second."""
+    found = []
+    for seed in config.seeds:
+        for row in config.rows:
+            peak_lr = peak_of(config, row, results)
+            if peak_lr is not None:
+                found.append(_line(config, row, seed, peak_lr, only_newest=False))
+    return found
+
+
+def missing_lines(config: StudyConfig, results: Results) -> Iterator[Line]:
+    """What can be trained next and has no result that stands."""
+    seen = set()
+    for line in (*tuning_lines(config), *study_lines(config, results)):
+        result = results.lines.get(line.name)
+        if line.name not in seen and (result is None or not result.settled):
+            seen.add(line.name)
+            yield line
+
+
+def num_lines(config: StudyConfig) -> int:
+    """Of the whole study. A tuned row's best peak is one of the lines of the study, where its seed is one of them."""
+    tuning = config.tuning
+    count = len(config.rows) * len(config.seeds)
+    if tuning is None:
+        return count
+    shared = [row for row in map(config.row, tuning.rows) if not row.is_from_scratch]
+    return (
+        count + len(tuning.rows) * len(tuning.peak_lrs) - (len(shared) if tuning.seed in config.seeds else 0)
+    )
+
+
+def peak_of(config: StudyConfig, row: Row, results: Results) -> float | None:
+    """The peak rate of a row: its own or the study's setting, or the best that was tuned. None: that is not known yet."""
+    tuning = config.tuning
+    source = row.peak_of or row.name
+    if tuning is None or source not in tuning.rows:
+        return float((config.model.training | row.training).get("peak_lr", TrainingSpec().peak_lr))
+    tried = tuned(config, source, results)
+    if any(result is None for result in tried.values()):
+        return None
+    scores = {peak_lr: score(result) for peak_lr, result in tried.items() if result is not None}
+    best = min(scores, key=lambda peak_lr: scores[peak_lr])
+    return best if math.isfinite(scores[best]) else None
+
+
+def tuned(config: StudyConfig, row_name: str, results: Results) -> dict[float, LineResult | None]:
+    """What was measured of a tuned row, by peak rate."""
+    return {
+        line.peak_lr: results.lines.get(line.name)
+        for line in tuning_lines(config)
+        if line.row.name == row_name
+    }
+
+
+def score(result: LineResult) -> float:
+    """Mean perplexity of the final version over all slices; infinite where the line has none."""
+    return mean_perplexity(result.versions[-1]) if result.complete and result.versions else math.inf
+
+
+def mean_perplexity(version: Measured) -> float:
+    """Over the slices, each counted alike. Infinite where one is not finite."""
+    values = list(version.perplexities.values())
+    if not values or any(value is None for value in values):
+        return math.inf
+    return math.fsum(value for value in values if value is not None) / len(values)
+
+
+def results_of(config: StudyConfig, row: Row, results: Results) -> dict[int, LineResult]:
+    """The complete lines of a row, by seed."""
+    lines = [line for line in study_lines(config, results) if line.row.name == row.name]
+    found = {line.seed: results.lines.get(line.name) for line in lines}
+    return {seed: result for seed, result in found.items() if result is not None and result.complete}
+
+
+def _line(config: StudyConfig, row: Row, seed: int, peak_lr: float, *, only_newest: bool) -> Line:
+    spec = config.line_spec(row, dataset="d", name="m", seed=seed, peak_lr=peak_lr)
+    return Line(row, seed, peak_lr, only_newest, spec)

@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test test-all check lint format migration bench lock clean
+.PHONY: help install demo test test-all check lint format migration study-smoke bench lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Create .venv with the locked dependencies and the project itself
 
@@ -61,6 +61,11 @@ export WRITE_MIGRATION
 migration: install ## Write a migration from the tables: make migration m="add a column"
 	@test -n "$(m)" || { echo 'usage: make migration m="what changes"'; exit 2; }
 	@$(BIN)/python -c "$$WRITE_MIGRATION" "$(m)"
+
+study-smoke: install ## Compare every paradigm on the demo's text, in minutes; the report is in build/study-smoke
+	@rm -rf build/study-smoke
+	@$(BIN)/python -m deploy.demo.corpus build/study-smoke/data
+	@$(BIN)/pathswitch study deploy/study/smoke.json build/study-smoke/data --out build/study-smoke --home build/study-smoke/home
 
 bench: install ## Run the benchmarks
 	@$(BIN)/python -m tests.bench

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -153,3 +154,14 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 def _is_text(body: str) -> bool:
     """No lone surrogates or control characters: escapes that a few docstrings evaluate by accident."""
     return all(character.isprintable() or character in "\n\t" for character in body)
+
+
+def write(folder: Path) -> None:
+    """The versions as `pathswitch study` reads them: ``train/v1.ndjson`` and so on."""
+    (folder / "train").mkdir(parents=True, exist_ok=True)
+    for number, version in enumerate(demo_versions(), 1):
+        (folder / "train" / f"v{number}.ndjson").write_bytes(to_ndjson(version))
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -20,6 +20,7 @@ from api.cli.problems import Problem
 from api.cli.study.config import load_config
 from api.cli.study.data import load_data, shares_of
 from api.cli.study.lines import mean_perplexity, num_lines
+from api.cli.study.report import write_report
 from api.cli.study.results import LineResult, Part, Results, open_results, save_results
 from api.cli.study.runner import Progress, StudyRun
 from api.client import Client
@@ -74,6 +75,11 @@ def study(options: Options) -> None:
                 part = _part(began, len(results.lines) - before)
                 results = results.model_copy(update={"parts": (*results.parts, part)})
                 save_results(options.out, results)
+    report = write_report(options.out, results)
+    if report is not None:
+        console.print(
+            f"The report is {report}, and {report.with_suffix('.html').name} beside it.", markup=False
+        )
     errors = [(name, line.error) for name, line in results.lines.items() if line.error is not None]
     for name, error in errors:
         console.print(f"{name} failed: {error}", markup=False)

@@ -1,0 +1,230 @@
+"""What the lines of a study say: quality, cost and forgetting of every row beside training from scratch. Pure numbers.
+
+A row's gap is its perplexity over that of the better baseline of the same seed, minus 1; the better baseline of a
+version is the one with the lower mean perplexity over all slices, by the mean over seeds. Cost is in tokens, all
+versions up to and with that one, over what training each of them from scratch takes: Σ E_i of the ledger.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from api.cli.study.config import Row, StudyConfig
+from api.cli.study.lines import mean_perplexity, results_of
+from api.cli.study.results import LineResult, Measured, Results
+from service.core import costs
+from service.core.forgetting import MeasuredVersion, backward_transfers
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over seeds. ``sd`` is the sample standard deviation, None of a single seed."""
+
+    mean: float
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread | None":
+        found = list(values)
+        if not found or not all(map(math.isfinite, found)):
+            return None
+        return cls(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+
+
+@dataclass(frozen=True)
+class VersionSummary:
+    """One version of a row. Gaps are fractions: -0.01 is one percent better than from scratch. None: not finite."""
+
+    label: str
+    perplexity: Spread | None
+    gap: Spread | None
+    slice_perplexities: dict[str, Spread | None]
+    slice_gaps: dict[str, Spread | None]
+    cost_ratio: float
+    backward_transfer: Spread | None
+
+    @property
+    def newest_gap(self) -> Spread | None:
+        return self.slice_gaps.get(self.label)
+
+    @property
+    def worst_slice_gap(self) -> float:
+        gaps = [gap.mean if gap else math.inf for gap in self.slice_gaps.values()]
+        return max(gaps, default=math.inf)
+
+
+@dataclass(frozen=True)
+class RowSummary:
+    row: Row
+    peak_lr: float
+    seeds: tuple[int, ...]
+    versions: tuple[VersionSummary, ...]
+
+    @property
+    def final(self) -> VersionSummary:
+        return self.versions[-1]
+
+    @property
+    def newest_is_better_from_the_second(self) -> bool:
+        gaps = [version.newest_gap for version in self.versions[1:]]
+        return all(gap is not None and gap.mean < 0 for gap in gaps)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a setting should reach. ``nearest``: the one that misses it by least, where none does."""
+
+    text: str
+    reached: tuple[str, ...]
+    nearest: str | None
+
+
+class Analysis:
+    """Of results that may be incomplete: rows without a complete line are left out."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self.config: StudyConfig = results.config
+        self.labels = results.labels
+        self._lines = {row.name: results_of(self.config, row, results) for row in self.config.rows}
+
+    def line(self, row: str) -> LineResult | None:
+        """The row's line under the first seed that it has."""
+        return next(iter(self._lines[row].values()), None)
+
+    @cached_property
+    def baselines(self) -> tuple[str | None, ...]:
+        """The better baseline of every version; None where none has been trained."""
+        found = []
+        for index in range(len(self.labels)):
+            means = {
+                name: spread.mean
+                for name in self.config.baselines
+                if (spread := Spread.of(self._perplexities(name, index))) is not None
+            }
+            found.append(min(means, key=lambda name: means[name]) if means else None)
+        return tuple(found)
+
+    @cached_property
+    def rows(self) -> tuple[RowSummary, ...]:
+        return tuple(self._summary(row) for row in self.config.rows if self._lines[row.name])
+
+    @property
+    def seeds(self) -> int:
+        """The most that any row has."""
+        return max((len(row.seeds) for row in self.rows), default=0)
+
+    def closed_form_ratio(self, row: str) -> float | None:
+        """E_N + Σ_(i<N) d_i over Σ E_i, of path switching without replay, from branch lengths as they were."""
+        spec, line = self.config.row(row), self.line(row)
+        if line is None or spec.paradigm.name != "path_switching" or spec.paradigm.decay.replay_fraction:
+            return None
+        if (self.config.model.training | spec.training).get("replay_fraction"):
+            return None
+        ends = [version.from_scratch_tokens for version in line.versions]
+        tokens = ends[-1] / (line.versions[-1].final_step or 1)
+        branches = [round(version.notes["branch_steps"] * tokens) for version in line.versions]
+        return costs.path_switching(ends, branches) / costs.from_scratch(ends)
+
+    def targets(self) -> tuple[Target, ...]:
+        """Those that path switching is held to, whatever row reaches them."""
+        rows = [row for row in self.rows if not row.row.is_from_scratch]
+        cheap, cheaper = (
+            [row for row in rows if row.final.cost_ratio <= most + 1e-9] for most in (0.58, 0.50)
+        )
+        return (
+            _target(
+                "every slice of the final version at least as good as the better from-scratch, at 58 % of its cost or less",
+                [(row.row.name, row.final.worst_slice_gap) for row in cheap],
+            ),
+            _target(
+                "mean perplexity of the final version no higher than from-scratch, at 50 % of its cost or less",
+                [(row.row.name, row.final.gap.mean if row.final.gap else math.inf) for row in cheaper],
+            ),
+            _target(
+                "the newest slice better than from-scratch at every version from the second",
+                [(row.row.name, _worst_newest(row)) for row in rows],
+            ),
+        )
+
+    def all_targets(self) -> tuple[str, ...]:
+        """The rows that reach all of them."""
+        first, *others = (set(target.reached) for target in self.targets())
+        reached = first.intersection(*others)
+        return tuple(row.row.name for row in self.rows if row.row.name in reached)
+
+    def _perplexities(self, row: str, index: int) -> list[float]:
+        return [mean_perplexity(line.versions[index]) for line in self._lines[row].values()]
+
+    def _summary(self, row: Row) -> RowSummary:
+        lines = self._lines[row.name]
+        first = next(iter(lines.values()))
+        return RowSummary(
+            row=row,
+            peak_lr=first.peak_lr,
+            seeds=tuple(lines),
+            versions=tuple(self._version(row, index) for index in range(len(self.labels))),
+        )
+
+    def _version(self, row: Row, index: int) -> VersionSummary:
+        lines = self._lines[row.name]
+        baseline = self.baselines[index]
+        beside = self._lines[baseline] if baseline is not None else {}
+        pairs = [
+            (line.versions[index], beside[seed].versions[index])
+            for seed, line in lines.items()
+            if seed in beside
+        ]
+        first = next(iter(lines.values())).versions
+        measured = self.labels[: index + 1]
+        return VersionSummary(
+            label=self.labels[index],
+            perplexity=Spread.of(self._perplexities(row.name, index)),
+            gap=Spread.of(mean_perplexity(one) / mean_perplexity(other) - 1 for one, other in pairs),
+            slice_perplexities={
+                label: Spread.of(_on(line.versions[index], label) for line in lines.values())
+                for label in measured
+            },
+            slice_gaps={
+                label: Spread.of(_on(one, label) / _on(other, label) - 1 for one, other in pairs)
+                for label in measured
+            },
+            cost_ratio=sum(version.tokens for version in first[: index + 1])
+            / costs.from_scratch([version.from_scratch_tokens for version in first[: index + 1]]),
+            backward_transfer=Spread.of(
+                transfer
+                for line in lines.values()
+                if (transfer := _backward_transfers(line, self.labels)[index]) is not None
+            ),
+        )
+
+
+def _on(version: Measured, label: str) -> float:
+    value = version.perplexities.get(label)
+    return math.nan if value is None else value
+
+
+def _backward_transfers(line: LineResult, labels: Sequence[str]) -> tuple[float | None, ...]:
+    versions = [
+        MeasuredVersion(
+            number, version.data_version, {name: {"loss": loss} for name, loss in version.losses.items()}
+        )
+        for number, version in enumerate(line.versions, 1)
+    ]
+    return backward_transfers(versions, {label: number for number, label in enumerate(labels, 1)})
+
+
+def _worst_newest(row: RowSummary) -> float:
+    gaps = [version.newest_gap for version in row.versions[1:]]
+    # Equal is not better.
+    return max((gap.mean + 1e-12 if gap else math.inf for gap in gaps), default=math.inf)
+
+
+def _target(text: str, misses: Sequence[tuple[str, float]]) -> Target:
+    """``misses``: by how much each row misses it; it is reached where that is not above 0."""
+    reached = tuple(name for name, miss in misses if miss <= 0)
+    finite = [(miss, name) for name, miss in misses if math.isfinite(miss)]
+    nearest = f"{min(finite)[1]} ({min(finite)[0]:+.1%})" if finite and not reached else None
+    return Target(text, reached, nearest)

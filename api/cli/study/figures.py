@@ -1,0 +1,285 @@
+"""The figures of a study's report, as SVG."""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from api.cli.study.analysis import Analysis, RowSummary, Spread
+from api.cli.study.config import Row
+from api.cli.study.lines import score, tuned
+from api.cli.study.results import Curve, LineResult
+
+# After Okabe and Ito: told apart by colour-blind readers too.
+_COLOURS = {
+    "from_scratch": "#000000",
+    "continual": "#D55E00",
+    "path_switching": "#0072B2",
+    "wsd_s": "#009E73",
+    "merge": "#CC79A7",
+}
+_BRANCHES = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#8C564B", "#7F7F7F", "#BCBD22")
+_RC: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pathswitch",  # the same figure gives the same file
+    "font.family": "sans-serif",
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
+_MOST_PATHS = 12
+
+
+def draw_figures(analysis: Analysis) -> dict[str, str]:
+    """SVG text by name; a figure that has nothing to show is not among them."""
+    drawn: dict[str, Callable[[Analysis], Figure | None]] = {
+        "quality": _quality,
+        "growth": _growth,
+        "tuning": _tuning,
+        "rates": _rates,
+        "losses": _losses,
+        "forgetting": _forgetting,
+    }
+    figures = {}
+    with matplotlib.rc_context(_RC):
+        for name, draw in drawn.items():
+            figure = draw(analysis)
+            if figure is not None:
+                figures[name] = _svg(figure)
+    return figures
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    text = file.getvalue()
+    return "\n".join(line.rstrip() for line in text[text.index("<svg") :].splitlines()) + "\n"
+
+
+def _quality(analysis: Analysis) -> Figure | None:
+    """Cost against quality, a panel a version from the second on; points carry the numbers of the report's table."""
+    rows = [row for row in analysis.rows if row.final.gap is not None]
+    count = len(analysis.labels) - 1
+    if not rows or count < 1:
+        return None
+    columns = min(count, 2)
+    figure, panels = _panels(count, columns, 5.2, 3.6)
+    for index, axes in enumerate(panels, 1):
+        for number, row in enumerate(analysis.rows, 1):
+            version = row.versions[index]
+            if version.gap is None:
+                continue
+            colour = _COLOURS[row.row.paradigm.name]
+            axes.errorbar(
+                100 * version.cost_ratio,
+                100 * version.gap.mean,
+                yerr=100 * (version.gap.sd or 0),
+                fmt="o",
+                markersize=3.5,
+                linewidth=0.8,
+                color=colour,
+            )
+            axes.annotate(
+                str(number),
+                (100 * version.cost_ratio, 100 * version.gap.mean),
+                xytext=(3, 3),
+                textcoords="offset points",
+                color=colour,
+                fontsize=7,
+            )
+        axes.axhline(0, color="black", linewidth=0.6)
+        axes.set_yscale("symlog", linthresh=5)
+        axes.set_title(f"{analysis.labels[index]}, beside {analysis.baselines[index]}")
+        axes.set_xlabel("tokens so far, % of training every version from scratch")
+        axes.set_ylabel("mean perplexity, % over from-scratch")
+    return figure
+
+
+def _growth(analysis: Analysis) -> Figure | None:
+    """What a line costs and how good it is as versions come, of the rows whose paradigm or length differs."""
+    rows = _distinct(analysis)
+    if not rows or len(analysis.labels) < 2:
+        return None
+    figure, (cost, quality) = _panels(2, 2, 5.2, 3.6)
+    for number, row in enumerate(rows):
+        style: dict[str, Any] = {
+            "color": _COLOURS[row.row.paradigm.name],
+            "linestyle": ("-", "--", ":", "-.")[number % 4],
+        }
+        cost.plot(
+            analysis.labels,
+            [100 * version.cost_ratio for version in row.versions],
+            label=row.row.name,
+            **style,
+        )
+        gaps = [100 * version.gap.mean if version.gap else math.nan for version in row.versions]
+        quality.plot(analysis.labels, gaps, label=row.row.name, **style)
+        form = analysis.closed_form_ratio(row.row.name)
+        if form is not None:
+            cost.plot([analysis.labels[-1]], [100 * form], "x", color=style["color"])
+    cost.set_ylabel("tokens so far, % of from scratch")
+    cost.set_title("cost (x: the closed form)")
+    quality.set_ylabel("mean perplexity, % over from-scratch")
+    quality.set_title("quality")
+    quality.set_yscale("symlog", linthresh=5)
+    quality.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _tuning(analysis: Analysis) -> Figure | None:
+    tuning = analysis.config.tuning
+    if tuning is None:
+        return None
+    figure, [axes] = _panels(1, 1, 5.2, 3.4)
+    for number, name in enumerate(tuning.rows):
+        tried = tuned(analysis.config, name, analysis.results)
+        points = [
+            (peak, score(result))
+            for peak, result in tried.items()
+            if result is not None and math.isfinite(score(result))
+        ]
+        if points:
+            colour = _COLOURS[analysis.config.row(name).paradigm.name]
+            peaks, scores = zip(*points, strict=True)
+            axes.plot(
+                peaks,
+                scores,
+                marker="o",
+                markersize=3,
+                label=name,
+                color=colour,
+                linestyle=("-", "--", ":", "-.")[number % 4],
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(tuning.peak_lrs), [f"{peak:g}" for peak in tuning.peak_lrs])
+    axes.set_yscale("log")
+    axes.set_xlabel("peak learning rate")
+    axes.set_ylabel("mean perplexity, final version")
+    axes.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _rates(analysis: Analysis) -> Figure | None:
+    return _curves(analysis, "learning rate", lambda curve: curve.rates, log=False)
+
+
+def _losses(analysis: Analysis) -> Figure | None:
+    return _curves(analysis, "loss, nats per token", lambda curve: curve.losses, log=True)
+
+
+def _curves(
+    analysis: Analysis, what: str, values: Callable[[Curve], Sequence[float]], *, log: bool
+) -> Figure | None:
+    """Over the steps of the line: the trunk in grey, what makes a version in a colour of its own."""
+    found: list[tuple[str, LineResult]] = []
+    for row in _distinct(analysis)[:_MOST_PATHS]:
+        line = analysis.line(row.row.name)
+        if line is not None and any(version.curves for version in line.versions):
+            found.append((row.row.name, line))
+    if not found:
+        return None
+    figure, panels = _panels(len(found), 3, 3.4, 2.1)
+    for axes, (name, line) in zip(panels, found, strict=True):
+        for number, version in enumerate(line.versions):
+            for curve in version.curves:
+                trunk = curve.kind == "train_trunk"
+                axes.plot(
+                    curve.steps,
+                    values(curve),
+                    color="#999999" if trunk else _BRANCHES[number % len(_BRANCHES)],
+                    linewidth=1.6 if trunk else 1.1,
+                    zorder=1 if trunk else 2,
+                )
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            axes.set_ylim(_lowest(line) * 0.98, _first_quarter(line))
+        axes.set_title(name, fontsize=8)
+    figure.supxlabel("step of the line", fontsize=8)
+    figure.supylabel(what, fontsize=8)
+    return figure
+
+
+def _forgetting(analysis: Analysis) -> Figure | None:
+    """Every row's versions (down) on every slice (across): perplexity, coloured by the gap to from-scratch."""
+    rows = [row for row in analysis.rows if row.final.gap is not None]
+    if not rows:
+        return None
+    size = max(1.7, 0.42 * len(analysis.labels))
+    figure, panels = _panels(len(rows), 5, size * 1.15, size)
+    norm = TwoSlopeNorm(vmin=-20, vcenter=0, vmax=20)
+    for axes, row in zip(panels, rows, strict=True):
+        gaps = [
+            [_percent(version.slice_gaps.get(label)) for label in analysis.labels] for version in row.versions
+        ]
+        axes.imshow(gaps, cmap="RdBu_r", norm=norm, aspect="auto")
+        for down, version in enumerate(row.versions):
+            for across, label in enumerate(analysis.labels):
+                spread = version.slice_perplexities.get(label)
+                if spread is not None:
+                    dark = abs(gaps[down][across]) > 14
+                    axes.text(
+                        across,
+                        down,
+                        f"{spread.mean:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=6,
+                        color="white" if dark else "black",
+                    )
+        axes.grid(False)
+        axes.set_xticks(range(len(analysis.labels)), analysis.labels, fontsize=6)
+        axes.set_yticks(range(len(analysis.labels)), analysis.labels, fontsize=6)
+        axes.set_title(row.row.name, fontsize=6.5)
+    return figure
+
+
+def _distinct(analysis: Analysis) -> list[RowSummary]:
+    """The first row of every paradigm, restart, schedule, branch shape and length: replay apart."""
+    seen: set[tuple[Any, ...]] = set()
+    found = []
+    for row in analysis.rows:
+        key = _kind(row.row)
+        if key not in seen:
+            seen.add(key)
+            found.append(row)
+    return found
+
+
+def _kind(row: Row) -> tuple[Any, ...]:
+    plain = row.paradigm.model_dump(mode="json")
+    decay = plain.pop("decay", None) or {}
+    return (str(plain), decay.get("shape"), decay.get("floor"), str(decay.get("length")))
+
+
+def _lowest(line: LineResult) -> float:
+    return min(min(curve.losses) for version in line.versions for curve in version.curves)
+
+
+def _first_quarter(line: LineResult) -> float:
+    """A loss that the first steps are above: what follows is to be seen."""
+    losses = sorted((loss for curve in line.versions[0].curves for loss in curve.losses), reverse=True)
+    return losses[len(losses) // 10]
+
+
+def _percent(spread: Spread | None) -> float:
+    return math.nan if spread is None else 100 * spread.mean
+
+
+def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    panels = [axes for line in grid for axes in line]
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]

@@ -22,9 +22,10 @@ def show_metrics(
     """One point a step; above 2,000, that many of them, spread evenly, the first and the last among them."""
     with database.reading() as session:
         row = updates.update(session, update)
-        if all(other.id != stage for other in updates.stages(session, row.id)):
+        found = next((other for other in updates.stages(session, row.id) if other.id == stage), None)
+        if found is None:
             raise NotFound(f"update {update} has no stage {stage!r}")
-        points = thinned_points(session, stage, MAX_POINTS)
+        points = thinned_points(session, found, MAX_POINTS)
     data = [
         MetricPoint(
             step=point.step,

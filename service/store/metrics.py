@@ -6,29 +6,42 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from service.core.states import StageState
 from service.store.tables import MetricPoint, Stage, Update
 
 
-def thinned_points(session: Session, stage_id: str, at_most: int) -> Sequence[MetricPoint]:
+def thinned_points(session: Session, stage: Stage, at_most: int) -> Sequence[MetricPoint]:
     """Points of a stage in order of step: all, or ``at_most`` of them, evenly from the first to the last.
 
-    Of n points, numbered from 0, those are kept at which ⌊number·(at_most-1)/(n-1)⌋ goes up.
+    A reused stage has those of the stage that published its artifact, as far as they are of its own steps. Of n
+    points, numbered from 0, those are kept at which ⌊number·(at_most-1)/(n-1)⌋ goes up.
     """
-    count = session.scalar(
-        sa.select(sa.func.count()).select_from(MetricPoint).where(MetricPoint.stage_id == stage_id)
+    own = sa.and_(
+        MetricPoint.stage_id == _trained_by(session, stage), MetricPoint.step > stage.spec.get("from_step", 0)
     )
+    count = session.scalar(sa.select(sa.func.count()).select_from(MetricPoint).where(own))
     if not count or count <= at_most:
-        query = sa.select(MetricPoint).where(MetricPoint.stage_id == stage_id).order_by(MetricPoint.step)
-        return session.scalars(query).all()
+        return session.scalars(sa.select(MetricPoint).where(own).order_by(MetricPoint.step)).all()
     number = sa.func.row_number().over(order_by=MetricPoint.step) - 1
-    numbered = (
-        sa.select(MetricPoint, number.label("number")).where(MetricPoint.stage_id == stage_id).subquery()
-    )
+    numbered = sa.select(MetricPoint, number.label("number")).where(own).subquery()
     point = sa.orm.aliased(MetricPoint, numbered)
     mark = (at_most - 1) * numbered.c.number // (count - 1)
     mark_before = (at_most - 1) * (numbered.c.number - 1) // (count - 1)
     kept = sa.select(point).where(sa.or_(numbered.c.number == 0, mark > mark_before))
     return session.scalars(kept.order_by(point.step)).all()
+
+
+def _trained_by(session: Session, stage: Stage) -> str:
+    """Id of the stage whose attempt published what this one has."""
+    if not stage.reused:
+        return stage.id
+    trained = session.scalar(
+        sa.select(Stage.id)
+        .where(Stage.key == stage.key, Stage.state == StageState.SUCCEEDED, ~Stage.reused)
+        .order_by(Stage.id)
+        .limit(1)
+    )
+    return trained or stage.id
 
 
 def updates_by_state(session: Session) -> dict[str, int]:

@@ -7,15 +7,16 @@ versions up to and with that one, over what training each of them from scratch t
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from api.cli.study.config import Row, StudyConfig
 from api.cli.study.lines import mean_perplexity, results_of
-from api.cli.study.results import LineResult, Measured, Results
+from api.cli.study.results import Curve, LineResult, Measured, Results
 from service.core import costs
 from service.core.forgetting import MeasuredVersion, backward_transfers
+from service.core.stage_specs import StageKind
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,36 @@ class Analysis:
     def line(self, row: str) -> LineResult | None:
         """The row's line under the first seed that it has."""
         return next(iter(self._lines[row].values()), None)
+
+    def trunk(self, row: str) -> list[Curve]:
+        """All that was trained of the row's trunk, by whichever row that shares it; from step to step, nothing twice."""
+        own = self.line(row)
+        spec = self.config.row(row)
+        if own is None or spec.paradigm.name not in ("path_switching", "merge"):
+            return []
+        last = max((version.branch_point for version in own.versions), default=0)
+        found: list[Curve] = []
+        reached = 0
+        for curve in sorted(
+            self._trunk_curves(own, spec), key=lambda curve: (curve.steps[0], -curve.steps[-1])
+        ):
+            part = curve.between(reached, last)
+            if part.steps:
+                found.append(part)
+                reached = part.steps[-1]
+        return found
+
+    def _trunk_curves(self, own: LineResult, spec: Row) -> Iterator[Curve]:
+        for line in self.results.lines.values():
+            other = next((row for row in self.config.rows if row.name == line.row), None)
+            if other is None or (line.seed, line.peak_lr, other.training) != (
+                own.seed,
+                own.peak_lr,
+                spec.training,
+            ):
+                continue
+            for version in line.versions:
+                yield from (curve for curve in version.curves if curve.kind == StageKind.TRAIN_TRUNK)
 
     @cached_property
     def baselines(self) -> tuple[str | None, ...]:

@@ -9,11 +9,13 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, NullLocator
 
 from api.cli.study.analysis import Analysis, RowSummary, Spread
 from api.cli.study.config import Row
 from api.cli.study.lines import score, tuned
 from api.cli.study.results import Curve, LineResult
+from service.core.stage_specs import StageKind
 
 # After Okabe and Ito: told apart by colour-blind readers too.
 _COLOURS = {
@@ -95,7 +97,7 @@ def _quality(analysis: Analysis) -> Figure | None:
                 fontsize=7,
             )
         axes.axhline(0, color="black", linewidth=0.6)
-        axes.set_yscale("symlog", linthresh=5)
+        _percent_scale(axes)
         axes.set_title(f"{analysis.labels[index]}, beside {analysis.baselines[index]}")
         axes.set_xlabel("tokens so far, % of training every version from scratch")
         axes.set_ylabel("mean perplexity, % over from-scratch")
@@ -128,7 +130,7 @@ def _growth(analysis: Analysis) -> Figure | None:
     cost.set_title("cost (x: the closed form)")
     quality.set_ylabel("mean perplexity, % over from-scratch")
     quality.set_title("quality")
-    quality.set_yscale("symlog", linthresh=5)
+    _percent_scale(quality)
     quality.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -167,15 +169,15 @@ def _tuning(analysis: Analysis) -> Figure | None:
 
 
 def _rates(analysis: Analysis) -> Figure | None:
-    return _curves(analysis, "learning rate", lambda curve: curve.rates, log=False)
+    return _curves(analysis, "learning rate", lambda curve: curve.rates, rates=True)
 
 
 def _losses(analysis: Analysis) -> Figure | None:
-    return _curves(analysis, "loss, nats per token", lambda curve: curve.losses, log=True)
+    return _curves(analysis, "loss, nats per token", lambda curve: curve.losses, rates=False)
 
 
 def _curves(
-    analysis: Analysis, what: str, values: Callable[[Curve], Sequence[float]], *, log: bool
+    analysis: Analysis, what: str, values: Callable[[Curve], Sequence[float]], *, rates: bool
 ) -> Figure | None:
     """Over the steps of the line: the trunk in grey, what makes a version in a colour of its own."""
     found: list[tuple[str, LineResult]] = []
@@ -187,21 +189,17 @@ def _curves(
         return None
     figure, panels = _panels(len(found), 3, 3.4, 2.1)
     for axes, (name, line) in zip(panels, found, strict=True):
+        for curve in analysis.trunk(name):
+            axes.plot(curve.steps, values(curve), color="#999999", linewidth=1.6, zorder=1)
         for number, version in enumerate(line.versions):
             for curve in version.curves:
-                trunk = curve.kind == "train_trunk"
-                axes.plot(
-                    curve.steps,
-                    values(curve),
-                    color="#999999" if trunk else _BRANCHES[number % len(_BRANCHES)],
-                    linewidth=1.6 if trunk else 1.1,
-                    zorder=1 if trunk else 2,
-                )
-        if log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-            axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-            axes.set_ylim(_lowest(line) * 0.98, _first_quarter(line))
+                if curve.kind != StageKind.TRAIN_TRUNK:
+                    colour = _BRANCHES[number % len(_BRANCHES)]
+                    axes.plot(curve.steps, values(curve), color=colour, linewidth=1.1, zorder=2)
+        if rates:
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_ylim(*_range_of_losses([*analysis.trunk(name), *_all_curves(line)]))
         axes.set_title(name, fontsize=8)
     figure.supxlabel("step of the line", fontsize=8)
     figure.supylabel(what, fontsize=8)
@@ -260,18 +258,29 @@ def _kind(row: Row) -> tuple[Any, ...]:
     return (str(plain), decay.get("shape"), decay.get("floor"), str(decay.get("length")))
 
 
-def _lowest(line: LineResult) -> float:
-    return min(min(curve.losses) for version in line.versions for curve in version.curves)
+def _all_curves(line: LineResult) -> list[Curve]:
+    return [curve for version in line.versions for curve in version.curves]
 
 
-def _first_quarter(line: LineResult) -> float:
-    """A loss that the first steps are above: what follows is to be seen."""
-    losses = sorted((loss for curve in line.versions[0].curves for loss in curve.losses), reverse=True)
-    return losses[len(losses) // 10]
+def _range_of_losses(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Without the tenth that is highest: the first steps are far above all that is to be seen."""
+    losses = sorted(loss for curve in curves for loss in curve.losses)
+    low, high = losses[0], losses[-1 - len(losses) // 10]
+    return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
 def _percent(spread: Spread | None) -> float:
     return math.nan if spread is None else 100 * spread.mean
+
+
+def _percent_scale(axes: Axes) -> None:
+    """Fine around 0 and coarse far off."""
+    axes.set_yscale("symlog", linthresh=10, linscale=2)
+    ticks = (-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100, 200)
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%+d"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -21,6 +21,16 @@ class Curve(Spec):
     losses: tuple[float, ...]
     rates: tuple[float, ...]
 
+    def between(self, after: int, last: int) -> "Curve":
+        """The part of it in which ``after`` < step <= ``last``."""
+        kept = [index for index, step in enumerate(self.steps) if after < step <= last]
+        return Curve(
+            kind=self.kind,
+            steps=tuple(self.steps[index] for index in kept),
+            losses=tuple(self.losses[index] for index in kept),
+            rates=tuple(self.rates[index] for index in kept),
+        )
+
 
 class Measured(Spec):
     """One version of a line. ``losses``, ``perplexities`` and ``bits_per_byte``: of every slice, by its version's label."""

@@ -152,7 +152,7 @@ class StudyRun:
 
     def _result(self, active: _Active, error: str | None) -> LineResult:
         line = active.line
-        with_curves = line.seed == self._config.seeds[0] and not line.only_newest
+        with_curves = line.seed == self._config.seeds[0]
         costs = {cost.data_version: cost for cost in self._client.costs(active.model).versions}
         versions = []
         for version in self._client.model_versions(active.model):

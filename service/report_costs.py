@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from service.core.auto_length import AutoChoice
 from service.core.costs import Amount, StageCost, continual, from_scratch, stage_cost
 from service.core.ledger import LedgerEntry, own_steps, steps_of
 from service.core.paradigms import PARADIGMS
 from service.core.plan import LineEnd, PlanContext
-from service.core.specs import ModelSpec
+from service.core.specs import ModelSpec, ParadigmSpec
 from service.core.stage_specs import TRAINING_KINDS, LineSpec, StageKind, TrainStage
 from service.core.states import FINISHED_UPDATES, StageState
 from service.store import datasets, lines, models, updates
@@ -235,6 +236,7 @@ def _forecast(
             ledger=(*ledger, entry),
             trunk_step=standing.trunk_step,
             previous=LineEnd(checkpoint_key="", data_version=standing.data_version),
+            auto_length=_as_before(spec.paradigm, newest, ledger[-1].steps, steps),
             paradigm=spec.paradigm,
             gate=spec.gate,
             slices=(),
@@ -261,6 +263,16 @@ def _forecast(
         from_scratch_tokens=end,
         ratio_to_from_scratch=(stood_on.tokens + cost.tokens) / (scratch + end),
     )
+
+
+def _as_before(
+    paradigm: ParadigmSpec, newest: ModelVersion, version_steps: int, next_steps: int
+) -> AutoChoice | None:
+    """A branch that chooses its length is forecast to take the share of its version that the newest one took."""
+    if paradigm.name != "path_switching" or paradigm.decay.length.rule != "auto":
+        return None
+    share = (newest.final_step - newest.branch_point) / version_steps
+    return AutoChoice(steps=max(1, round(share * next_steps)), notes={})
 
 
 def batch_tokens(line: LineSpec) -> int:

@@ -25,6 +25,8 @@ class NewUpdate(Request):
     def _one_thing_at_a_time(self) -> Self:
         if self.decay is not None and self.branch_from is None:
             raise ValueError("decay belongs to branch_from")
+        if self.decay is not None and self.decay.length.rule == "auto":
+            raise ValueError("a branch from a checkpoint takes a length of its own, not the rule auto")
         if self.paradigm is not None and self.branch_from is not None:
             raise ValueError("branch_from makes a branch: it takes a decay and no paradigm")
         return self

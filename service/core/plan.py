@@ -8,6 +8,7 @@ before, by whichever model, is found by its key and not done again.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from service.core.auto_length import AutoChoice
 from service.core.ledger import LedgerEntry, ledger_up_to, total_steps
 from service.core.specs import GateSpec, ParadigmSpec, Spec, fingerprint
 from service.core.stage_specs import (
@@ -62,6 +63,7 @@ class PlanContext(Spec):
     trunk_step: int  # where the trunk stands: b_(i-1), 0 before the first update
     previous: LineEnd | None = None  # None before the first version
     branch_from: BranchFrom | None = None
+    auto_length: AutoChoice | None = None  # where the paradigm's branch chooses its length
     paradigm: ParadigmSpec
     gate: GateSpec
     slices: tuple[SliceRef, ...]

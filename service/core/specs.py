@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -78,7 +78,27 @@ class ProportionalLength(Spec):
         return self
 
 
-BranchLength = Annotated[FixedLength | ProportionalLength, Field(discriminator="rule")]
+class AutoLength(Spec):
+    """The shortest branch that a loss law, fitted to the line's own losses, puts within ``tolerance`` of the best length.
+
+    ``tolerance`` is of perplexity, as a fraction; lengths are held between ``min`` and ``max`` of this version's steps.
+    Until the line has a branch to learn from, the length is a tenth of all steps so far.
+    """
+
+    rule: Literal["auto"] = "auto"
+    tolerance: float = Field(0.003, gt=0, le=1, allow_inf_nan=False)
+    min: float = Field(0.05, ge=0, allow_inf_nan=False)
+    max: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError("min must not exceed max")
+        return self
+
+
+SpanLength = Annotated[FixedLength | ProportionalLength, Field(discriminator="rule")]
+BranchLength = Annotated[FixedLength | ProportionalLength | AutoLength, Field(discriminator="rule")]
 
 
 class DecaySpec(Spec):
@@ -104,6 +124,15 @@ class DecaySpec(Spec):
         return self
 
 
+P = TypeVar("P", bound=Spec)
+
+
+def _without_auto(paradigm: P, decay: DecaySpec) -> P:
+    if decay.length.rule == "auto":
+        raise ValueError("the rule auto learns from branches beside a trunk: only path_switching has them")
+    return paradigm
+
+
 class PathSwitchingSpec(Spec):
     name: Literal["path_switching"] = "path_switching"
     decay: DecaySpec = DecaySpec()
@@ -121,7 +150,7 @@ class FromScratchSpec(Spec):
     def _nothing_is_replayed(self) -> Self:
         if self.decay.replay_fraction or self.decay.beta2 is not None:
             raise ValueError("from_scratch reads all data in one run: its decay has no replay and no beta2")
-        return self
+        return _without_auto(self, self.decay)
 
 
 class ContinualSpec(Spec):
@@ -149,7 +178,7 @@ class WsdSSpec(Spec):
     def _every_row_is_read(self) -> Self:
         if self.decay.replay_fraction and self.decay.replay_budget == "kept":
             raise ValueError("wsd_s has no trunk that would read the rows that a kept budget leaves out")
-        return self
+        return _without_auto(self, self.decay)
 
 
 class MergeSpec(Spec):
@@ -157,7 +186,7 @@ class MergeSpec(Spec):
 
     name: Literal["merge"] = "merge"
     k: int = Field(8, ge=1, le=64)
-    span: BranchLength = ProportionalLength()
+    span: SpanLength = ProportionalLength()
     weights: Literal["1-sqrt", "mean"] = "1-sqrt"
 
 

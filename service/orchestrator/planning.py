@@ -13,6 +13,7 @@ from service.core.plan import BranchFrom, LineEnd, PlanContext, pack_name
 from service.core.specs import ModelSpec, paradigm_of
 from service.core.stage_specs import TRAINING_KINDS, ExportStage, LineSpec, StageKind, TrainStage
 from service.core.states import CheckpointState
+from service.orchestrator.branch_length import choose_length
 from service.orchestrator.start import write_stages
 from service.store import datasets, lines, models, updates
 from service.store.tables import Update
@@ -39,15 +40,20 @@ def write_part_two(session: Session, update: Update) -> None:
     served = models.served(session, model.id)
     measured = losses(served.evaluations).keys() if served else set()
     planner = plan_branch_from if update.branch_from else PARADIGMS[update.paradigm["name"]]
+    paradigm, trunk_step = paradigm_of(update.paradigm), _trunk_step(session, update, ledger)
+    auto_length = (
+        None if update.branch_from else choose_length(session, model.id, paradigm, line, ledger, trunk_step)
+    )
     plan = planner(
         PlanContext(
             line=line,
             model=model.name,
             ledger=tuple(ledger),
-            trunk_step=_trunk_step(session, update, ledger),
+            trunk_step=trunk_step,
+            auto_length=auto_length,
             previous=_line_end(session, update, number),
             branch_from=_branch_from(session, update),
-            paradigm=paradigm_of(update.paradigm),
+            paradigm=paradigm,
             gate=spec.gate,
             slices=tuple(slices),
             newest_slice=next((s.name for s in slices if s.name == datasets.holdout_name(number)), None),

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -142,6 +143,22 @@ def stages_of_updates(
     for row in session.scalars(query.order_by(Stage.update_id, Stage.position)):
         found[row.update_id].append(row)
     return found
+
+
+def line_training(session: Session, model_id: str) -> Sequence[tuple[Stage, dict[str, Any]]]:
+    """What the line's own updates have trained of trunk and branches, oldest first, each with the notes of its update."""
+    query = (
+        sa.select(Stage, Update.notes)
+        .join(Update, Update.id == Stage.update_id)
+        .where(
+            Update.model_id == model_id,
+            ~Update.one_off,
+            Stage.kind.in_((StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH)),
+            Stage.state == StageState.SUCCEEDED,
+        )
+        .order_by(Update.id, Stage.position)
+    )
+    return [(stage, notes) for stage, notes in session.execute(query)]
 
 
 def cancel_open_stages(session: Session, update_id: str) -> None:

@@ -19,10 +19,14 @@ from service.core.ledger import (
     unread_rows,
 )
 from service.core.schedules import warmup_steps
-from service.core.specs import BranchLength, DecaySpec, FixedLength, Spec
+from service.core.specs import BranchLength, DecaySpec, FixedLength, ProportionalLength, Spec
 from service.core.stage_specs import LineSpec, RunPath
 
 SHORTEST_BRANCH = 8  # below this a decay is a handful of steps and the shape means nothing
+
+UNLEARNED_FRACTION = Fraction(
+    1, 10
+)  # of all steps: how long the rule auto makes a branch before it has learned
 
 
 class BranchGeometry(Spec):
@@ -39,15 +43,22 @@ class BranchGeometry(Spec):
     clamped: bool  # the line already stood past the point the rule asked for
 
 
-def branch_length(length: BranchLength, version_steps: int, all_steps: int) -> tuple[int, str | None]:
-    """d_i and which bound, if any, set it. Fractions count as the decimals they were written as, so 0.1 of 30 is 3."""
-    fraction = Fraction(str(length.fraction))
+def branch_length(
+    length: BranchLength, version_steps: int, all_steps: int, chosen: int | None = None
+) -> tuple[int, str | None]:
+    """d_i and which bound, if any, set it. Fractions count as the decimals they were written as, so 0.1 of 30 is 3.
+
+    ``chosen``: what the rule auto has come to, if it has.
+    """
     held = None
     if isinstance(length, FixedLength):
-        wanted = fraction * version_steps
+        wanted = Fraction(str(length.fraction)) * version_steps
         longest = Fraction(version_steps)
     else:
-        wanted = fraction * all_steps
+        if isinstance(length, ProportionalLength):
+            wanted = Fraction(str(length.fraction)) * all_steps
+        else:
+            wanted = Fraction(chosen) if chosen is not None else UNLEARNED_FRACTION * all_steps
         longest = Fraction(str(length.max)) * version_steps
         shortest = Fraction(str(length.min)) * version_steps
         if wanted < shortest:
@@ -61,11 +72,18 @@ def branch_length(length: BranchLength, version_steps: int, all_steps: int) -> t
 
 
 def branch_geometry(
-    decay: DecaySpec, ledger: tuple[LedgerEntry, ...], stands_at: int, line: LineSpec
+    decay: DecaySpec,
+    ledger: tuple[LedgerEntry, ...],
+    stands_at: int,
+    line: LineSpec,
+    chosen: int | None = None,
 ) -> BranchGeometry:
-    """b_i and d_i for the last version of the ledger, given the step of the stream at which the line stands."""
+    """b_i and d_i for the last version of the ledger, given the step of the stream at which the line stands.
+
+    ``chosen``: the length that the rule auto has come to, if it has.
+    """
     end = total_steps(ledger)
-    length, held = branch_length(decay.length, ledger[-1].steps, end)
+    length, held = branch_length(decay.length, ledger[-1].steps, end, chosen)
     # There is nothing old to replay while the ledger has one version.
     replay = Fraction(str(decay.replay_fraction)) if len(ledger) > 1 else Fraction(0)
     grown = replay > 0 and decay.replay_budget == "grown"

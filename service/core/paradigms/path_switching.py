@@ -16,7 +16,8 @@ def plan_path_switching(context: PlanContext) -> Plan:
     assert isinstance(context.paradigm, PathSwitchingSpec)
     require_unread(context, context.trunk_step)
     decay, line, ledger = context.paradigm.decay, context.line, context.ledger
-    geometry = branch_geometry(decay, ledger, context.trunk_step, line)
+    auto = context.auto_length
+    geometry = branch_geometry(decay, ledger, context.trunk_step, line, auto.steps if auto else None)
     stages: list[PlannedStage] = []
     needs = packs(context)
     if geometry.point > context.trunk_step or geometry.point == 0:
@@ -39,5 +40,5 @@ def plan_path_switching(context: PlanContext) -> Plan:
         stages=(*stages, branch, *plan_finish(context, branch)),
         branch_point=geometry.point,
         final_step=geometry.point + geometry.steps,
-        notes=geometry_notes(decay, geometry, ledger, line),
+        notes=geometry_notes(decay, geometry, ledger, line) | ({"auto": auto.notes} if auto else {}),
     )

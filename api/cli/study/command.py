@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,7 +71,7 @@ def study(options: Options) -> None:
         finally:
             results = latest[0]
             if len(results.lines) > before:
-                part = _part(began, len(results.lines) - before)
+                part = _part(options, began, len(results.lines) - before)
                 results = results.model_copy(update={"parts": (*results.parts, part)})
                 save_results(options.out, results)
     report = write_report(options.out, results)
@@ -141,8 +140,13 @@ def _told(number: int, total: int, line: LineResult) -> str:
     return f"{at}: mean perplexity {mean_perplexity(newest):.2f}, trained for {output.duration(seconds)}"
 
 
-def _part(began: datetime, lines: int) -> Part:
-    arguments = [Path(sys.argv[0]).name, *sys.argv[1:]]
+def _part(options: Options, began: datetime, lines: int) -> Part:
+    """The command without what does not change its results, and without the folders of this machine."""
+    arguments = ["pathswitch", "study", options.config.name, options.data.resolve().name]
+    if options.versions is not None:
+        arguments += ["--versions", str(options.versions)]
+    if options.cut is not None:
+        arguments += ["--cut", options.cut]
     return Part(
         command=shlex.join(arguments),
         began=f"{began:%Y-%m-%dT%H:%M:%SZ}",

@@ -44,8 +44,13 @@ def choose_length(
                 "last_prediction": None,
             },
         )
-    from_scratch = fit(evidence.trunk, [branch.curve for branch in evidence.branches])
-    return _choice(paradigm.decay, paradigm.decay.length, from_scratch, evidence, line, ledger, stands_at)
+    try:
+        law = fit(evidence.trunk, [branch.curve for branch in evidence.branches])
+    except (ValueError, np.linalg.LinAlgError) as error:
+        # Losses that no law fits are no reason to have no branch.
+        why = f"no law fits what the line has measured ({error}): a tenth of all steps"
+        return AutoChoice(steps=None, notes={"why": why, "last_prediction": None})
+    return _choice(paradigm.decay, paradigm.decay.length, law, evidence, line, ledger, stands_at)
 
 
 @dataclass(frozen=True)

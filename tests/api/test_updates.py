@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 
+from api.schemas.updates import MetricPoint, Stage
 from service.core.executor import RunError
 from service.core.stage_specs import StageKind
 from service.store import stages
@@ -196,6 +197,44 @@ def test_metrics_need_a_stage_of_the_update(each_plane: ControlPlane, model: str
     assert each_plane.http.get(path).status_code == 422
     assert each_plane.http.get(path, params={"stage": "stg_unknown"}).status_code == 404
     assert each_plane.http.get("/updates/upd_x/metrics", params={"stage": trunk.id}).status_code == 404
+
+
+def test_metrics_of_a_reused_stage_are_those_of_its_own_steps_by_whoever_trained_it(
+    each_plane: ControlPlane, model: str
+) -> None:
+    """The other line trained the trunk in one stage up to where this one's second segment ends."""
+    in_one = each_plane.client.start_update(model, data_version=2).id
+    each_plane.finish(model)
+    twin = f"{model}-twin"
+    each_plane.client.create_model({"name": twin, "dataset": model, "auto_update": False})
+    updates = []
+    for data_version in (1, 2):
+        updates.append(each_plane.client.start_update(twin, data_version=data_version).id)
+        each_plane.finish(twin)
+
+    def stage(update: str, kind: StageKind) -> Stage:
+        [found] = [stage for stage in each_plane.client.update(update).stages if stage.kind == kind]
+        return found
+
+    def points(update: str, kind: StageKind) -> list[MetricPoint]:
+        return each_plane.client.metrics(update, stage(update, kind).id)
+
+    first, second = (each_plane.client.update(update).branch_point for update in updates)
+    assert first is not None
+    assert second is not None
+    whole, own, reused = (stage(update, StageKind.TRAIN_TRUNK) for update in (in_one, *updates))
+    assert (whole.reused, own.reused, reused.reused) == (False, False, True)
+    more = [
+        {"step": step, "loss": 4.0, "learning_rate": 0.1, "grad_norm": 1, "tokens_per_second": 9}
+        for step in (first - 1, first, first + 1)
+    ]
+    with each_plane.database.transaction() as session:
+        stages.record_points(session, whole.id, more)
+    trained = points(in_one, StageKind.TRAIN_TRUNK)
+    assert [point.step for point in trained] == [first - 1, first, first + 1, second]
+    assert points(updates[1], StageKind.TRAIN_TRUNK) == trained[2:]
+    assert [point.step for point in points(updates[0], StageKind.TRAIN_TRUNK)] == [first]  # as its own has it
+    assert points(updates[1], StageKind.TRAIN_BRANCH) == points(in_one, StageKind.TRAIN_BRANCH) != []
 
 
 @ON_SQLITE

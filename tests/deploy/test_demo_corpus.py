@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from deploy.demo.corpus import DemoVersion, demo_versions, to_ndjson
+from api.cli.study.data import load_data
+from deploy.demo.corpus import DemoVersion, demo_versions, to_ndjson, write
+from service.ingest.formats import DataFormat
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,15 @@ def test_its_ndjson_is_valid_utf8_with_an_object_a_line(versions: list[DemoVersi
         rows = [json.loads(line) for line in lines]
         assert [row["text"] for row in rows] == [document.text for document in version.documents]
         assert all(set(row) == {"id", "text", "source"} for row in rows)
+
+
+def test_it_is_written_as_a_study_reads_it(versions: list[DemoVersion], tmp_path: Path) -> None:
+    write(tmp_path / "data")
+    data = load_data(tmp_path / "data")
+    assert data.labels == ("v1", "v2", "v3")
+    assert [body.content for body in data.versions] == [to_ndjson(version) for version in versions]
+    assert {(body.format, body.encoding) for body in data.versions} == {(DataFormat.NDJSON, None)}
+    assert data.slices == ()
 
 
 def test_reading_the_sources_imports_none_of_them() -> None:

@@ -95,6 +95,27 @@ class ControlPlane:
                 time.sleep(TICK_SECONDS)
         raise AssertionError(f"the updates of {model} have not ended in {UPDATE_SECONDS:.0f} s")
 
+    @contextmanager
+    def orchestrated(
+        self, executor: Executor | None = None, serving: Serving | None = None
+    ) -> Iterator[None]:
+        """Have the orchestrator run beside what is done meanwhile."""
+        orchestrator = self._orchestrator(executor or self.executor, serving or self.serving)
+        stop = threading.Event()
+
+        def run() -> None:
+            while not stop.is_set():
+                if not orchestrator.tick():
+                    stop.wait(TICK_SECONDS)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
     def tick_until_running(self, model: str, kind: StageKind) -> list[str]:
         """Run the orchestrator until a stage of that kind runs; ids of the model's running updates."""
         orchestrator = self._orchestrator(self.executor, self.serving)

@@ -52,7 +52,7 @@ def study(options: Options) -> None:
     results = open_results(options.out, config, data)
     deadline = time.monotonic() + 60 * options.minutes if options.minutes is not None else float("inf")
     began = datetime.now(UTC)
-    before = len(results.lines)
+    before = results.lines
     raise_on_sigterm()
     complete = False
     with _progress(console, num_lines(config), results) as (show, keep):
@@ -70,8 +70,9 @@ def study(options: Options) -> None:
                 complete = run.run(deadline)
         finally:
             results = latest[0]
-            if len(results.lines) > before:
-                part = _part(options, began, len(results.lines) - before)
+            made = [name for name, line in results.lines.items() if before.get(name) != line]
+            if made:
+                part = _part(options, began, len(made))
                 results = results.model_copy(update={"parts": (*results.parts, part)})
                 save_results(options.out, results)
     report = write_report(options.out, results)
@@ -114,7 +115,7 @@ def _progress(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    shown = set(results.lines)
+    shown = dict(results.lines)
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("starting", total=total, completed=len(results.lines))
 
@@ -124,9 +125,10 @@ def _progress(
             bars.update(task, completed=done, description=names[:60])
 
         def keep(now: Results) -> None:
-            for name in now.lines.keys() - shown:
-                shown.add(name)
-                console.print(_told(len(shown), total, now.lines[name]), markup=False)
+            for name, line in now.lines.items():
+                if shown.get(name) != line:
+                    shown[name] = line
+                    console.print(_told(len(shown), total, line), markup=False)
 
         yield show, keep
 

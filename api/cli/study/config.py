@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,8 +78,17 @@ class StudyConfig(Spec):
         for row in self.rows:
             if row.peak_of is not None and row.peak_of not in tuned:
                 raise ValueError(f"{row.name} takes the peak of {row.peak_of}, which is not tuned")
-            self.line_spec(row, dataset="d", name="m", seed=0, peak_lr=None)  # raises where it is none
+            for seed, peak_lr in self._settings():
+                self.line_spec(
+                    row, dataset="d", name="m", seed=seed, peak_lr=peak_lr
+                )  # raises where it is none
         return self
+
+    def _settings(self) -> Iterator[tuple[int, float | None]]:
+        """Every seed and every peak rate that a line may be given."""
+        yield from ((seed, None) for seed in self.seeds)
+        if self.tuning is not None:
+            yield from ((self.tuning.seed, peak_lr) for peak_lr in self.tuning.peak_lrs)
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)

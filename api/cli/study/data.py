@@ -61,7 +61,10 @@ def load_data(folder: Path, *, versions: int | None = None, cut: Sequence[int] |
     train, validation = train[:count], validation[:count]
     if cut is not None:
         return _cut(train, validation, cut)
-    return StudyData(tuple(map(_body, train)), tuple(map(_body, validation)))
+    data = StudyData(tuple(map(_body, train)), tuple(map(_body, validation)))
+    if len(set(data.labels)) < count:
+        raise Problem(f"two files of {folder / 'train'} have the same label", ", ".join(data.labels))
+    return data
 
 
 def shares_of(text: str) -> tuple[int, ...]:
@@ -90,7 +93,8 @@ def _body(path: Path) -> Body:
         raise Problem(f"{path}: {error.detail}") from error
     if format is None:
         raise Problem(f"{path}: its suffix tells no format")
-    return Body(path.name.split(".")[0], path.read_bytes(), format, encoding)
+    label = path.name.rsplit(".", 1 if encoding is None else 2)[0]
+    return Body(label, path.read_bytes(), format, encoding)
 
 
 def _cut(train: Sequence[Path], validation: Sequence[Path], shares: Sequence[int]) -> StudyData:
@@ -127,8 +131,19 @@ def _documents(paths: Sequence[Path]) -> list[dict[str, Any]]:
         body = _body(path)
         if body.format != DataFormat.NDJSON or body.encoding is not None:
             raise Problem(f"{path}: only plain NDJSON is cut anew")
-        found += [json.loads(line) for line in body.content.splitlines() if line.strip()]
+        lines = enumerate(body.content.splitlines(), 1)
+        found += [_document(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     return found
+
+
+def _document(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        raise Problem(f"{where} is not JSON", str(error)) from error
+    if not isinstance(document, dict) or not isinstance(document.get("text"), str):
+        raise Problem(f"{where} is no object with a text")
+    return document
 
 
 def _date(document: dict[str, Any]) -> str:

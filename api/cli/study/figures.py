@@ -139,17 +139,21 @@ def _tuning(analysis: Analysis) -> Figure | None:
     tuning = analysis.config.tuning
     if tuning is None:
         return None
-    figure, [axes] = _panels(1, 1, 5.2, 3.4)
-    for number, name in enumerate(tuning.rows):
-        tried = tuned(analysis.config, name, analysis.results)
-        points = [
+    points = {
+        name: [
             (peak, score(result))
-            for peak, result in tried.items()
+            for peak, result in tuned(analysis.config, name, analysis.results).items()
             if result is not None and math.isfinite(score(result))
         ]
-        if points:
+        for name in tuning.rows
+    }
+    if not any(points.values()):
+        return None
+    figure, [axes] = _panels(1, 1, 5.2, 3.4)
+    for number, (name, found) in enumerate(points.items()):
+        if found:
             colour = _COLOURS[analysis.config.row(name).paradigm.name]
-            peaks, scores = zip(*points, strict=True)
+            peaks, scores = zip(*found, strict=True)
             axes.plot(
                 peaks,
                 scores,
@@ -218,7 +222,8 @@ def _forgetting(analysis: Analysis) -> Figure | None:
         gaps = [
             [_percent(version.slice_gaps.get(label)) for label in analysis.labels] for version in row.versions
         ]
-        axes.imshow(gaps, cmap="RdBu_r", norm=norm, aspect="auto")
+        image = axes.imshow(gaps, cmap="RdBu_r", norm=norm, aspect="auto")
+        image.set_gid(f"map-{row.row.name}")  # by default its id is of its pixels, which two rows may share
         for down, version in enumerate(row.versions):
             for across, label in enumerate(analysis.labels):
                 spread = version.slice_perplexities.get(label)
@@ -266,7 +271,8 @@ def _range_of_losses(curves: Sequence[Curve]) -> tuple[float, float]:
     """Without the tenth that is highest: the first steps are far above all that is to be seen."""
     losses = sorted(loss for curve in curves for loss in curve.losses)
     low, high = losses[0], losses[-1 - len(losses) // 10]
-    return low - 0.05 * (high - low), high + 0.05 * (high - low)
+    margin = 0.05 * (high - low) or 0.05
+    return low - margin, high + margin
 
 
 def _percent(spread: Spread | None) -> float:

@@ -77,8 +77,8 @@ class StudyRun:
                     if len(self._active) >= self._in_flight:
                         break
                     if line.name not in tried:
-                        tried.add(line.name)
                         self._active[line.name] = self._begin(line)
+                        tried.add(line.name)
                 if not self._active:
                     return True
                 for name, active in list(self._active.items()):
@@ -92,7 +92,7 @@ class StudyRun:
                     raise
             self._show(Progress({name: _share(active) for name, active in self._active.items()}))
             time.sleep(POLL_SECONDS)
-        return False
+        return not self._active and next(missing_lines(self._config, self.results), None) is None
 
     def _push_data(self) -> None:
         """All that is not there yet. The slices first, for their documents are kept out of training."""
@@ -129,17 +129,24 @@ class StudyRun:
         count = len(self._data.versions)
         waiting = [count] if line.only_newest else list(range(1, count + 1))
         active = _Active(line, model, waiting)
-        for update in self._client.updates(model):
+        for number, update in self._asked_for(model).items():
             again = update.state == UpdateState.FAILED
-            active.updates[update.data_version] = self._client.retry_update(update.id) if again else update
+            active.updates[number] = self._client.retry_update(update.id) if again else update
         return active
+
+    def _asked_for(self, model: str) -> dict[int, Update]:
+        """By data version. One that was cancelled cannot be tried again: it is as if it had not been asked for."""
+        found = self._client.updates(model)
+        return {update.data_version: update for update in found if update.state != UpdateState.CANCELLED}
 
     def _advance(self, active: _Active) -> LineResult | None:
         """Ask for the line's next version where there is none in training; its result once it is complete or has failed."""
         for number in active.waiting:
             update = active.updates.get(number)
             if update is None:
-                active.updates[number] = self._client.start_update(active.model, data_version=number)
+                # It may have been asked for, and the answer lost on its way.
+                asked = self._asked_for(active.model).get(number)
+                active.updates[number] = asked or self._client.start_update(active.model, data_version=number)
                 return None
             if update.state not in FINISHED_UPDATES:
                 update = active.updates[number] = self._client.update(update.id)

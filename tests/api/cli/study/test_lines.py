@@ -1,0 +1,227 @@
+"""Which lines a study trains, in which order, and which results of an earlier part still stand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.cli.problems import Problem
+from api.cli.study.config import StudyConfig, load_config
+from api.cli.study.lines import Line, missing_lines, num_lines, peak_of, study_lines, tuning_lines
+from api.cli.study.results import LineResult, Part, Results, open_results, save_results
+from tests.support.study import data_of, measuring, no_results, result_of, study_of, trained, with_lines
+
+PEAKS = (0.001, 0.002, 0.004)
+ROWS: tuple[dict[str, Any], ...] = (
+    {"name": "path"},
+    {"name": "other", "training": {"peak_lr": 0.003}},
+    {"name": "shared", "paradigm": {"name": "merge"}, "peak_of": "path"},
+)
+STUDIES = Path(__file__).parents[4] / "deploy" / "study"
+
+
+def study(**changes: Any) -> StudyConfig:
+    tuning = {"rows": ["scratch", "path"], "peak_lrs": PEAKS, "seed": 0}
+    return study_of(*ROWS, **({"seeds": [0, 1], "tuning": tuning} | changes))
+
+
+def told(lines: list[Line]) -> list[tuple[str, int, float]]:
+    return [(line.row.name, line.seed, line.peak_lr) for line in lines]
+
+
+def missing(results: Results) -> list[Line]:
+    return list(missing_lines(results.config, results))
+
+
+def best_at(peak_lr: float) -> dict[float, float]:
+    return {peak: 50 + 1000 * abs(peak - peak_lr) for peak in PEAKS}
+
+
+def tuned_row(results: Results, row: str, perplexities: dict[float, float | None]) -> Results:
+    """With the results of the row's tuning lines, of these perplexities; None: it diverges after a first version."""
+    lines = {}
+    for line in tuning_lines(results.config):
+        if line.row.name == row and line.peak_lr in perplexities:
+            made = measuring(lambda line, version, on: perplexities[line.peak_lr] or 1.0, 2)(line)
+            if perplexities[line.peak_lr] is None:
+                made = result_of(line, made.versions[0], error="diverged: the loss is nan at step 7")
+            lines[line.name] = made
+    return with_lines(results, lines)
+
+
+# --- order ---
+
+
+def test_tuning_comes_first_and_rows_wait_for_the_peak_they_take() -> None:
+    config = study()
+    results = no_results(config)
+    grid = [(row, 0, peak) for row in ("scratch", "path") for peak in PEAKS]
+    assert told(missing(results)) == [*grid, ("other", 0, 0.003), ("other", 1, 0.003)]
+
+    results = tuned_row(results, "path", {0.001: 60, 0.002: 50})
+    assert {row for row, _, _ in told(missing(results))} == {
+        "scratch",
+        "path",
+        "other",
+    }  # a peak is still out
+
+    results = tuned_row(results, "path", best_at(0.002))
+    assert told(missing(results)) == [
+        *grid[:3],
+        ("other", 0, 0.003),
+        ("shared", 0, 0.002),
+        ("path", 1, 0.002),
+        ("other", 1, 0.003),
+        ("shared", 1, 0.002),
+    ]
+
+
+def test_every_row_has_the_first_seed_before_any_has_the_second() -> None:
+    config = study_of(*ROWS[:2], seeds=[7, 3])
+    assert [line.seed for line in study_lines(config, no_results(config))] == [7, 7, 7, 3, 3, 3]
+
+
+def test_without_tuning_a_row_has_its_own_peak_or_the_studys() -> None:
+    config = study_of(
+        {"name": "path"},
+        {"name": "other", "training": {"peak_lr": 0.02}},
+        model={"training": {"peak_lr": 0.01}},
+    )
+    lines = study_lines(config, no_results(config))
+    assert told(lines) == [("scratch", 0, 0.01), ("path", 0, 0.01), ("other", 0, 0.02)]
+    assert [line.spec["training"]["peak_lr"] for line in lines] == [0.01, 0.01, 0.02]
+
+
+# --- the best peak ---
+
+
+def test_the_best_peak_has_the_lowest_mean_perplexity_of_the_final_version() -> None:
+    """Neither the lowest on one slice, nor of an earlier version."""
+    final = {0.001: (1.0, 99.0), 0.002: (45.0, 45.0), 0.004: (90.0, 10.0)}
+    config = study()
+    results = no_results(config)
+    make_up = measuring(
+        lambda line, version, on: final[line.peak_lr][on - 1] if version == 2 else 100 * line.peak_lr, 2
+    )
+    results = with_lines(results, {line.name: make_up(line) for line in tuning_lines(config)})
+    for row in ("path", "shared", "scratch"):
+        assert peak_of(config, config.row(row), results) == 0.002
+
+
+def test_a_line_that_diverged_or_is_not_finite_is_never_the_best() -> None:
+    config = study()
+    path = config.row("path")
+    results = tuned_row(no_results(config), "path", {0.001: 60, 0.002: None, 0.004: 61})
+    assert peak_of(config, path, results) == 0.001
+
+    infinite = measuring(lambda line, version, on: None if on == 1 else 1.0, 2)
+    [best] = [line for line in tuning_lines(config) if line.row == path and line.peak_lr == 0.001]
+    results = with_lines(results, {best.name: infinite(best)})
+    assert peak_of(config, path, results) == 0.004
+
+    results = tuned_row(results, "path", dict.fromkeys(PEAKS))
+    assert peak_of(config, path, results) is None
+    assert {line.row.name for line in study_lines(config, results)} == {"other"}
+
+
+# --- trained once ---
+
+
+def test_a_tuned_line_is_the_studys_own_but_from_scratch_which_tunes_on_the_newest_version_only() -> None:
+    config = study()
+    results = no_results(config)
+    for row in ("scratch", "path"):
+        results = tuned_row(results, row, best_at(0.004))
+    lines = {(line.row.name, line.seed): line for line in study_lines(config, results)}
+    grid = {(line.row.name, line.peak_lr): line for line in tuning_lines(config)}
+    assert grid["path", 0.004] == lines["path", 0]
+    assert grid["path", 0.004].name in results.lines
+    assert grid["scratch", 0.004].only_newest
+    assert not lines["scratch", 0].only_newest
+    assert grid["scratch", 0.004].name != lines["scratch", 0].name
+    assert not any(line.only_newest for line in lines.values())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        study(),
+        study_of(*ROWS[:2], seeds=[0, 1]),
+        study(seeds=[1, 2]),  # the tuning's is none of them
+        study(tuning={"rows": ["path"], "peak_lrs": PEAKS, "seed": 1}),
+        load_config(STUDIES / "smoke.json"),
+        load_config(STUDIES / "paradigms.json"),
+    ],
+)
+def test_the_number_of_lines_is_known_before_any_is_trained(config: StudyConfig) -> None:
+    make_up = measuring(lambda line, version, on: 40 + abs(line.peak_lr - 0.003), 1)
+    asked: list[str] = []
+
+    def noted(line: Line) -> LineResult:
+        asked.append(line.name)
+        return make_up(line)
+
+    results = trained(no_results(config, 1), noted)
+    assert len(asked) == len(set(asked)) == len(results.lines) == num_lines(config)
+    assert missing(results) == []
+    own = {(line.row, line.seed) for line in results.lines.values() if not line.only_newest}
+    assert {(row.name, seed) for row in config.rows for seed in config.seeds} <= own
+
+
+# --- what an earlier part leaves ---
+
+
+def test_what_would_fail_again_is_not_tried_again_and_other_failures_are() -> None:
+    config = study_of({"name": "path"})
+    results = no_results(config)
+    scratch, path = missing(results)
+    diverged = result_of(path, error="diverged: the loss is nan at step 7")
+    assert missing(with_lines(results, {path.name: diverged})) == [scratch]
+    for error in ("worker_lost: the process is gone", "cancelled"):
+        assert missing(with_lines(results, {path.name: result_of(path, error=error)})) == [scratch, path]
+
+
+def test_a_changed_row_is_trained_anew_and_the_others_keep_their_results() -> None:
+    make_up = measuring(lambda line, version, on: 50.0, 2)
+    before = trained(no_results(study()), make_up)
+    changed = {"name": "shared", "paradigm": {"name": "merge", "k": 3}, "peak_of": "path"}
+    config = study_of(*ROWS[:2], changed, seeds=[0, 1], tuning=study().tuning)
+    after = before.model_copy(update={"config": config})
+    assert [(line.row.name, line.seed) for line in missing(after)] == [("shared", 0), ("shared", 1)]
+    assert missing(before) == []
+
+
+def test_results_are_read_as_they_were_written_and_stay_under_a_changed_configuration(tmp_path: Path) -> None:
+    data = data_of(["a"], ["b"], slices=[["c"], ["d"]])
+    fresh = open_results(tmp_path, study(), data)
+    assert (fresh.labels, fresh.lines, fresh.parts) == (("v1", "v2"), {}, ())
+    results = trained(fresh, measuring(lambda line, version, on: None if on == 2 else 1 / 3, 2))
+    part = Part(command="pathswitch study", began="then", ended="later", lines=3, machine="2 CPU cores")
+    results = results.model_copy(update={"parts": (part,)})
+    save_results(tmp_path / "deep" / "er", results)
+    assert open_results(tmp_path / "deep" / "er", study(), data) == results
+
+    assert results.lines
+    other = study(seeds=[0])
+    again = open_results(tmp_path / "deep" / "er", other, data)
+    assert again == results.model_copy(update={"config": other})
+
+
+def test_results_of_other_data_are_refused(tmp_path: Path) -> None:
+    data = data_of(["a"], ["b"], slices=[["c"], ["d"]])
+    save_results(tmp_path, open_results(tmp_path, study(), data))
+    others = [
+        data_of(["a"], ["B"], slices=[["c"], ["d"]]),
+        data_of(["a"], ["b"], slices=[["c"], ["D"]]),
+        data_of(["a"], ["b"]),
+        data_of(["a"], slices=[["c"]]),
+    ]
+    for other in others:
+        with pytest.raises(Problem, match="has the results of other data"):
+            open_results(tmp_path, study(), other)
+
+
+def test_a_file_that_holds_no_results_is_a_problem_not_a_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"lines"')
+    with pytest.raises(Problem, match="has no results of a study"):
+        open_results(tmp_path, study(), data_of(["a"]))

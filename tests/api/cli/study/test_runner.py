@@ -1,0 +1,209 @@
+"""A study beside a service whose stages are scripted: what is asked of it, and what is asked again."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+import pytest
+
+from api.cli.problems import Problem
+from api.cli.study import runner
+from api.cli.study.config import StudyConfig
+from api.cli.study.data import StudyData
+from api.cli.study.results import LineResult, Results
+from api.cli.study.runner import Progress, StudyRun
+from api.client import ApiError, Client
+from api.schemas.models import Model
+from api.schemas.updates import MetricPoint, Update
+from service.core.executor import RunError
+from service.core.stage_specs import StageKind
+from service.core.states import UpdateState
+from tests.support.control_plane import ControlPlane
+from tests.support.study import FIXED, data_of, no_results, study_of
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+
+
+class Study:
+    """Of two rows on two data versions that no other test has. ``results``: of all runs so far."""
+
+    def __init__(self, plane: ControlPlane, name: str) -> None:
+        self.plane = plane
+        self.config: StudyConfig = study_of({"name": "path", "paradigm": FIXED}, name=name)
+        texts = [[f"{name} {version} {n}" for n in range(9)] for version in "ab"]
+        self.data: StudyData = data_of(*texts, slices=[[f"{name} a"], [f"{name} b"]])
+        self.results: Results = no_results(self.config)
+        self.shown: list[Progress] = []
+
+    def run(self, client: Client | None = None, *, seconds: float = 60) -> bool:
+        run = StudyRun(
+            client or self.plane.client,
+            self.config,
+            self.data,
+            self.results,
+            in_flight=2,
+            save=self._save,
+            show=self.shown.append,
+        )
+        return run.run(time.monotonic() + seconds)
+
+    def _save(self, results: Results) -> None:
+        self.results = results
+
+    def updates(self) -> dict[str, list[Update]]:
+        """By row, in the order in which they were asked for."""
+        models = [model.name for model in self.plane.client.models() if f".{self.data.digest}." in model.name]
+        return {model.split(".")[2]: list(self.plane.client.updates(model)) for model in models}
+
+    def lines(self) -> list[LineResult]:
+        return list(self.results.lines.values())
+
+    def errors(self) -> dict[str, str | None]:
+        return {line.row: line.error for line in self.lines()}
+
+
+@pytest.fixture
+def study(plane: ControlPlane, name: str) -> Iterator[Study]:
+    yield Study(plane, name)
+    plane.executor.fail.clear()
+
+
+COMPLETE = {"scratch": None, "path": None}
+
+
+def test_every_line_has_every_version_and_nothing_is_asked_for_twice(study: Study) -> None:
+    with study.plane.orchestrated():
+        assert study.run()
+        assert study.errors() == COMPLETE
+        asked = study.updates()
+        assert {row: [update.data_version for update in found] for row, found in asked.items()} == {
+            "scratch": [1, 2],
+            "path": [1, 2],
+        }
+        for line in study.lines():
+            assert [list(version.perplexities) for version in line.versions] == [["v1"], ["v1", "v2"]]
+        # In a fresh results file, too: what the service has is taken as it is.
+        measured, study.results = study.results, no_results(study.config)
+        assert study.run()
+        assert study.results == measured
+        assert study.updates() == asked
+    assert {name for progress in study.shown for name in progress.active} == set(measured.lines)
+    assert all(0 <= share <= 1 for progress in study.shown for share in progress.active.values())
+
+
+def test_a_line_that_tunes_from_scratch_makes_the_newest_version_only(study: Study) -> None:
+    tuning = {"rows": ["scratch"], "peak_lrs": [0.001, 0.002]}
+    study.config = study_of(name=study.config.name, tuning=tuning)
+    with study.plane.orchestrated():
+        assert study.run()
+    made = [(line.only_newest, [version.data_version for version in line.versions]) for line in study.lines()]
+    assert sorted(made) == [(False, [1, 2]), (True, [2]), (True, [2])]
+
+
+def test_what_is_left_in_flight_at_the_deadline_is_gone_on_with(study: Study) -> None:
+    """Nothing moves in the first part: nobody orchestrates."""
+    assert not study.run(seconds=0.3)
+    assert study.results.lines == {}
+    assert [len(found) for found in study.updates().values()] == [1, 1]
+    with study.plane.orchestrated():
+        assert study.run()
+        assert study.errors() == COMPLETE
+        assert [len(found) for found in study.updates().values()] == [2, 2]
+        assert study.run(seconds=-1)  # past the deadline, and all have their results
+
+
+def test_a_failure_is_written_down_and_tried_again_in_the_next_part(study: Study) -> None:
+    error = RunError("", "worker_lost", "the process is gone", retryable=False)
+    study.plane.executor.fail[StageKind.TRAIN_BRANCH].append(error)
+    with study.plane.orchestrated():
+        assert study.run()
+        assert study.errors() == {"scratch": None, "path": "worker_lost: the process is gone"}
+        assert study.run()
+        assert study.errors() == COMPLETE
+    assert [len(found) for found in study.updates().values()] == [2, 2]
+
+
+def test_a_line_that_diverged_is_not_tried_again_and_keeps_the_versions_before(study: Study) -> None:
+    assert not study.run(seconds=0.3)
+    for [update] in study.updates().values():
+        study.plane.finish(update.model)
+    error = RunError("", "diverged", "the loss is nan at step 7", retryable=False)
+    study.plane.executor.fail[StageKind.TRAIN].append(error)
+    with study.plane.orchestrated():
+        assert study.run()
+        assert study.errors() == {"scratch": "diverged: the loss is nan at step 7", "path": None}
+        asked = study.updates()
+        assert study.run()
+        assert study.updates() == asked
+    versions = {line.row: [version.data_version for version in line.versions] for line in study.lines()}
+    assert versions == {"scratch": [1], "path": [1, 2]}
+
+
+def test_a_cancelled_update_is_asked_for_anew(study: Study) -> None:
+    assert not study.run(seconds=0.3)
+    [update] = study.updates()["path"]
+    study.plane.client.cancel_update(update.id)
+    with study.plane.orchestrated():
+        assert study.run()
+        assert study.errors() == COMPLETE
+    states = [update.state for update in study.updates()["path"]]
+    assert states == [UpdateState.CANCELLED, UpdateState.SUCCEEDED, UpdateState.SUCCEEDED]
+
+
+class Interrupted(Client):
+    """The first time that it creates a model, starts an update and reads metrics, the answer does not come through."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.lost: set[str] = set()
+
+    def create_model(self, spec: Mapping[str, Any]) -> Model:
+        self._lose("before", "create_model")
+        found = super().create_model(spec)
+        self._lose("after", "create_model")
+        return found
+
+    def start_update(self, model: str, **changes: Any) -> Update:
+        found = super().start_update(model, **changes)
+        self._lose("after", "start_update")
+        return found
+
+    def metrics(self, update_id: str, stage_id: str) -> list[MetricPoint]:
+        self._lose("before", "metrics")
+        return super().metrics(update_id, stage_id)
+
+    def _lose(self, *what: str) -> None:
+        if (key := " ".join(what)) not in self.lost:
+            self.lost.add(key)
+            raise httpx.ReadTimeout("the answer does not come through")
+
+
+def test_a_service_that_is_away_for_a_moment_costs_no_line_and_nothing_is_trained_twice(study: Study) -> None:
+    with study.plane.orchestrated(), Interrupted(study.plane.url) as client:
+        assert study.run(client)
+        assert len(client.lost) == 4
+    assert study.errors() == COMPLETE
+    assert [len(found) for found in study.updates().values()] == [2, 2]
+
+
+def test_an_answer_that_will_not_change_ends_the_run(study: Study) -> None:
+    base = {"architecture": {"base": "/no/such/base"}}
+    study.config = study_of({"name": "path"}, name=study.config.name, model=base)
+    with pytest.raises(ApiError) as caught:
+        study.run(seconds=5)
+    assert caught.value.problem.status == 422
+
+
+def test_a_dataset_of_the_same_name_with_other_data_is_refused(study: Study) -> None:
+    assert not study.run(seconds=-1)
+    assert not study.run(seconds=-1)  # with its own
+    other = Study(study.plane, f"{study.config.name}-other")
+    dataset = f"{other.config.name}.{other.data.digest}"
+    study.plane.client.create_dataset(dataset, holdout_fraction=0.0)
+    study.plane.push(dataset, "another's").raise_for_status()
+    with pytest.raises(Problem, match="v1 is data version 2 there, not 1"):
+        other.run(seconds=-1)

@@ -67,11 +67,6 @@ class RowSummary:
     def final(self) -> VersionSummary:
         return self.versions[-1]
 
-    @property
-    def newest_is_better_from_the_second(self) -> bool:
-        gaps = [version.newest_gap for version in self.versions[1:]]
-        return all(gap is not None and gap.mean < 0 for gap in gaps)
-
 
 @dataclass(frozen=True)
 class Target:

@@ -18,7 +18,7 @@ from api.cli.own_service import Service, raise_on_sigterm
 from api.cli.problems import Problem
 from api.cli.study.config import load_config
 from api.cli.study.data import load_data, shares_of
-from api.cli.study.lines import mean_perplexity, num_lines
+from api.cli.study.lines import mean_perplexity, num_lines, study_plan
 from api.cli.study.report import write_report
 from api.cli.study.results import LineResult, Part, Results, open_results, save_results
 from api.cli.study.runner import Progress, StudyRun
@@ -80,14 +80,19 @@ def study(options: Options) -> None:
         console.print(
             f"The report is {report}, and {report.with_suffix('.html').name} beside it.", markup=False
         )
-    errors = [(name, line.error) for name, line in results.lines.items() if line.error is not None]
-    for name, error in errors:
-        console.print(f"{name} failed: {error}", markup=False)
+    wanted = {line.name for line in study_plan(config, results)}
+    errors = [
+        (name, line) for name, line in results.lines.items() if name in wanted and line.error is not None
+    ]
+    for name, line in errors:
+        console.print(f"{name}: {line.error}", markup=False)
     if not complete:
         raise Problem(
-            f"{len(results.lines)} of {num_lines(config)} lines are trained",
+            f"{len(wanted & results.lines.keys())} of {num_lines(config)} lines are trained",
             f"The same command goes on from {options.out}.",
         )
+    if failed := [(name, line.error or "") for name, line in errors if not line.settled]:
+        raise Problem("lines have failed", "The same command tries them again.", failed)
 
 
 @contextmanager

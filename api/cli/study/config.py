@@ -70,6 +70,9 @@ class StudyConfig(Spec):
         if len(set(names)) < len(names):
             raise ValueError("two rows have the same name")
         tuned = set(self.tuning.rows) if self.tuning else set()
+        lists = [self.seeds, *((self.tuning.rows, self.tuning.peak_lrs) if self.tuning else ())]
+        if any(len(set(values)) < len(values) for values in lists):
+            raise ValueError("a seed, a tuned row or a peak rate is named twice")
         if unknown := (tuned | set(self.baselines)) - set(names):
             raise ValueError(f"no row is named {', '.join(sorted(unknown))}")
         for name in self.baselines:

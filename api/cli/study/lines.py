@@ -48,13 +48,17 @@ def study_lines(config: StudyConfig, results: Results) -> list[Line]:
     return found
 
 
+def study_plan(config: StudyConfig, results: Results) -> list[Line]:
+    """All lines that are known by now, in the order in which they are trained, each once."""
+    lines = (*tuning_lines(config), *study_lines(config, results))
+    return list({line.name: line for line in lines}.values())
+
+
 def missing_lines(config: StudyConfig, results: Results) -> Iterator[Line]:
     """What can be trained next and has no result that stands."""
-    seen = set()
-    for line in (*tuning_lines(config), *study_lines(config, results)):
+    for line in study_plan(config, results):
         result = results.lines.get(line.name)
-        if line.name not in seen and (result is None or not result.settled):
-            seen.add(line.name)
+        if result is None or not result.settled:
             yield line
 
 
@@ -77,7 +81,7 @@ def peak_of(config: StudyConfig, row: Row, results: Results) -> float | None:
     if tuning is None or source not in tuning.rows:
         return float((config.model.training | row.training).get("peak_lr", TrainingSpec().peak_lr))
     tried = tuned(config, source, results)
-    if any(result is None for result in tried.values()):
+    if any(result is None or not result.settled for result in tried.values()):
         return None
     scores = {peak_lr: score(result) for peak_lr, result in tried.items() if result is not None}
     best = min(scores, key=lambda peak_lr: scores[peak_lr])

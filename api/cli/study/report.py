@@ -7,7 +7,6 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 
-from api.cli.output import count
 from api.cli.study.analysis import Analysis, Spread
 from api.cli.study.figures import draw_figures
 from api.cli.study.lines import score, tuned
@@ -46,7 +45,6 @@ def to_markdown(analysis: Analysis, figures: frozenset[str]) -> str:
         "gap": _gap,
         "value": _value,
         "nats": _nats,
-        "count": count,
         "rate": lambda rate: f"{rate:g}",
     }
     template = environment.from_string(_template("report.md.j2"))
@@ -55,7 +53,6 @@ def to_markdown(analysis: Analysis, figures: frozenset[str]) -> str:
         results=analysis.results,
         config=analysis.config,
         figures=figures,
-        parameters=None,
         tuned=lambda name: tuned(analysis.config, name, analysis.results),
         score=score,
     )

@@ -60,7 +60,11 @@ def test_a_study_tells_every_line_and_reports_and_goes_on_where_it_stopped(
 
     plane.executor.fail[StageKind.TRAIN_BRANCH].append(RunError("", "worker_lost", "gone", retryable=False))
     with plane.orchestrated():
-        study(options(plane, tmp_path, name))
+        with pytest.raises(Problem) as failed:
+            study(options(plane, tmp_path, name))
+        [(model, why)] = failed.value.errors
+        assert re.fullmatch(r"path\.s0\.[0-9a-f]{8}", model)
+        assert why == "worker_lost: gone"
         told = capsys.readouterr().out.splitlines()
         assert len(told) == 4
         lines = {re.sub(r"^[\d:]+ ", "", line) for line in told[:2]}
@@ -71,7 +75,7 @@ def test_a_study_tells_every_line_and_reports_and_goes_on_where_it_stopped(
         }
         report = tmp_path / "out" / "report.md"
         assert told[2] == f"The report is {report}, and report.html beside it."
-        assert re.fullmatch(r"path\.s0\.[0-9a-f]{8} failed: worker_lost: gone", told[3])
+        assert told[3] == f"{model}: {why}"
         first = report.read_text()
 
         study(options(plane, tmp_path, name))

@@ -42,6 +42,8 @@ def test_the_studies_that_ship_have_every_paradigm_and_no_row_twice(name: str) -
         (plain_study(PATH, model={"training": {"batch_tokens": 4}}), "training.batch_tokens: "),
         (plain_study(PATH, tuning=TUNING | {"peak_lrs": [0.001, 2]}), "training.peak_lr: "),
         (plain_study(PATH, seeds=[0, -1]), "training.seed: "),
+        (plain_study(PATH, seeds=[1, 1]), "is named twice"),
+        (plain_study(PATH, tuning=TUNING | {"peak_lrs": [0.001, 0.001]}), "is named twice"),
         (plain_study(PATH, tuning=TUNING | {"peak_lrs": [0.001]}), "tuning.peak_lrs: "),
         (plain_study(PATH | {"paradigms": {}}), "rows.1.paradigms: "),
         (plain_study(PATH | {"paradigm": {"name": "astrology"}}), "rows.1.paradigm: "),

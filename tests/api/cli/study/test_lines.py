@@ -225,3 +225,16 @@ def test_a_file_that_holds_no_results_is_a_problem_not_a_fresh_start(tmp_path: P
     (tmp_path / "results.json").write_text('{"lines"')
     with pytest.raises(Problem, match="has no results of a study"):
         open_results(tmp_path, study(), data_of(["a"]))
+
+
+def test_a_row_waits_for_a_peak_whose_line_was_lost() -> None:
+    """A worker that died says nothing of the peak: the next part tries it again, and no row settles for the rest meanwhile."""
+    results = tuned_row(no_results(study()), "path", best_at(0.002))
+    [line] = [one for one in tuning_lines(results.config) if (one.row.name, one.peak_lr) == ("path", 0.002)]
+    lost = with_lines(
+        results, {line.name: results.lines[line.name].model_copy(update={"error": "worker_lost: gone"})}
+    )
+    row = results.config.row("path")
+    assert peak_of(results.config, row, results) == 0.002
+    assert peak_of(results.config, row, lost) is None
+    assert line.name in {one.name for one in missing(lost)}

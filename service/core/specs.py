@@ -63,13 +63,11 @@ class FixedLength(Spec):
     fraction: float = Field(0.6, gt=0, le=1, allow_inf_nan=False)
 
 
-class ProportionalLength(Spec):
-    """Branch length as a fraction of all steps so far, held between ``min`` and ``max`` of this version's steps."""
+class _HeldLength(Spec):
+    """Held between ``min`` and ``max`` of this version's steps."""
 
-    rule: Literal["proportional"] = "proportional"
-    fraction: float = Field(0.1, gt=0, le=1, allow_inf_nan=False)
     min: float = Field(0.05, ge=0, allow_inf_nan=False)
-    max: float = Field(0.4, gt=0, allow_inf_nan=False)
+    max: float = Field(gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -78,7 +76,15 @@ class ProportionalLength(Spec):
         return self
 
 
-class AutoLength(Spec):
+class ProportionalLength(_HeldLength):
+    """Branch length as a fraction of all steps so far, held between ``min`` and ``max`` of this version's steps."""
+
+    rule: Literal["proportional"] = "proportional"
+    fraction: float = Field(0.1, gt=0, le=1, allow_inf_nan=False)
+    max: float = Field(0.4, gt=0, allow_inf_nan=False)
+
+
+class AutoLength(_HeldLength):
     """The shortest branch that a loss law, fitted to the line's own losses, puts within ``tolerance`` of the best length.
 
     ``tolerance`` is of perplexity, as a fraction; lengths are held between ``min`` and ``max`` of this version's steps.
@@ -87,14 +93,7 @@ class AutoLength(Spec):
 
     rule: Literal["auto"] = "auto"
     tolerance: float = Field(0.003, gt=0, le=1, allow_inf_nan=False)
-    min: float = Field(0.05, ge=0, allow_inf_nan=False)
     max: float = Field(1.0, gt=0, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min > self.max:
-            raise ValueError("min must not exceed max")
-        return self
 
 
 SpanLength = Annotated[FixedLength | ProportionalLength, Field(discriminator="rule")]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from api.cli.study.config import Row, StudyConfig
-from api.cli.study.lines import mean_perplexity, results_of
+from api.cli.study.lines import mean_perplexity, results_by_row
 from api.cli.study.results import Curve, LineResult, Measured, Results
 from service.core import costs
 from service.core.forgetting import MeasuredVersion, backward_transfers
@@ -84,7 +84,7 @@ class Analysis:
         self.results = results
         self.config: StudyConfig = results.config
         self.labels = results.labels
-        self._lines = {row.name: results_of(self.config, row, results) for row in self.config.rows}
+        self._lines = results_by_row(self.config, results)
 
     def line(self, row: str) -> LineResult | None:
         """The row's line under the first seed that it has."""
@@ -136,11 +136,6 @@ class Analysis:
     @cached_property
     def rows(self) -> tuple[RowSummary, ...]:
         return tuple(self._summary(row) for row in self.config.rows if self._lines[row.name])
-
-    @property
-    def seeds(self) -> int:
-        """The most that any row has."""
-        return max((len(row.seeds) for row in self.rows), default=0)
 
     def closed_form_ratio(self, row: str) -> float | None:
         """E_N + Σ_(i<N) d_i over Σ E_i, of path switching without replay, from branch lengths as they were."""

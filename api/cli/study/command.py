@@ -64,7 +64,7 @@ def study(options: Options) -> None:
             keep(now)
 
         try:
-            with _service(options, console) as url, Client(url) as client:
+            with _service(options) as url, Client(url) as client:
                 in_flight = _IN_FLIGHT_PER_PROCESS * options.processes
                 run = StudyRun(client, config, data, results, in_flight=in_flight, save=save, show=show)
                 complete = run.run(deadline)
@@ -96,7 +96,7 @@ def study(options: Options) -> None:
 
 
 @contextmanager
-def _service(options: Options, console: Console) -> Iterator[str]:
+def _service(options: Options) -> Iterator[str]:
     """Where the control plane is."""
     if options.api is not None:
         yield options.api

@@ -82,9 +82,8 @@ class StudyConfig(Spec):
             if row.peak_of is not None and row.peak_of not in tuned:
                 raise ValueError(f"{row.name} takes the peak of {row.peak_of}, which is not tuned")
             for seed, peak_lr in self._settings():
-                self.line_spec(
-                    row, dataset="d", name="m", seed=seed, peak_lr=peak_lr
-                )  # raises where it is none
+                body = self.line_spec(row, dataset="d", name="m", seed=seed, peak_lr=peak_lr)
+                ModelSpec.model_validate(body)
         return self
 
     def _settings(self) -> Iterator[tuple[int, float | None]]:
@@ -115,7 +114,6 @@ class StudyConfig(Spec):
         }
         if self.model.tokenizer is not None:
             body["tokenizer"] = self.model.tokenizer.model_dump(mode="json", exclude_none=True)
-        ModelSpec.model_validate(body)
         return body
 
 

@@ -27,25 +27,19 @@ class Line:
 
 
 def tuning_lines(config: StudyConfig) -> list[Line]:
-    tuning = config.tuning
-    if tuning is None:
-        return []
-    return [
-        _line(config, row, tuning.seed, peak_lr, only_newest=row.is_from_scratch)
-        for row in map(config.row, tuning.rows)
-        for peak_lr in tuning.peak_lrs
-    ]
+    rows = config.tuning.rows if config.tuning else ()
+    return [line for row in map(config.row, rows) for line in _grid(config, row)]
 
 
 def study_lines(config: StudyConfig, results: Results) -> list[Line]:
     """Those whose peak rate is known by now, every row under the first seed before any under the second."""
-    found = []
-    for seed in config.seeds:
-        for row in config.rows:
-            peak_lr = peak_of(config, row, results)
-            if peak_lr is not None:
-                found.append(_line(config, row, seed, peak_lr, only_newest=False))
-    return found
+    peaks = [(row, peak_of(config, row, results)) for row in config.rows]
+    return [
+        _line(config, row, seed, peak_lr, only_newest=False)
+        for seed in config.seeds
+        for row, peak_lr in peaks
+        if peak_lr is not None
+    ]
 
 
 def study_plan(config: StudyConfig, results: Results) -> list[Line]:
@@ -90,11 +84,8 @@ def peak_of(config: StudyConfig, row: Row, results: Results) -> float | None:
 
 def tuned(config: StudyConfig, row_name: str, results: Results) -> dict[float, LineResult | None]:
     """What was measured of a tuned row, by peak rate."""
-    return {
-        line.peak_lr: results.lines.get(line.name)
-        for line in tuning_lines(config)
-        if line.row.name == row_name
-    }
+    lines = _grid(config, config.row(row_name))
+    return {line.peak_lr: results.lines.get(line.name) for line in lines}
 
 
 def score(result: LineResult) -> float:
@@ -110,11 +101,24 @@ def mean_perplexity(version: Measured) -> float:
     return math.fsum(value for value in values if value is not None) / len(values)
 
 
-def results_of(config: StudyConfig, row: Row, results: Results) -> dict[int, LineResult]:
-    """The complete lines of a row, by seed."""
-    lines = [line for line in study_lines(config, results) if line.row.name == row.name]
-    found = {line.seed: results.lines.get(line.name) for line in lines}
-    return {seed: result for seed, result in found.items() if result is not None and result.complete}
+def results_by_row(config: StudyConfig, results: Results) -> dict[str, dict[int, LineResult]]:
+    """The complete lines of every row, by seed."""
+    found: dict[str, dict[int, LineResult]] = {row.name: {} for row in config.rows}
+    for line in study_lines(config, results):
+        result = results.lines.get(line.name)
+        if result is not None and result.complete:
+            found[line.row.name][line.seed] = result
+    return found
+
+
+def _grid(config: StudyConfig, row: Row) -> list[Line]:
+    """A tuned row at every peak."""
+    tuning = config.tuning
+    assert tuning is not None
+    return [
+        _line(config, row, tuning.seed, peak_lr, only_newest=row.is_from_scratch)
+        for peak_lr in tuning.peak_lrs
+    ]
 
 
 def _line(config: StudyConfig, row: Row, seed: int, peak_lr: float, *, only_newest: bool) -> Line:

@@ -73,12 +73,13 @@ class StudyRun:
         tried: set[str] = set()
         while time.monotonic() < deadline:
             try:
-                for line in missing_lines(self._config, self.results):
-                    if len(self._active) >= self._in_flight:
+                while len(self._active) < self._in_flight:
+                    waiting = missing_lines(self._config, self.results)
+                    line = next((line for line in waiting if line.name not in tried), None)
+                    if line is None:
                         break
-                    if line.name not in tried:
-                        self._active[line.name] = self._begin(line)
-                        tried.add(line.name)
+                    self._active[line.name] = self._begin(line)
+                    tried.add(line.name)
                 if not self._active:
                     return True
                 for name, active in list(self._active.items()):

@@ -23,10 +23,8 @@ from service.core.specs import BranchLength, DecaySpec, FixedLength, Proportiona
 from service.core.stage_specs import LineSpec, RunPath
 
 SHORTEST_BRANCH = 8  # below this a decay is a handful of steps and the shape means nothing
-
-UNLEARNED_FRACTION = Fraction(
-    1, 10
-)  # of all steps: how long the rule auto makes a branch before it has learned
+# Of all steps: how long the rule auto makes a branch before it has learned.
+UNLEARNED_FRACTION = Fraction(1, 10)
 
 
 class BranchGeometry(Spec):

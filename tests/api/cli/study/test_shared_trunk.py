@@ -1,0 +1,58 @@
+"""A trunk that several rows share, put together from what each of them trained of it."""
+
+from api.cli.study.analysis import Analysis
+from api.cli.study.lines import missing_lines
+from api.cli.study.results import LineResult
+from service.core.stage_specs import StageKind
+from tests.support.study import FIXED, measuring, no_results, result_of, study_of, trained, with_lines
+
+PATH = {"name": "path", "paradigm": FIXED}
+CONTINUAL = {"name": "continual", "paradigm": {"name": "continual"}}
+
+
+def test_a_trunk_is_whole_and_nothing_of_it_is_twice_whoever_trained_it() -> None:
+    """The row itself has only the last stretch: the one before is another's, which shares the trunk."""
+    config = study_of(PATH, {"name": "merge", "paradigm": {"name": "merge"}}, CONTINUAL)
+    results = no_results(config)
+    lines: dict[str, LineResult] = {}
+    for line in missing_lines(config, results):
+        made = measuring(lambda line, version, on: 100.0, 2)(line)
+        if line.row.name == "path":
+            first, second = made.versions
+            made = result_of(line, first.model_copy(update={"curves": ()}), second)
+        lines[line.name] = made
+    analysis = Analysis(with_lines(results, lines))
+    for row, last in (("path", 140), ("merge", 200)):
+        trunk = analysis.trunk(row)
+        assert [step for curve in trunk for step in curve.steps] == list(range(10, last + 1, 10))
+        assert {curve.kind for curve in trunk} == {StageKind.TRAIN_TRUNK}
+        for curve in trunk:
+            assert len(curve.steps) == len(curve.losses) == len(curve.rates)
+            assert curve.losses == tuple(6 - step / 1000 for step in curve.steps)
+    assert analysis.trunk("continual") == analysis.trunk("scratch") == []
+
+
+def test_a_trunk_of_another_seed_peak_or_training_is_another_trunk() -> None:
+    """The row's own line is the only one without curves."""
+    config = study_of(
+        PATH,
+        {
+            "name": "merge",
+            "paradigm": {"name": "merge"},
+            "training": {"weight_decay": 0.2},
+            "peak_of": "path",
+        },
+        seeds=[0, 1],
+        tuning={"rows": ["path"], "peak_lrs": [0.001, 0.002]},
+    )
+    results = trained(no_results(config), measuring(lambda line, version, on: 100.0, 2))
+    assert Analysis(results).trunk("path")
+    bare = {
+        name: line.model_copy(
+            update={"versions": tuple(v.model_copy(update={"curves": ()}) for v in line.versions)}
+        )
+        for name, line in results.lines.items()
+        if line == Analysis(results).line("path")
+    }
+    assert len(bare) == 1
+    assert Analysis(with_lines(results, bare)).trunk("path") == []

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
+MAX_PEAK_LR = 1.0
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Fraction01 = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -213,7 +214,7 @@ class TrainingSpec(Spec):
     sequence_length: int = Field(128, ge=8, le=1 << 20)
     batch_tokens: int = Field(2048, ge=8)
     micro_batch_tokens: int | None = Field(None, ge=8)
-    peak_lr: float = Field(2e-3, gt=0, le=1, allow_inf_nan=False)
+    peak_lr: float = Field(2e-3, gt=0, le=MAX_PEAK_LR, allow_inf_nan=False)
     warmup_steps: int = Field(20, ge=0)
     optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[Fraction01, Fraction01] = (0.9, 0.95)

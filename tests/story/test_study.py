@@ -86,7 +86,7 @@ def test_a_study_measures_every_line_trains_none_twice_and_comes_out_the_same_ag
     with plane.orchestrated(*workers(plane)):
         complete, results = run(plane, nothing)
         assert complete
-        assert len(results.lines) == num_lines(CONFIG) == 4
+        assert len(results.lines) == num_lines(CONFIG, results) == 4
         asked = asked_of(plane)
         assert len(asked) == 2 * 4
         assert run(plane, results) == (True, results)

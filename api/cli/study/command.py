@@ -16,7 +16,7 @@ from rich.progress import Progress as Bars
 from api.cli import output
 from api.cli.own_service import Service, raise_on_sigterm
 from api.cli.problems import Problem
-from api.cli.study.config import load_config
+from api.cli.study.config import StudyConfig, load_config
 from api.cli.study.data import load_data, shares_of
 from api.cli.study.lines import mean_perplexity, num_lines, study_plan
 from api.cli.study.report import write_report
@@ -55,7 +55,7 @@ def study(options: Options) -> None:
     before = results.lines
     raise_on_sigterm()
     complete = False
-    with _progress(console, num_lines(config), results) as (show, keep):
+    with _progress(console, config, results) as (show, keep):
         latest = [results]
 
         def save(now: Results) -> None:
@@ -88,7 +88,7 @@ def study(options: Options) -> None:
         console.print(f"{name}: {line.error}", markup=False)
     if not complete:
         raise Problem(
-            f"{len(wanted & results.lines.keys())} of {num_lines(config)} lines are trained",
+            f"{len(wanted & results.lines.keys())} of {num_lines(config, results)} lines are trained",
             f"The same command goes on from {options.out}.",
         )
     if failed := [(name, line.error or "") for name, line in errors if not line.settled]:
@@ -111,7 +111,7 @@ def _service(options: Options) -> Iterator[str]:
 
 @contextmanager
 def _progress(
-    console: Console, total: int, results: Results
+    console: Console, config: StudyConfig, results: Results
 ) -> Iterator[tuple[Callable[[Progress], None], Callable[[Results], None]]]:
     """One bar, in lines; where nobody looks, a text line for every line that is complete."""
     columns = (
@@ -122,6 +122,7 @@ def _progress(
     )
     shown = dict(results.lines)
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        total = num_lines(config, results)
         task = bars.add_task("starting", total=total, completed=len(results.lines))
 
         def show(progress: Progress) -> None:
@@ -130,6 +131,9 @@ def _progress(
             bars.update(task, completed=done, description=names[:60])
 
         def keep(now: Results) -> None:
+            nonlocal total
+            total = num_lines(config, now)
+            bars.update(task, total=total)
             for name, line in now.lines.items():
                 if shown.get(name) != line:
                     shown[name] = line

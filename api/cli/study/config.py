@@ -46,10 +46,14 @@ class Row(Spec):
 
 
 class Tuning(Spec):
-    """``rows`` are trained at every peak rate of the grid; the best by mean perplexity of the final version is theirs."""
+    """``rows`` are trained at every peak rate of the grid; the best by mean perplexity of the final version is theirs.
+
+    Where a row's best is an end of its grid, the grid goes on there by the ratio of the last two, ``widen`` times at most.
+    """
 
     rows: tuple[Name, ...]
     peak_lrs: tuple[float, ...] = Field(min_length=2)
+    widen: int = Field(0, ge=0, le=16)
     seed: int = 0
 
 

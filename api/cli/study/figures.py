@@ -13,7 +13,7 @@ from matplotlib.ticker import FormatStrFormatter, NullLocator
 
 from api.cli.study.analysis import Analysis, RowSummary, Spread
 from api.cli.study.config import Row
-from api.cli.study.lines import score, tuned
+from api.cli.study.lines import score, tuned, tuned_peaks
 from api.cli.study.results import Curve, LineResult
 from service.core.stage_specs import StageKind
 
@@ -164,7 +164,8 @@ def _tuning(analysis: Analysis) -> Figure | None:
                 linestyle=("-", "--", ":", "-.")[number % 4],
             )
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(tuning.peak_lrs), [f"{peak:g}" for peak in tuning.peak_lrs])
+    peaks = tuned_peaks(analysis.config, analysis.results)
+    axes.set_xticks(list(peaks), [f"{peak:g}" for peak in peaks])
     axes.set_yscale("log")
     axes.set_xlabel("peak learning rate")
     axes.set_ylabel("mean perplexity, final version")

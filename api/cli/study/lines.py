@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from api.cli.study.config import Row, StudyConfig, digest
+from api.cli.study.config import Row, StudyConfig, Tuning, digest
 from api.cli.study.results import LineResult, Measured, Results
-from service.core.specs import TrainingSpec
+from service.core.specs import MAX_PEAK_LR, TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Line:
         return f"{self.row.name}.s{self.seed}.{digest({**self.spec, 'only_newest': self.only_newest})}"
 
 
-def tuning_lines(config: StudyConfig) -> list[Line]:
+def tuning_lines(config: StudyConfig, results: Results) -> list[Line]:
     rows = config.tuning.rows if config.tuning else ()
-    return [line for row in map(config.row, rows) for line in _grid(config, row)]
+    return [line for row in map(config.row, rows) for line in _grid(config, row, results)]
 
 
 def study_lines(config: StudyConfig, results: Results) -> list[Line]:
@@ -44,7 +44,7 @@ def study_lines(config: StudyConfig, results: Results) -> list[Line]:
 
 def study_plan(config: StudyConfig, results: Results) -> list[Line]:
     """All lines that are known by now, in the order in which they are trained, each once."""
-    lines = (*tuning_lines(config), *study_lines(config, results))
+    lines = (*tuning_lines(config, results), *study_lines(config, results))
     return list({line.name: line for line in lines}.values())
 
 
@@ -56,16 +56,17 @@ def missing_lines(config: StudyConfig, results: Results) -> Iterator[Line]:
             yield line
 
 
-def num_lines(config: StudyConfig) -> int:
-    """Of the whole study. A tuned row's best peak is one of the lines of the study, where its seed is one of them."""
+def num_lines(config: StudyConfig, results: Results) -> int:
+    """Of the whole study, as far as its grids go by now.
+
+    A tuned row's best peak is one of the lines of the study, where its seed is one of them.
+    """
     tuning = config.tuning
     count = len(config.rows) * len(config.seeds)
     if tuning is None:
         return count
     shared = [row for row in map(config.row, tuning.rows) if not row.is_from_scratch]
-    return (
-        count + len(tuning.rows) * len(tuning.peak_lrs) - (len(shared) if tuning.seed in config.seeds else 0)
-    )
+    return count + len(tuning_lines(config, results)) - (len(shared) if tuning.seed in config.seeds else 0)
 
 
 def peak_of(config: StudyConfig, row: Row, results: Results) -> float | None:
@@ -84,8 +85,13 @@ def peak_of(config: StudyConfig, row: Row, results: Results) -> float | None:
 
 def tuned(config: StudyConfig, row_name: str, results: Results) -> dict[float, LineResult | None]:
     """What was measured of a tuned row, by peak rate."""
-    lines = _grid(config, config.row(row_name))
+    lines = _grid(config, config.row(row_name), results)
     return {line.peak_lr: results.lines.get(line.name) for line in lines}
+
+
+def tuned_peaks(config: StudyConfig, results: Results) -> tuple[float, ...]:
+    """Of all tuned rows together, lowest first."""
+    return tuple(sorted({line.peak_lr for line in tuning_lines(config, results)}))
 
 
 def score(result: LineResult) -> float:
@@ -111,14 +117,33 @@ def results_by_row(config: StudyConfig, results: Results) -> dict[str, dict[int,
     return found
 
 
-def _grid(config: StudyConfig, row: Row) -> list[Line]:
-    """A tuned row at every peak."""
+def _grid(config: StudyConfig, row: Row, results: Results) -> list[Line]:
+    """A tuned row at every peak, lowest first; one peak further for every time that the best of them was at an end."""
     tuning = config.tuning
     assert tuning is not None
-    return [
-        _line(config, row, tuning.seed, peak_lr, only_newest=row.is_from_scratch)
-        for peak_lr in tuning.peak_lrs
-    ]
+    grid = [_tuning_line(config, tuning, row, peak_lr) for peak_lr in sorted(tuning.peak_lrs)]
+    for _ in range(tuning.widen):
+        found = [results.lines.get(line.name) for line in grid]
+        scores = [score(result) for result in found if result is not None and result.settled]
+        if len(scores) < len(grid):
+            break
+        best = scores.index(min(scores))
+        if best == 0:
+            grid.insert(0, _tuning_line(config, tuning, row, _next_peak(grid[1], grid[0])))
+        elif best == len(grid) - 1 and (peak_lr := _next_peak(grid[-2], grid[-1])) <= MAX_PEAK_LR:
+            grid.append(_tuning_line(config, tuning, row, peak_lr))
+        else:
+            break
+    return grid
+
+
+def _next_peak(last_but_one: Line, last: Line) -> float:
+    """By the same ratio again. Rounded, for it is a part of the line's name."""
+    return float(f"{last.peak_lr**2 / last_but_one.peak_lr:.6g}")
+
+
+def _tuning_line(config: StudyConfig, tuning: Tuning, row: Row, peak_lr: float) -> Line:
+    return _line(config, row, tuning.seed, peak_lr, only_newest=row.is_from_scratch)
 
 
 def _line(config: StudyConfig, row: Row, seed: int, peak_lr: float, *, only_newest: bool) -> Line:

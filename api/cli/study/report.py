@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from api.cli.study.analysis import Analysis, Spread
 from api.cli.study.figures import draw_figures
-from api.cli.study.lines import score, tuned
+from api.cli.study.lines import score, tuned, tuned_peaks
 from api.cli.study.results import Results
 
 MARKDOWN, HTML, FIGURES = "report.md", "report.html", "figures"
@@ -54,6 +54,7 @@ def to_markdown(analysis: Analysis, figures: frozenset[str]) -> str:
         config=analysis.config,
         figures=figures,
         tuned=lambda name: tuned(analysis.config, name, analysis.results),
+        tuned_peaks=tuned_peaks(analysis.config, analysis.results),
         score=score,
     )
 

@@ -1,5 +1,6 @@
 """Which lines a study trains, in which order, and which results of an earlier part still stand."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,16 @@ import pytest
 
 from api.cli.problems import Problem
 from api.cli.study.config import StudyConfig, load_config
-from api.cli.study.lines import Line, missing_lines, num_lines, peak_of, study_lines, tuning_lines
+from api.cli.study.lines import (
+    Line,
+    missing_lines,
+    num_lines,
+    peak_of,
+    study_lines,
+    tuned,
+    tuned_peaks,
+    tuning_lines,
+)
 from api.cli.study.results import LineResult, Part, Results, open_results, save_results
 from tests.support.study import data_of, measuring, no_results, result_of, study_of, trained, with_lines
 
@@ -40,7 +50,7 @@ def best_at(peak_lr: float) -> dict[float, float]:
 def tuned_row(results: Results, row: str, perplexities: dict[float, float | None]) -> Results:
     """With the results of the row's tuning lines, of these perplexities; None: it diverges after a first version."""
     lines = {}
-    for line in tuning_lines(results.config):
+    for line in tuning_lines(results.config, results):
         if line.row.name == row and line.peak_lr in perplexities:
             made = measuring(lambda line, version, on: perplexities[line.peak_lr] or 1.0, 2)(line)
             if perplexities[line.peak_lr] is None:
@@ -103,7 +113,7 @@ def test_the_best_peak_has_the_lowest_mean_perplexity_of_the_final_version() -> 
     make_up = measuring(
         lambda line, version, on: final[line.peak_lr][on - 1] if version == 2 else 100 * line.peak_lr, 2
     )
-    results = with_lines(results, {line.name: make_up(line) for line in tuning_lines(config)})
+    results = with_lines(results, {line.name: make_up(line) for line in tuning_lines(config, results)})
     for row in ("path", "shared", "scratch"):
         assert peak_of(config, config.row(row), results) == 0.002
 
@@ -115,13 +125,61 @@ def test_a_line_that_diverged_or_is_not_finite_is_never_the_best() -> None:
     assert peak_of(config, path, results) == 0.001
 
     infinite = measuring(lambda line, version, on: None if on == 1 else 1.0, 2)
-    [best] = [line for line in tuning_lines(config) if line.row == path and line.peak_lr == 0.001]
+    [best] = [line for line in tuning_lines(config, results) if line.row == path and line.peak_lr == 0.001]
     results = with_lines(results, {best.name: infinite(best)})
     assert peak_of(config, path, results) == 0.004
 
     results = tuned_row(results, "path", dict.fromkeys(PEAKS))
     assert peak_of(config, path, results) is None
     assert {line.row.name for line in study_lines(config, results)} == {"other"}
+
+
+def widening(widen: int, optimum: float, **changes: Any) -> tuple[StudyConfig, Results]:
+    """A tuned study at its end, whose best peak is the one nearest to ``optimum``."""
+    tuning = {"rows": ["scratch", "path"], "peak_lrs": (0.004, 0.001, 0.002), "widen": widen} | changes
+    config = study(tuning=tuning)
+    make_up = measuring(lambda line, version, on: 50 + abs(math.log(line.peak_lr / optimum)), 2)
+    return config, trained(no_results(config), make_up)
+
+
+@pytest.mark.parametrize(
+    ("optimum", "peaks", "best"),
+    [
+        (0.002, [0.001, 0.002, 0.004], 0.002),  # no end of the grid
+        (0.001, [0.0005, 0.001, 0.002, 0.004], 0.001),
+        (0.0004, [0.00025, 0.0005, 0.001, 0.002, 0.004], 0.0005),
+        (0.0001, [0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004], 0.000125),  # three times is the most
+        (0.008, [0.001, 0.002, 0.004, 0.008, 0.016], 0.008),
+    ],
+)
+def test_a_grid_goes_on_past_the_end_at_which_the_best_lies(
+    optimum: float, peaks: list[float], best: float
+) -> None:
+    config, results = widening(3, optimum)
+    for row in ("scratch", "path"):
+        assert list(tuned(config, row, results)) == peaks
+        assert peak_of(config, config.row(row), results) == best
+    assert tuned_peaks(config, results) == tuple(peaks)
+
+
+def test_each_row_widens_its_own_grid_and_waits_for_it() -> None:
+    config, _ = widening(1, 0.002)
+    results = tuned_row(no_results(config), "path", {0.001: 50, 0.002: 51, 0.004: 52})
+    assert list(tuned(config, "path", results)) == [0.0005, 0.001, 0.002, 0.004]
+    assert list(tuned(config, "scratch", results)) == [0.001, 0.002, 0.004]
+    assert peak_of(config, config.row("path"), results) is None
+    assert ("path", 0, 0.0005) in told(missing(results))
+
+
+def test_a_grid_ends_where_no_peak_is_a_valid_one() -> None:
+    config, results = widening(16, 1.0, peak_lrs=(0.125, 0.25))
+    assert list(tuned(config, "path", results)) == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_a_grid_whose_every_line_diverged_goes_on_downwards() -> None:
+    config, _ = widening(1, 0.002)
+    results = tuned_row(no_results(config), "path", dict.fromkeys(PEAKS))
+    assert list(tuned(config, "path", results)) == [0.0005, *PEAKS]
 
 
 # --- trained once ---
@@ -133,7 +191,7 @@ def test_a_tuned_line_is_the_studys_own_but_from_scratch_which_tunes_on_the_newe
     for row in ("scratch", "path"):
         results = tuned_row(results, row, best_at(0.004))
     lines = {(line.row.name, line.seed): line for line in study_lines(config, results)}
-    grid = {(line.row.name, line.peak_lr): line for line in tuning_lines(config)}
+    grid = {(line.row.name, line.peak_lr): line for line in tuning_lines(config, results)}
     assert grid["path", 0.004] == lines["path", 0]
     assert grid["path", 0.004].name in results.lines
     assert grid["scratch", 0.004].only_newest
@@ -153,7 +211,7 @@ def test_a_tuned_line_is_the_studys_own_but_from_scratch_which_tunes_on_the_newe
         load_config(STUDIES / "paradigms.json"),
     ],
 )
-def test_the_number_of_lines_is_known_before_any_is_trained(config: StudyConfig) -> None:
+def test_as_many_lines_are_trained_as_were_said_and_none_twice(config: StudyConfig) -> None:
     make_up = measuring(lambda line, version, on: 40 + abs(line.peak_lr - 0.003), 1)
     asked: list[str] = []
 
@@ -161,8 +219,11 @@ def test_the_number_of_lines_is_known_before_any_is_trained(config: StudyConfig)
         asked.append(line.name)
         return make_up(line)
 
-    results = trained(no_results(config, 1), noted)
-    assert len(asked) == len(set(asked)) == len(results.lines) == num_lines(config)
+    nothing = no_results(config, 1)
+    results = trained(nothing, noted)
+    assert len(asked) == len(set(asked)) == len(results.lines) == num_lines(config, results)
+    if config.tuning is None or not config.tuning.widen:
+        assert num_lines(config, nothing) == len(asked)
     assert missing(results) == []
     own = {(line.row, line.seed) for line in results.lines.values() if not line.only_newest}
     assert {(row.name, seed) for row in config.rows for seed in config.seeds} <= own
@@ -230,7 +291,9 @@ def test_a_file_that_holds_no_results_is_a_problem_not_a_fresh_start(tmp_path: P
 def test_a_row_waits_for_a_peak_whose_line_was_lost() -> None:
     """A worker that died says nothing of the peak: the next part tries it again, and no row settles for the rest meanwhile."""
     results = tuned_row(no_results(study()), "path", best_at(0.002))
-    [line] = [one for one in tuning_lines(results.config) if (one.row.name, one.peak_lr) == ("path", 0.002)]
+    [line] = [
+        one for one in tuning_lines(results.config, results) if (one.row.name, one.peak_lr) == ("path", 0.002)
+    ]
     lost = with_lines(
         results, {line.name: results.lines[line.name].model_copy(update={"error": "worker_lost: gone"})}
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from api.cli.study.config import Row, StudyConfig
-from api.cli.study.lines import mean_perplexity, results_by_row
+from api.cli.study.lines import mean_perplexity, results_by_row, study_plan
 from api.cli.study.results import Curve, LineResult, Measured, Results
 from service.core import costs
 from service.core.forgetting import MeasuredVersion, backward_transfers
@@ -109,13 +109,10 @@ class Analysis:
         return found
 
     def _trunk_curves(self, own: LineResult, spec: Row) -> Iterator[Curve]:
-        for line in self.results.lines.values():
-            other = next((row for row in self.config.rows if row.name == line.row), None)
-            if other is None or (line.seed, line.peak_lr, other.training) != (
-                own.seed,
-                own.peak_lr,
-                spec.training,
-            ):
+        for planned in study_plan(self.config, self.results):
+            line = self.results.lines.get(planned.name)
+            shared = (planned.seed, planned.peak_lr, planned.row.training)
+            if line is None or shared != (own.seed, own.peak_lr, spec.training):
                 continue
             for version in line.versions:
                 yield from (curve for curve in version.curves if curve.kind == StageKind.TRAIN_TRUNK)

@@ -87,7 +87,10 @@ class StudyConfig(Spec):
                 raise ValueError(f"{row.name} takes the peak of {row.peak_of}, which is not tuned")
             for seed, peak_lr in self._settings():
                 body = self.line_spec(row, dataset="d", name="m", seed=seed, peak_lr=peak_lr)
-                ModelSpec.model_validate(body)
+                try:
+                    ModelSpec.model_validate(body)
+                except ValidationError as error:
+                    raise ValueError(f"{row.name}: {_told(error)}") from error
         return self
 
     def _settings(self) -> Iterator[tuple[int, float | None]]:
@@ -119,6 +122,10 @@ class StudyConfig(Spec):
         if self.model.tokenizer is not None:
             body["tokenizer"] = self.model.tokenizer.model_dump(mode="json", exclude_none=True)
         return body
+
+
+def _told(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
 
 
 def load_config(path: Path) -> StudyConfig:

@@ -1,5 +1,6 @@
 """The report of a study: Markdown with its figures beside it, and the same as one self-contained HTML page."""
 
+import math
 import re
 from importlib import resources
 from pathlib import Path
@@ -10,7 +11,7 @@ from markdown_it import MarkdownIt
 from api.cli.study.analysis import Analysis, Spread
 from api.cli.study.figures import draw_figures
 from api.cli.study.lines import score, tuned, tuned_peaks
-from api.cli.study.results import Results
+from api.cli.study.results import LineResult, Results
 
 MARKDOWN, HTML, FIGURES = "report.md", "report.html", "figures"
 
@@ -45,6 +46,7 @@ def to_markdown(analysis: Analysis, figures: frozenset[str]) -> str:
         "gap": _gap,
         "value": _value,
         "nats": _nats,
+        "tuned_score": _tuned_score,
         "rate": lambda rate: f"{rate:g}",
     }
     template = environment.from_string(_template("report.md.j2"))
@@ -55,7 +57,6 @@ def to_markdown(analysis: Analysis, figures: frozenset[str]) -> str:
         figures=figures,
         tuned=lambda name: tuned(analysis.config, name, analysis.results),
         tuned_peaks=tuned_peaks(analysis.config, analysis.results),
-        score=score,
     )
 
 
@@ -98,6 +99,14 @@ def _value(spread: Spread | None) -> str:
     if spread is None:
         return "–"
     return f"{spread.mean:.1f}" + (f" ± {spread.sd:.1f}" if spread.sd is not None else "")
+
+
+def _tuned_score(result: LineResult | None) -> str:
+    if result is None:
+        return "–"
+    if result.error is not None:
+        return result.error.partition(":")[0]
+    return f"{score(result):.1f}" if math.isfinite(score(result)) else "not finite"
 
 
 def _nats(spread: Spread | None) -> str:

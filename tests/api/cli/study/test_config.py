@@ -38,7 +38,7 @@ def test_the_studies_that_ship_have_every_paradigm_and_no_row_twice(name: str) -
             "other takes the peak of scratch, which is not tuned",
         ),
         (plain_study(PATH | {"peak_of": "path"}), "path takes the peak of path, which is not tuned"),
-        (plain_study(PATH | {"training": {"warmup": 3}}), "training.warmup: "),
+        (plain_study(PATH | {"training": {"warmup": 3}}), "path: training.warmup: "),
         (plain_study(PATH, model={"training": {"batch_tokens": 4}}), "training.batch_tokens: "),
         (plain_study(PATH, tuning=TUNING | {"peak_lrs": [0.001, 2]}), "training.peak_lr: "),
         (plain_study(PATH, seeds=[0, -1]), "training.seed: "),

@@ -219,6 +219,21 @@ def test_what_is_not_finite_is_a_dash(tmp_path: Path) -> None:
     assert "inf" not in text
 
 
+def test_the_table_of_peaks_says_what_was_not_tried_and_what_was_not_finite(tmp_path: Path) -> None:
+    """A row whose grid went on has a peak that another's has not."""
+    tuning = {"rows": ["scratch", "path"], "peak_lrs": [0.001, 0.002], "widen": 1}
+
+    def make_up(line: Line, version: int, on: int) -> float | None:
+        bad = line.row.name == "path" and line.peak_lr == 0.001
+        return None if bad else 1000 * line.peak_lr + 90
+
+    text = written(tmp_path, whole(make_up, study(tuning=tuning)))
+    assert lines_of(text, "Peak learning rates") == {
+        "scratch": ["scratch", "90.5", "91.0", "92.0", "–"],
+        "path": ["path", "–", "not finite", "92.0", "94.0"],
+    }
+
+
 @pytest.mark.parametrize(
     "kept",
     [

@@ -56,3 +56,15 @@ def test_a_trunk_of_another_seed_peak_or_training_is_another_trunk() -> None:
     }
     assert len(bare) == 1
     assert Analysis(with_lines(results, bare)).trunk("path") == []
+
+
+def test_what_a_row_was_before_it_changed_is_in_no_trunk() -> None:
+    """Its results stay in the file, and had the same seed, peak and training."""
+    config = study_of(PATH, {"name": "other", "paradigm": FIXED | {"decay": {"floor": 0.1}}})
+    results = trained(no_results(config), measuring(lambda line, version, on: 100.0, 2))
+    [path] = [name for name, line in results.lines.items() if line.row == "path"]
+    bare = tuple(version.model_copy(update={"curves": ()}) for version in results.lines[path].versions)
+    results = with_lines(results, {path: results.lines[path].model_copy(update={"versions": bare})})
+    assert Analysis(results).trunk("path")
+    changed = study_of(PATH, {"name": "other", "paradigm": {"name": "continual"}})
+    assert Analysis(results.model_copy(update={"config": changed})).trunk("path") == []

@@ -1,5 +1,7 @@
 """The executor port without Ray, for tests, studies and hosts without it: runs wait in line for one warm process or a few.
 
+Those that train wait for those that don't: an export or an evaluation takes seconds, and somebody waits for its result.
+
 The Ray executor hosts one of these in a detached actor for every stage that is not training.
 """
 
@@ -8,10 +10,12 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from itertools import count
+from queue import PriorityQueue, SimpleQueue
 
 from service.artifacts import Artifacts
 from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState, StageCall
+from service.core.stage_specs import TRAINING_KINDS
 from workers.capabilities import measure_capabilities
 from workers.failures import describe_failure
 from workers.stage_process import ChildLost, StageProcess
@@ -48,6 +52,8 @@ class LocalExecutor:
                 self._children.put(StageProcess(artifacts.url))
         self._runs: OrderedDict[str, _Progress] = OrderedDict()
         self._lock = threading.Lock()
+        self._waiting: PriorityQueue[tuple[bool, int, Run, _Progress]] = PriorityQueue()
+        self._order = count()
         self._pool = ThreadPoolExecutor(max_workers=processes, thread_name_prefix="stages")
         self._closed = threading.Event()
 
@@ -62,7 +68,9 @@ class LocalExecutor:
             ended = [key for key, value in self._runs.items() if value.state != RunState.RUNNING]
             for key in ended[: max(0, len(ended) - _ENDED_RUNS_KEPT)]:
                 del self._runs[key]
-        self._pool.submit(self._run, run, progress)
+        trains = any(call.kind in TRAINING_KINDS for call in run.calls)
+        self._waiting.put((trains, next(self._order), run, progress))
+        self._pool.submit(self._run_next)
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
         with self._lock:
@@ -90,7 +98,9 @@ class LocalExecutor:
         while not self._children.empty():
             self._children.get().close()
 
-    def _run(self, run: Run, progress: _Progress) -> None:
+    def _run_next(self) -> None:
+        """As many of these are submitted as there are runs: each takes what has come to the front by then."""
+        _, _, run, progress = self._waiting.get()
         child = self._children.get() if self._processes > 1 else None
         try:
             error = self._run_calls(run, progress, child)

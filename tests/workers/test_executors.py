@@ -1,6 +1,7 @@
 """Both executors through one contract: a chain of a trunk segment and its branch, in process and as a Ray Job."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import active_children
@@ -15,7 +16,9 @@ from service.core.executor import Executor, Run, RunReport, RunState, StageCall
 from service.core.plan import run_key, trunk_key
 from service.core.stage_specs import StageKind, TrainStage
 from tests.support.training import branch_stage, prepare_line, trunk_stage
+from workers import local_executor
 from workers.local_executor import LocalExecutor
+from workers.stages.context import StageContext
 from workers.training.checkpoint import checkpoint_key
 
 PATIENCE_SECONDS = 240.0
@@ -138,6 +141,33 @@ def test_two_runs_run_at_once_and_a_stage_leaves_a_checkpoint_when_it_is_stopped
         assert report.error.retryable
         stage = TrainStage.model_validate(run.calls[0].spec)
         assert artifacts.manifest(checkpoint_key(stage, report.points[-1].step)) is not None
+
+
+def test_what_does_not_train_goes_ahead_of_what_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+    first_may_end = threading.Event()
+
+    def note(call: StageCall, context: StageContext) -> None:
+        began.append(call.stage_id)
+        if call.stage_id == "first":
+            assert first_may_end.wait(PATIENCE_SECONDS)
+
+    monkeypatch.setattr(local_executor, "run_stage", note)
+    executor = LocalExecutor(Artifacts(tmp_path.as_uri()))
+    kinds = {
+        "first": StageKind.TRAIN,
+        "second": StageKind.TRAIN_TRUNK,
+        "third": StageKind.TRAIN_BRANCH,
+        "export": StageKind.EXPORT,
+        "evaluation": StageKind.EVALUATE,
+    }
+    for name, kind in kinds.items():
+        executor.submit(Run(name, (StageCall(name, 1, kind, name, {}),)))
+    until(lambda: began == ["first"])
+    first_may_end.set()
+    until(lambda: all(executor.poll(name, 0).state == RunState.SUCCEEDED for name in kinds))
+    executor.close()
+    assert began == ["first", "export", "evaluation", "second", "third"]
 
 
 def test_a_run_whose_process_dies_is_lost_and_the_next_one_runs(tmp_path: Path) -> None:

@@ -36,9 +36,6 @@ def start_one_off(
     """
     with database.transaction() as session:
         model = models.model(session, model_name)
-        spec = ModelSpec.model_validate(model.spec)
-        if paradigm.name == "from_scratch" and spec.training.replay_fraction:
-            raise InvalidRequest("the model replays in training, and from_scratch has nothing to replay")
         return updates.add(session, model, _target(session, model, data_version), paradigm=paradigm)
 
 

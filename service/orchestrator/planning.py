@@ -26,6 +26,8 @@ def write_part_two(session: Session, update: Update) -> None:
     line = LineSpec.model_validate(model.line)
     number = datasets.version_by_id(session, update.data_version_id).number
     packs = {stage.name: stage for stage in updates.stages(session, update.id)}
+    # From scratch all data is read in any case, and a one-off of a line that replays must not count rows twice.
+    replays = update.paradigm["name"] != "from_scratch"
     ledger: list[LedgerEntry] = []
     for data in datasets.ledger_data(session, model.dataset_id, number):
         pack = packs[pack_name(data.number)]
@@ -33,7 +35,7 @@ def write_part_two(session: Session, update: Update) -> None:
         assert pack.result is not None
         rows = int(pack.result["rows"])
         # The first version has nothing older to replay.
-        replay = spec.training.replay_fraction if ledger else 0.0
+        replay = spec.training.replay_fraction if ledger and replays else 0.0
         steps = steps_of(rows, line.batch_rows, line.epochs, replay)
         ledger.append(LedgerEntry(number=data.number, pack_key=pack.key, rows=rows, steps=steps))
     slices = datasets.slice_refs(session, model.dataset_id, number)

@@ -128,6 +128,25 @@ def test_a_version_under_another_paradigm_leaves_the_line_alone(
 
 
 @ON_SQLITE
+def test_from_scratch_reads_every_row_once_where_the_line_replays(
+    each_plane: ControlPlane, name: str
+) -> None:
+    each_plane.add_dataset(name, [f"{name} a", "b"])
+    each_plane.add_model(name, name, training={"replay_fraction": 0.2})
+    each_plane.push(name, f"{name} c", "d").raise_for_status()
+    each_plane.finish(name)
+    before = trunk(each_plane, name)
+    assert each_plane.client.model_version(name, 2).final_step == 100 + 125
+    update = one_off(each_plane, name, paradigm={"name": "from_scratch"})
+    assert (update.state, update.branch_point, update.final_step) == (UpdateState.SUCCEEDED, 0, 200)
+    assert trunk(each_plane, name) == before
+    each_plane.push(name, f"{name} e", "f").raise_for_status()
+    each_plane.finish(name)
+    newest = versions(each_plane, name)[-1]
+    assert (newest.data_version, newest.final_step) == (3, 100 + 2 * 125)
+
+
+@ON_SQLITE
 def test_what_a_one_off_costs_is_extra(each_plane: ControlPlane, model: str) -> None:
     before = each_plane.client.costs(model)
     one_off(each_plane, model, branch_from=trunk(each_plane, model)[0].id, decay=SHORT)

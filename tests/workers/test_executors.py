@@ -153,7 +153,7 @@ def test_what_does_not_train_goes_ahead_of_what_does(tmp_path: Path, monkeypatch
             assert first_may_end.wait(PATIENCE_SECONDS)
 
     monkeypatch.setattr(local_executor, "run_stage", note)
-    executor = LocalExecutor(Artifacts(tmp_path.as_uri()))
+    executor = LocalExecutor(Artifacts(tmp_path))
     kinds = {
         "first": StageKind.TRAIN,
         "second": StageKind.TRAIN_TRUNK,

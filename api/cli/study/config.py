@@ -86,9 +86,8 @@ class StudyConfig(Spec):
             if row.peak_of is not None and row.peak_of not in tuned:
                 raise ValueError(f"{row.name} takes the peak of {row.peak_of}, which is not tuned")
             for seed, peak_lr in self._settings():
-                body = self.line_spec(row, dataset="d", name="m", seed=seed, peak_lr=peak_lr)
                 try:
-                    ModelSpec.model_validate(body)
+                    self.line_spec(row, dataset="d", name="m", seed=seed, peak_lr=peak_lr)
                 except ValidationError as error:
                     raise ValueError(f"{row.name}: {_told(error)}") from error
         return self
@@ -105,7 +104,10 @@ class StudyConfig(Spec):
     def line_spec(
         self, row: Row, *, dataset: str, name: str, seed: int, peak_lr: float | None
     ) -> dict[str, Any]:
-        """The model line of a row, as it is POSTed. ``peak_lr`` None: as the row or the study say."""
+        """The model line of a row, as it is POSTed, with every default said: what a later default is, is another line.
+
+        ``peak_lr`` None: as the row or the study say. Raises pydantic's ValidationError.
+        """
         training = self.model.training | row.training | {"seed": seed}
         if peak_lr is not None:
             training["peak_lr"] = peak_lr
@@ -121,7 +123,7 @@ class StudyConfig(Spec):
         }
         if self.model.tokenizer is not None:
             body["tokenizer"] = self.model.tokenizer.model_dump(mode="json", exclude_none=True)
-        return body
+        return ModelSpec.model_validate(body).model_dump(mode="json", exclude_none=True)
 
 
 def _told(error: ValidationError) -> str:

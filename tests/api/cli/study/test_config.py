@@ -83,6 +83,7 @@ def names(*rows: dict[str, Any], **changes: Any) -> list[str]:
         (PATH | {"training": {"warmup_steps": 3}}, {"model": {"training": {"weight_decay": 0.2}}}),
         (PATH | {"training": {"peak_lr": 2e-3}}, {}),  # the default
         (PATH | {"paradigm": {"name": "path_switching", "decay": {"shape": "1-sqrt"}}}, {}),
+        (PATH | {"training": {"sequence_length": 128}}, {}),
         (PATH | {"about": "said otherwise"}, {"about": "said otherwise", "name": "renamed"}),
     ],
 )

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from service.core.errors import Conflict, InvalidRequest, StageInputInvalid
 from service.core.paradigms.branching import branch_from_geometry
 from service.core.retry import MAX_ATTEMPTS
-from service.core.specs import DecaySpec, ModelSpec, ParadigmSpec, PathSwitchingSpec
+from service.core.specs import BranchSpec, ModelSpec, ParadigmSpec, PathSwitchingSpec
 from service.core.stage_specs import LineSpec
 from service.core.states import CheckpointState, StageState, UpdateState
 from service.store import datasets, lines, models, stages, updates
@@ -43,7 +43,7 @@ def start_branch(
     database: Database,
     model_name: str,
     checkpoint_id: str,
-    decay: DecaySpec | None = None,
+    decay: BranchSpec | None = None,
     data_version: int | None = None,
 ) -> Update:
     """Write a pending update that is a branch from a trunk checkpoint, under any decay (by default the model's own).
@@ -64,7 +64,7 @@ def start_branch(
         target = _target(session, model, data_version or checkpoint.data_version)
         own = ModelSpec.model_validate(model.spec).paradigm
         if decay is None:
-            decay = own.decay if isinstance(own, PathSwitchingSpec) else DecaySpec()
+            decay = own.decay if isinstance(own, PathSwitchingSpec) else BranchSpec()
         ledger = stages.known_ledger(session, model.id, target.number)
         excluded = datasets.excluded_numbers(session, model.dataset_id)
         if ledger is not None and excluded.isdisjoint(entry.number for entry in ledger):

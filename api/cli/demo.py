@@ -32,14 +32,12 @@ from deploy.demo.traffic import Tally, Traffic, complete
 from service.core.states import ModelVersionState
 
 NAME = "demo"
-# Small batches, for a hundred steps a version, not fifty. Half of a branch's rows are of older versions:
-# measured, every older slice then gains by an update; without them the second takes 0.26 nats from the first.
+# Small batches, for a hundred steps a version, not fifty.
 SPEC = {
     "name": NAME,
     "dataset": NAME,
     "architecture": {"preset": "tiny"},
     "training": {"batch_tokens": 1024},
-    "paradigm": {"name": "path_switching", "decay": {"replay_fraction": 0.5}},
 }
 PROMPT = "Return the"
 COMPLETION_TOKENS = 48

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from api.schemas.common import Document, Request, Time
-from service.core.specs import DecaySpec, ParadigmSpec
+from service.core.specs import BranchSpec, ParadigmSpec
 from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
 
@@ -18,7 +18,7 @@ class NewUpdate(Request):
 
     data_version: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     branch_from: str | None = None
-    decay: DecaySpec | None = None
+    decay: BranchSpec | None = None
     paradigm: ParadigmSpec | None = None
 
     @model_validator(mode="after")

@@ -87,7 +87,7 @@ def test_a_line_that_begins_late_makes_no_version_of_what_came_before(
     plane: ControlPlane, model: str
 ) -> None:
     late = f"{model}-late"
-    plane.add_model(late, model, training={"seed": 1})
+    plane.add_model(late, model, training={"seed": 1, "replay_fraction": 0.0})
     costs = costs_of(plane, late)
     assert [row["from_scratch_tokens"] for row in costs["versions"]] == [200 * STEP]
     assert costs["ratio_to_from_scratch"] == 1.0
@@ -96,7 +96,14 @@ def test_a_line_that_begins_late_makes_no_version_of_what_came_before(
 
 def test_what_another_line_has_trained_is_reused_and_counted_in_full(plane: ControlPlane, model: str) -> None:
     twin = f"{model}-twin"
-    plane.client.create_model({"name": twin, "dataset": model, "auto_update": False})
+    plane.client.create_model(
+        {
+            "name": twin,
+            "dataset": model,
+            "training": {"replay_fraction": 0.0},
+            "auto_update": False,
+        }
+    )
     for number in (1, 2):
         plane.client.start_update(twin, data_version=number)
         plane.finish(twin)

@@ -17,7 +17,9 @@ from tests.support.training import texts_of
 
 BRANCH = {"decay": {"length": {"rule": "fixed", "fraction": 0.4}}}
 SHORTER = {"decay": {"length": {"rule": "fixed", "fraction": 0.2}}}
-REPLAYED = {"decay": {"length": {"rule": "fixed", "fraction": 0.4}, "replay_fraction": 0.5}}
+REPLAYED = {
+    "decay": {"length": {"rule": "fixed", "fraction": 0.4}, "replay_fraction": 0.5, "replay_budget": "grown"}
+}
 MODELS: dict[str, dict[str, Any]] = {
     "path": {"paradigm": {"name": "path_switching", **BRANCH}},
     "shorter": {"paradigm": {"name": "path_switching", **SHORTER}},
@@ -49,7 +51,7 @@ def test_every_paradigm_makes_every_version_and_shares_what_it_can(
     plane = new_plane()
     executor, serving = workers(plane)
     for name, changes in MODELS.items():
-        training = {"training": SPEC["training"] | changes.get("training", {})}
+        training = {"training": SPEC["training"] | {"replay_fraction": 0.0} | changes.get("training", {})}
         plane.client.create_model(SPEC | {"name": name} | changes | training)
     assert {change["paradigm"]["name"] for change in MODELS.values() if "paradigm" in change} == set(
         PARADIGMS

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from service.core.specs import ModelSpec
+from service.core.specs import ModelSpec, TrainingSpec
 from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
 from service.store import datasets, updates
@@ -40,7 +40,8 @@ def add_data_version(session: Session, dataset: Dataset, number: int) -> DataVer
 
 
 def add_model(session: Session, dataset: Dataset, name: str = "m") -> Model:
-    spec = ModelSpec(name=name, dataset=dataset.name)
+    """A model that does not replay: steps are easy to count."""
+    spec = ModelSpec(name=name, dataset=dataset.name, training=TrainingSpec(replay_fraction=0.0))
     row = Model(name=name, dataset_id=dataset.id, spec=spec.model_dump(mode="json"), created_at=now(session))
     session.add(row)
     session.flush()

@@ -4,7 +4,14 @@ from typing import Any
 
 from service.core.ledger import LedgerEntry, steps_of
 from service.core.plan import PlanContext
-from service.core.specs import ArchitectureSpec, DecaySpec, GateSpec, ParadigmSpec, PathSwitchingSpec
+from service.core.specs import (
+    ArchitectureSpec,
+    BranchSpec,
+    DecaySpec,
+    GateSpec,
+    ParadigmSpec,
+    PathSwitchingSpec,
+)
 from service.core.stage_specs import LineSpec, Numerics, SliceRef
 
 
@@ -52,7 +59,9 @@ def plan_context(
 
     ``how``: a paradigm, or a decay of path switching.
     """
-    paradigm = PathSwitchingSpec(decay=how) if isinstance(how, DecaySpec) else how
+    paradigm = how
+    if isinstance(how, DecaySpec):
+        paradigm = PathSwitchingSpec(decay=BranchSpec(**how.model_dump()))
     slices = tuple(
         SliceRef(
             name=f"v{e.number}", key=f"data/d{e.number}", file="holdout.ndjson.zst", data_version=e.number

@@ -30,8 +30,10 @@ def study_of(*rows: dict[str, Any], **changes: Any) -> StudyConfig:
 
 
 def plain_study(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """As the file has it; by default beside one from-scratch row, under one seed."""
-    return {"name": "made-up", "rows": [SCRATCH, *rows], "baselines": ["scratch"]} | changes
+    """As the file has it; by default beside one from-scratch row, under one seed, in lines that do not replay."""
+    model = {"training": {"sequence_length": 100, "batch_tokens": STEP_TOKENS, "replay_fraction": 0.0}}
+    plain = {"name": "made-up", "model": model, "rows": [SCRATCH, *rows], "baselines": ["scratch"]}
+    return plain | changes
 
 
 def no_results(config: StudyConfig, versions: int = 2) -> Results:

@@ -135,16 +135,21 @@ class Analysis:
         return tuple(self._summary(row) for row in self.config.rows if self._lines[row.name])
 
     def closed_form_ratio(self, row: str) -> float | None:
-        """E_N + Σ_(i<N) d_i over Σ E_i, of path switching without replay, from branch lengths as they were."""
+        """Of path switching, from branch lengths as they were; T_i and E_i are tokens of new text, r is the trunk's replay.
+
+        (T_1 + Σ_(1<i≤N) T_i / (1 - r) + Σ_(i<N) d_i) / Σ E_i, and what a branch that grows by its replay, d_N, has of it.
+        """
         spec, line = self.config.row(row), self.line(row)
-        if line is None or spec.paradigm.name != "path_switching" or spec.paradigm.decay.replay_fraction:
+        if line is None or spec.paradigm.name != "path_switching":
             return None
-        if (self.config.model.training | spec.training).get("replay_fraction"):
-            return None
+        training, decay = self.config.training_of(spec), spec.paradigm.decay
         ends = [version.from_scratch_tokens for version in line.versions]
-        tokens = ends[-1] / (line.versions[-1].final_step or 1)
-        branches = [round(version.notes["branch_steps"] * tokens) for version in line.versions]
-        return costs.path_switching(ends, branches) / costs.from_scratch(ends)
+        stream = ends[0] + (ends[-1] - ends[0]) / (1 - training.replay_fraction)
+        tokens = training.batch_rows * training.sequence_length
+        branches = [version.notes["branch_steps"] * tokens for version in line.versions]
+        if decay.replay_budget == "grown" and len(branches) > 1:
+            stream += decay.replay_fraction * branches[-1]
+        return costs.path_switching([round(stream)], branches) / costs.from_scratch(ends)
 
     def targets(self) -> tuple[Target, ...]:
         """Those that path switching is held to, whatever row reaches them."""

@@ -17,6 +17,7 @@ from service.core.specs import (
     PathSwitchingSpec,
     Spec,
     TokenizerSpec,
+    TrainingSpec,
 )
 
 # A line is rejected only where its loss is not finite: a study measures what a gate would keep out.
@@ -100,6 +101,11 @@ class StudyConfig(Spec):
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
+
+    def training_of(self, row: Row) -> TrainingSpec:
+        """How the lines of a row train, but for their seeds and tuned peak rates."""
+        spec = self.line_spec(row, dataset="d", name="m", seed=self.seeds[0], peak_lr=None)
+        return TrainingSpec.model_validate(spec["training"])
 
     def line_spec(
         self, row: Row, *, dataset: str, name: str, seed: int, peak_lr: float | None

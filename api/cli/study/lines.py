@@ -7,7 +7,7 @@ from typing import Any
 
 from api.cli.study.config import Row, StudyConfig, Tuning, digest
 from api.cli.study.results import LineResult, Measured, Results
-from service.core.specs import MAX_PEAK_LR, TrainingSpec
+from service.core.specs import MAX_PEAK_LR
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def peak_of(config: StudyConfig, row: Row, results: Results) -> float | None:
     tuning = config.tuning
     source = row.peak_of or row.name
     if tuning is None or source not in tuning.rows:
-        return float((config.model.training | row.training).get("peak_lr", TrainingSpec().peak_lr))
+        return config.training_of(row).peak_lr
     tried = tuned(config, source, results)
     if any(result is None or not result.settled for result in tried.values()):
         return None

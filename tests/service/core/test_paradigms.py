@@ -17,6 +17,7 @@ from service.core.paradigms import PARADIGMS
 from service.core.paradigms.merge import merge_points
 from service.core.plan import LineEnd
 from service.core.specs import (
+    BranchSpec,
     ContinualSpec,
     DecaySpec,
     FixedLength,
@@ -33,7 +34,7 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 HALF_REPLAYED = DecaySpec(length=FixedLength(fraction=0.6), replay_fraction=0.25)
 ALL = {
-    "path_switching": PathSwitchingSpec(decay=HALF_REPLAYED),
+    "path_switching": PathSwitchingSpec(decay=BranchSpec(**HALF_REPLAYED.model_dump())),
     "from_scratch": FromScratchSpec(schedule="wsd"),
     "continual": ContinualSpec(restart="rewarm", optimizer_state="reset"),
     "wsd_s": WsdSSpec(decay=HALF_REPLAYED),
@@ -127,7 +128,7 @@ def test_wsd_s_costs_every_step_of_the_stream_once_and_what_its_decays_replay(ba
 def test_path_switching_costs_the_stream_once_earlier_branches_again_and_what_branches_replay(
     batches, fraction, in_branch, budget
 ):
-    decay = DecaySpec(length=FixedLength(fraction=fraction), replay_fraction=in_branch, replay_budget=budget)
+    decay = BranchSpec(length=FixedLength(fraction=fraction), replay_fraction=in_branch, replay_budget=budget)
     versions = make_line(PathSwitchingSpec(decay=decay), batches)
     branches = [trained[-1] for trained in versions]
     ends = [sum(batches[:n]) for n in range(1, len(batches) + 1)]

@@ -8,7 +8,7 @@ from service.core.errors import StageInputInvalid
 from service.core.ledger import new_rows_before, total_steps
 from service.core.paradigms import PARADIGMS
 from service.core.paradigms.branching import branch_geometry, branch_length
-from service.core.specs import DecaySpec, FixedLength, ProportionalLength
+from service.core.specs import BranchSpec, DecaySpec, FixedLength, ProportionalLength, TrainingSpec
 from service.core.stage_specs import StageKind, TrainStage
 from tests.support.specs import ledger_of, line_spec, plan_context
 
@@ -45,6 +45,15 @@ def test_four_equal_versions_cost_the_papers_share_of_from_scratch(decay, ratio)
     steps = [1000] * 4
     from_scratch = sum(sum(steps[:n]) for n in range(1, 5))
     assert trained_steps(walk(decay, *steps)) / from_scratch == pytest.approx(ratio, abs=1e-9)
+
+
+@pytest.mark.parametrize(("versions", "percent"), [(2, 75.4), (4, 50.9), (8, 32.2), (16, 18.2)])
+def test_the_defaults_cost_half_of_from_scratch_for_four_versions(versions, percent):
+    """15 % of the trunk's rows are replayed; what a branch replays lies within its length."""
+    steps = [1000] * versions
+    from_scratch = sum(sum(steps[:n]) for n in range(1, versions + 1))
+    cost = trained_steps(walk(BranchSpec(), *steps, replay=TrainingSpec().replay_fraction))
+    assert 100 * cost / from_scratch == pytest.approx(percent, abs=0.05)
 
 
 @pytest.mark.parametrize(("versions", "percent"), [(10, 28.0), (20, 15.0)])

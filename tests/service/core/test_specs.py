@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from service.core.ledger import ledger_up_to, steps_of
 from service.core.plan import run_key, trunk_key
-from service.core.specs import DecaySpec, ModelSpec, TrainingSpec
+from service.core.specs import DecaySpec, FromScratchSpec, ModelSpec, TrainingSpec
 from service.core.stage_specs import RunPath, StageKind, TrainStage
 from tests.support.specs import ledger_of, line_spec
 
@@ -15,6 +15,26 @@ LEDGER = ledger_of(100, 50)
 def test_everything_but_name_and_dataset_has_a_default():
     spec = ModelSpec(name="m", dataset="d")
     assert ModelSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_lines_that_go_on_replay_by_default_and_from_scratch_does_not():
+    plain = {"name": "m", "dataset": "d"}
+    branch = ModelSpec.model_validate(plain).paradigm.decay
+    assert (branch.length.rule, branch.length.fraction) == ("proportional", 0.085)
+    assert (branch.replay_fraction, branch.replay_budget) == (0.75, "kept")
+    expected = {"path_switching": 0.15, "continual": 0.15, "wsd_s": 0.15, "merge": 0.15, "from_scratch": 0.0}
+    for name, share in expected.items():
+        for training in ({}, {"training": {"seed": 7}}):
+            spec = ModelSpec.model_validate(plain | {"paradigm": {"name": name}} | training)
+            assert spec.training.replay_fraction == share
+            assert ModelSpec.model_validate(spec.model_dump(mode="json")) == spec
+        none = ModelSpec.model_validate(
+            plain | {"paradigm": {"name": name}, "training": {"replay_fraction": 0.0}}
+        )
+        assert none.training.replay_fraction == 0.0
+    assert ModelSpec(**plain, paradigm=FromScratchSpec()).training.replay_fraction == 0.0
+    for name in ("wsd_s", "from_scratch"):
+        assert ModelSpec.model_validate(plain | {"paradigm": {"name": name}}).paradigm.decay == DecaySpec()
 
 
 @pytest.mark.parametrize(
@@ -31,6 +51,7 @@ def test_everything_but_name_and_dataset_has_a_default():
         {"training": {"peak_lr": float("nan")}},
         {"gate": {"max_backward_transfer": float("inf")}},
         {"paradigm": {"name": "nonsense"}},
+        {"paradigm": {"name": "from_scratch"}, "training": {"replay_fraction": 0.15}},
         {"paradigm": {"name": "path_switching", "decay": {"shape": "inverse"}}},
         {"paradigm": {"name": "path_switching", "decay": {"shape": "multi_step"}}},
         {"paradigm": {"name": "path_switching", "decay": {"shape": "multi_step", "cuts": [0.8, 0.4]}}},

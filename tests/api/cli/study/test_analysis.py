@@ -22,6 +22,7 @@ from tests.support.study import (
 
 COSINE = {"name": "cosine", "paradigm": {"name": "from_scratch"}}
 PATH = {"name": "path", "paradigm": FIXED}
+MERGE = {"name": "merge", "paradigm": {"name": "merge"}}
 CONTINUAL = {"name": "continual", "paradigm": {"name": "continual"}}
 
 
@@ -146,17 +147,29 @@ def test_the_closed_form_of_path_switching_is_what_the_ledger_has(
     assert summary(analysis, "path").final.cost_ratio == pytest.approx(ratio)
 
 
-def test_only_path_switching_without_replay_has_a_closed_form() -> None:
-    replays = {
-        "branch": {
-            "paradigm": {"name": "path_switching", "decay": FIXED["decay"] | {"replay_fraction": 0.5}}
-        },
-        "trunk": {"paradigm": FIXED, "training": {"replay_fraction": 0.15}},
-        "merge": {"paradigm": {"name": "merge"}},
+@pytest.mark.parametrize(
+    ("decay", "trunk", "steps"),
+    [
+        ({"replay_fraction": 0.5, "replay_budget": "kept"}, 0.0, 200 + 60),
+        ({"replay_fraction": 0.5, "replay_budget": "grown"}, 0.0, 200 + 60 + 30),
+        ({"replay_fraction": 0.0}, 0.2, 225 + 60),
+        ({"replay_fraction": 0.5, "replay_budget": "grown"}, 0.2, 225 + 60 + 30),
+    ],
+)
+def test_what_is_replayed_is_in_the_closed_form(decay: dict[str, Any], trunk: float, steps: int) -> None:
+    """Of 300 from scratch: the second version's 100 steps are 125 where a fifth of them is old."""
+    row = {
+        "name": "path",
+        "paradigm": {"name": "path_switching", "decay": FIXED["decay"] | decay},
+        "training": {"replay_fraction": trunk},
     }
-    rows = [{"name": name} | row for name, row in replays.items()]
-    analysis = analysed(study_of(*rows), 2, lambda line, version, on: 100.0)
-    assert all(analysis.closed_form_ratio(name) is None for name in (*replays, "scratch"))
+    analysis = analysed(study_of(row), 2, lambda line, version, on: 100.0)
+    assert analysis.closed_form_ratio("path") == pytest.approx(steps / 300)
+
+
+def test_no_other_paradigm_has_that_closed_form() -> None:
+    analysis = analysed(study_of(MERGE), 2, lambda line, version, on: 100.0)
+    assert analysis.closed_form_ratio("merge") is analysis.closed_form_ratio("scratch") is None
 
 
 # --- targets ---

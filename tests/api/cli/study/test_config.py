@@ -17,7 +17,7 @@ PATH: dict[str, Any] = {"name": "path"}
 TUNING = {"rows": ["path"], "peak_lrs": [0.001, 0.002]}
 
 
-@pytest.mark.parametrize("name", ["paradigms", "smoke"])
+@pytest.mark.parametrize("name", ["paradigms", "smoke", "growth"])
 def test_the_studies_that_ship_have_every_paradigm_and_no_row_twice(name: str) -> None:
     config = load_config(STUDIES / f"{name}.json")
     assert config.name == name

@@ -18,6 +18,7 @@ from pydantic.json_schema import models_json_schema
 from api.body_limit import BodyLimit
 from api.deps import MAX_UPLOADS, Services
 from api.errors import RESPONSES, add_handlers
+from api.idempotency import HEADER, PARAMETER, Idempotency
 from api.monitoring import QueueCollector, RequestMetrics
 from api.routes import (
     checkpoints,
@@ -67,6 +68,11 @@ class ControlPlane(FastAPI):
             ref_template="#/components/schemas/{model}",
         )
         schema["components"]["schemas"] |= more["$defs"]
+        schema["components"].setdefault("parameters", {})[HEADER] = PARAMETER
+        for path, methods in schema["paths"].items():
+            if path.startswith(BASE) and "post" in methods:
+                reference = {"$ref": f"#/components/parameters/{HEADER}"}
+                methods["post"].setdefault("parameters", []).append(reference)
         return schema
 
 
@@ -100,6 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     app.state.registry = CollectorRegistry()
     app.state.registry.register(QueueCollector(services.database))
+    app.add_middleware(Idempotency, database=services.database)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics, registry=app.state.registry)
     add_handlers(app)

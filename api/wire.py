@@ -1,6 +1,7 @@
 """HTTP under the client: requests sent, answers parsed, lists paged, bodies streamed, errors raised."""
 
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -24,6 +25,7 @@ _CONTENT_TYPES = {format: content_type for content_type, format in MEDIA_TYPES.i
 _UPLOAD_TIMEOUT = httpx.Timeout(30.0, read=3600.0, write=300.0)
 _STREAM_TIMEOUT = httpx.Timeout(30.0, read=60.0)  # a quiet stream says that it lives every 15 s
 _RECONNECT_SECONDS = 1.0
+_LOST_ANSWER_PAUSES = (0.5, 2.0)  # seconds before each further try
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were sent since the last call."""
@@ -55,10 +57,26 @@ class Wire:
     def ask(
         self, method: str, path: str, kind: type[Answer], *, base: str = BASE, json: Any = None, **query: Any
     ) -> Answer:
-        """One request, one answer. Of ``query``, what is None is left out."""
-        response = self._http.request(method, base + path, params=given(query), json=json)
+        """One request, one answer. Of ``query``, what is None is left out.
+
+        A POST whose answer got lost on its way is sent again, under a key by which it is carried out once.
+        """
+        headers = {"Idempotency-Key": uuid.uuid4().hex} if method == "POST" else {}
+        request = self._http.build_request(
+            method, base + path, params=given(query), json=json, headers=headers
+        )
+        response = self._send_again(request) if method == "POST" else self._http.send(request)
         raise_for(response)
         return kind.model_validate_json(response.content)
+
+    def _send_again(self, request: httpx.Request) -> httpx.Response:
+        """Send it until it is answered, a few times at most."""
+        for pause in _LOST_ANSWER_PAUSES:
+            try:
+                return self._http.send(request)
+            except (httpx.ReadError, httpx.RemoteProtocolError, httpx.ReadTimeout):
+                time.sleep(pause)
+        return self._http.send(request)
 
     def every(self, path: str, kind: type[Answer], after: str | None = None) -> Iterator[Answer]:
         """The items of a list, page by page."""

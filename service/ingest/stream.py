@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextvars import copy_context
 from typing import TypeVar
 
 from service.ingest.ingest import Body, Ingest
@@ -16,9 +17,10 @@ _T = TypeVar("_T")
 async def in_worker(function: Callable[[], _T], executor: Executor | None = None) -> _T:
     """Run ``function`` on a worker thread and wait for its end, also where this task is cancelled meanwhile.
 
-    What it works on can be closed afterwards, because no thread is still at it.
+    It runs in this task's context. What it works on can be closed afterwards, because no thread is still at it.
     """
-    return await _settled(asyncio.get_running_loop().run_in_executor(executor, function))
+    context = copy_context()
+    return await _settled(asyncio.get_running_loop().run_in_executor(executor, context.run, function))
 
 
 async def receive(chunks: AsyncIterator[bytes], ingest: Ingest, executor: Executor | None = None) -> Body:

@@ -7,6 +7,7 @@ for writers.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +23,9 @@ from service.core.errors import Unavailable
 _READ_ONLY = "pathswitch_read_only"
 _AT_COMMIT = "pathswitch_at_commit"
 
+# What whoever runs a request adds to each of its transactions; it raises where the transaction must not be.
+commit_guard: ContextVar[Callable[[Session], None] | None] = ContextVar("commit_guard", default=None)
+
 
 class Database:
     """A SQLite file or a PostgreSQL server, by URL."""
@@ -35,6 +39,8 @@ class Database:
         """One write transaction: commits at the end of the block, rolls back if it raises."""
         with self._session(read_only=False) as session:
             yield session
+            if (guard := commit_guard.get()) is not None:
+                guard(session)
             for write in session.info.pop(_AT_COMMIT, ()):
                 write(session)
             session.commit()

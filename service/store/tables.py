@@ -292,3 +292,25 @@ class Event(Base):
     type: Mapped[str]
     data: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
+
+
+class IdempotentRequest(Base):
+    """A request under a key of its caller's, and its answer once there is one. ``target``: method, path and query."""
+
+    __tablename__ = "idempotent_requests"
+    __table_args__ = (
+        sa.CheckConstraint(
+            "(status IS NULL) = (body IS NULL) AND (status IS NULL) = (request_sha256 IS NULL)", name="answer"
+        ),
+    )
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    target: Mapped[str]
+    owner: Mapped[str]
+    lease_until: Mapped[datetime]
+    carried_out: Mapped[bool]
+    request_sha256: Mapped[str | None]
+    status: Mapped[int | None]
+    media_type: Mapped[str | None]
+    body: Mapped[bytes | None]
+    created_at: Mapped[datetime] = mapped_column(index=True)

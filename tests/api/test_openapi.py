@@ -74,6 +74,13 @@ def test_uploads_name_their_media_types(description: dict[str, Any]) -> None:
     }
 
 
+def test_every_post_may_carry_a_key(description: dict[str, Any]) -> None:
+    for path, methods in description["paths"].items():
+        for method, operation in methods.items():
+            named = [one.get("$ref", "").rpartition("/")[2] for one in operation.get("parameters", [])]
+            assert ("Idempotency-Key" in named) == (method == "post"), path
+
+
 def test_the_description_can_be_read_in_a_browser(plane: ControlPlane) -> None:
     assert plane.http.get("/docs").headers["Content-Type"].startswith("text/html")
 

@@ -4,8 +4,11 @@ An artifact exists when its manifest exists. Files are written into a directory 
 only then is the manifest linked into place; linking fails if the name exists, so publishing is create-only and the loser
 of a race adopts the winner's manifest. Every open verifies sizes and sha256s first.
 
-    <root>/<key>/manifest.json        {"key", "kind", "directory", "files": [{"path","sha256","bytes"}], "result", …}
+    <root>/<key>/manifest.json        {"key", "directory", "files": [{"path","sha256","bytes"}], "result"}
     <root>/<key>/<attempt>/<files>
+
+In an object store it is the same under its prefix: files are uploaded, and then the manifest is written with a write that
+only succeeds where none is. The root is a cache of files then, and holds no manifest: what exists is asked of the store.
 """
 
 import hashlib
@@ -14,14 +17,15 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlencode, urlparse
 
 from pydantic import BaseModel, ConfigDict
 
-from service.core.errors import ArtifactCorrupt, ArtifactMissing
+from service.core.errors import ArtifactCorrupt, ArtifactMissing, Unavailable
+from service.object_store import ObjectStore
 
 MANIFEST = "manifest.json"
 
@@ -56,35 +60,53 @@ class Manifest(BaseModel):
 
 
 class Artifacts:
-    """Artifacts under one root folder. Keys are relative POSIX paths such as ``pack/3f9c…``."""
+    """Artifacts under one root folder, or in an object store, of which the root holds copies.
 
-    def __init__(self, root: Path) -> None:
+    Keys are relative POSIX paths such as ``pack/3f9c…``. With an object store everything may raise Unavailable.
+    """
+
+    def __init__(self, root: Path, store: ObjectStore | None = None) -> None:
         self.root = root
+        self._store = store
 
     @classmethod
     def from_url(cls, url: str) -> "Artifacts":
-        """Open the store at ``file:///path``. Raises ValueError for a scheme that is not supported."""
+        """Open the store at ``file:///path``, or at ``s3://bucket/prefix#cache=/path`` with copies of files in that folder.
+
+        Raises ValueError for anything else.
+        """
         parsed = urlparse(url)
-        if parsed.scheme != "file":
-            raise ValueError(f"artifacts URL {url!r}: only file:// is supported")
-        return cls(Path(unquote(parsed.path)))
+        if parsed.scheme == "file":
+            return cls(Path(unquote(parsed.path)))
+        cache = parse_qs(parsed.fragment).get("cache", [""])[0]
+        if parsed.scheme != "s3" or not parsed.netloc or not cache:
+            raise ValueError(f"artifacts URL {url!r}: file:///path or s3://bucket/prefix")
+        return cls(Path(cache), ObjectStore(url.partition("#")[0]))
 
     @property
     def url(self) -> str:
+        """By which another process opens the same."""
+        if self._store is not None:
+            return f"{self._store.url}#{urlencode({'cache': self.root})}"
         return self.root.absolute().as_uri()
 
     def check(self) -> None:
-        """Raise OSError unless the store can be written to."""
+        """Raise OSError or Unavailable unless the store can be written to."""
         self.root.mkdir(parents=True, exist_ok=True)
         probe = self.root / f".probe-{uuid.uuid4().hex}"
         probe.touch()
         probe.unlink()
+        if self._store is not None:
+            self._store.check()
 
     def manifest(self, key: str) -> Manifest | None:
         """Read the manifest under ``key``; None where the artifact does not exist. Raises ArtifactCorrupt."""
+        folder = self._folder(key)
         try:
-            raw = (self._folder(key) / MANIFEST).read_bytes()
+            raw = self._store.read(f"{key}/{MANIFEST}") if self._store else (folder / MANIFEST).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
+            return None
+        if raw is None:
             return None
         try:
             return Manifest.model_validate_json(raw)
@@ -110,26 +132,48 @@ class Artifacts:
         for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
             _sync_folder(folder)
         manifest = Manifest(key=key, directory=directory.name, files=files, result=result)
-        folder = self._folder(key)
+        created = self._upload(manifest, directory) if self._store else self._link(manifest)
+        if not created:
+            winner = self.manifest(key)
+            assert winner is not None
+            if winner.directory != manifest.directory:
+                self._forget(manifest, directory)
+            return winner
+        return manifest
+
+    def _link(self, manifest: Manifest) -> bool:
+        """Put the manifest in place. False where one is."""
+        folder = self._folder(manifest.key)
         temporary = folder / f".{MANIFEST}-{uuid.uuid4().hex}"
         with temporary.open("wb") as file:
-            file.write(json.dumps(manifest.model_dump(), indent=1, sort_keys=True).encode())
+            file.write(_json_of(manifest))
             file.flush()
             os.fsync(file.fileno())
         try:
             os.link(temporary, folder / MANIFEST)
         except FileExistsError:
-            winner = self.manifest(key)
-            assert winner is not None
-            shutil.rmtree(directory, ignore_errors=True)
-            return winner
+            return False
         finally:
             temporary.unlink()
         # The whole chain of new folders must survive a power cut, not only the last one.
         while folder != self.root.parent:
             _sync_folder(folder)
             folder = folder.parent
-        return manifest
+        return True
+
+    def _upload(self, manifest: Manifest, directory: Path) -> bool:
+        """Files first, the manifest last. False where one is: perhaps this one, whose answer was lost."""
+        assert self._store is not None
+        for entry in manifest.files:
+            self._store.upload(self._object(manifest, entry.path), directory / entry.path)
+        return self._store.create(f"{manifest.key}/{MANIFEST}", _json_of(manifest))
+
+    def _forget(self, manifest: Manifest, directory: Path) -> None:
+        """What lost a race. Objects that stay because the store does not answer belong to no manifest, and harm nobody."""
+        shutil.rmtree(directory, ignore_errors=True)
+        if self._store is not None:
+            with suppress(Unavailable):
+                self._store.delete([self._object(manifest, entry.path) for entry in manifest.files])
 
     def open(self, key: str) -> Path:
         """Verify every file under ``key`` and return its folder. Raises ArtifactMissing or ArtifactCorrupt."""
@@ -139,36 +183,78 @@ class Artifacts:
         folder = self._folder(key) / manifest.directory
         for entry in manifest.files:
             path = folder / entry.path
-            try:
-                size = path.stat().st_size
-            except FileNotFoundError:
-                raise ArtifactCorrupt(f"{key}: {entry.path} is missing") from None
-            if size != entry.bytes or _sha256(path) != entry.sha256:
-                raise ArtifactCorrupt(f"{key}: {entry.path} differs from its manifest")
+            if _is(path, entry):
+                continue
+            if self._store is None:
+                what = "differs from its manifest" if path.exists() else "is missing"
+                raise ArtifactCorrupt(f"{key}: {entry.path} {what}")
+            self._fetch(manifest, entry)  # there is no copy, or a damaged one
         return folder
 
     def path(self, manifest: Manifest, name: str) -> Path:
         """Where the file ``name`` of an artifact lies, unverified. Raises ArtifactMissing if the artifact has no such file."""
-        if all(entry.path != name for entry in manifest.files):
+        entry = next((entry for entry in manifest.files if entry.path == name), None)
+        if entry is None:
             raise ArtifactMissing(f"{manifest.key}: no file {name!r}")
-        return self._folder(manifest.key) / manifest.directory / name
+        path = self._folder(manifest.key) / manifest.directory / name
+        if self._store is not None and not path.exists():
+            self._fetch(manifest, entry)
+        return path
 
-    def folder(self, manifest: Manifest) -> Path:
-        """Where the files of an artifact lie, unverified."""
-        return self._folder(manifest.key) / manifest.directory
+    def location(self, manifest: Manifest) -> str:
+        """Where the files of an artifact lie: a folder, or a prefix of the object store."""
+        if self._store is not None:
+            return f"{self._store.url}/{manifest.key}/{manifest.directory}"
+        return str(self._folder(manifest.key) / manifest.directory)
 
     def keys(self, prefix: str) -> list[str]:
         """Keys of the published artifacts exactly one level below ``prefix``, sorted."""
         folder = self._folder(prefix)
+        if self._store is not None:
+            depth = prefix.count("/") + 3
+            found = (path.split("/") for path in self._store.paths(prefix))
+            return sorted("/".join(p[:-1]) for p in found if len(p) == depth and p[-1] == MANIFEST)
         if not folder.is_dir():
             return []
         return sorted(f"{prefix}/{child.name}" for child in folder.iterdir() if (child / MANIFEST).is_file())
+
+    def _fetch(self, manifest: Manifest, entry: FileEntry) -> None:
+        """Copy a file out of the store; another process that does the same at once does no harm."""
+        assert self._store is not None
+        path = self._folder(manifest.key) / manifest.directory / entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        try:
+            with temporary.open("wb") as file:
+                there = self._store.download(self._object(manifest, entry.path), file.write)
+            if not there:
+                raise ArtifactCorrupt(f"{manifest.key}: {entry.path} is missing")
+            if not _is(temporary, entry):
+                raise ArtifactCorrupt(f"{manifest.key}: {entry.path} differs from its manifest")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _object(self, manifest: Manifest, name: str) -> str:
+        return f"{manifest.key}/{manifest.directory}/{name}"
 
     def _folder(self, key: str) -> Path:
         parts = key.split("/")
         if any(part in ("", ".", "..") for part in parts):
             raise ValueError(f"not an artifact key: {key!r}")
         return self.root.joinpath(*parts)
+
+
+def _json_of(manifest: Manifest) -> bytes:
+    return json.dumps(manifest.model_dump(), indent=1, sort_keys=True).encode()
+
+
+def _is(path: Path, entry: FileEntry) -> bool:
+    """Whether the file has the bytes that the manifest says."""
+    try:
+        return path.stat().st_size == entry.bytes and _sha256(path) == entry.sha256
+    except FileNotFoundError:
+        return False
 
 
 def _sha256(path: Path) -> str:

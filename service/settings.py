@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlencode
 
 from pydantic import Field, computed_field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,6 +20,7 @@ class Settings(BaseSettings):
     home: Path = Path(".pathswitch")
     database_url: str | None = None
     artifacts_url: str | None = None
+    artifacts_cache: Path | None = None
     ray_address: str | None = None
     api_host: str = "127.0.0.1"
     api_port: int = Field(8080, ge=0, le=65535)
@@ -42,8 +44,12 @@ class Settings(BaseSettings):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def artifacts(self) -> str:
-        """URL of the artifact store: the one that is set, or a folder in the home."""
-        return self.artifacts_url or (self.home.absolute() / "artifacts").as_uri()
+        """URL of the artifact store: the one that is set, or a folder in the home. An object store's has its cache in it."""
+        url = self.artifacts_url or (self.home.absolute() / "artifacts").as_uri()
+        if not url.startswith("s3://") or "#" in url:
+            return url
+        cache = (self.artifacts_cache or self.home / "cache").absolute()
+        return f"{url}#{urlencode({'cache': cache})}"
 
     def environment(self) -> dict[str, str]:
         """This process's environment with these settings in it: what child processes are started with."""

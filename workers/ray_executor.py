@@ -6,6 +6,7 @@ adopts what runs by its name. Where the whole cluster is gone, poll says LOST an
 
 import hashlib
 import logging
+import shlex
 import sys
 from functools import cached_property
 from typing import Any
@@ -126,7 +127,7 @@ class RayExecutor:
         try:
             self._jobs.submit_job(
                 submission_id=run.id,
-                entrypoint=f"{self._python} -m workers.ray_job {run.id} {self._artifacts.url}",
+                entrypoint=shlex.join([self._python, "-m", "workers.ray_job", run.id, self._artifacts.url]),
                 runtime_env={"env_vars": _JOB_ENVIRONMENT},
             )
         except (RuntimeError, ConnectionError, OSError) as error:

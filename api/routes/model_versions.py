@@ -95,4 +95,4 @@ def _artifact(artifacts: Artifacts, key: str) -> Artifact:
     files: Sequence[ArtifactFile] = [
         ArtifactFile(path=file.path, sha256=file.sha256, bytes=file.bytes) for file in manifest.files
     ]
-    return Artifact(path=str(artifacts.folder(manifest)), sha256=manifest.sha256, files=list(files))
+    return Artifact(path=artifacts.location(manifest), sha256=manifest.sha256, files=list(files))

@@ -1,6 +1,8 @@
 """Claim what is ready and have it run: at once where its artifact exists, here where it is a decision, else by the executor."""
 
 import logging
+from functools import partial
+from itertools import takewhile
 
 from sqlalchemy.orm import Session
 
@@ -52,12 +54,11 @@ def _run(
     if manifest is not None:
         with database.transaction() as session:
             return advance.reuse(session, stage.id, manifest)
+    with database.reading() as session:
+        behind = _training_behind(session, stage)
+    # The artifacts are asked before the transaction: an object store may take its time.
+    chain = [stage.id, *(row.id for row in takewhile(partial(_is_missing, artifacts), behind))]
     with database.transaction() as session:
-        chain = [stage.id]
-        for follower in _training_behind(session, stage):
-            if not _is_missing(artifacts, follower):
-                break
-            chain.append(follower.id)
         claimed = stages.claim(
             session,
             chain,

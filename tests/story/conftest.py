@@ -14,21 +14,21 @@ from tests.support.story import DATASET
 from workers.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
-NewPlane = Callable[[], ControlPlane]
+NewPlane = Callable[..., ControlPlane]
 Workers = Callable[[ControlPlane], tuple[LocalExecutor, LocalServing]]
 
 
 @pytest.fixture
 def new_plane(migrated_sqlite: Path, tmp_path: Path) -> Iterator[NewPlane]:
-    """Starts a control plane that has nothing but the story's dataset."""
+    """Starts a control plane that has nothing but the story's dataset; settings may be given."""
     with ExitStack() as running:
         started = 0
 
-        def start() -> ControlPlane:
+        def start(**changes: Any) -> ControlPlane:
             nonlocal started
             started += 1
             home = tmp_path / f"home-{started}"
-            settings = settings_of(home, f"sqlite:///{home / 'pathswitch.db'}")
+            settings = settings_of(home, f"sqlite:///{home / 'pathswitch.db'}").model_copy(update=changes)
             shutil.copyfile(migrated_sqlite, home / "pathswitch.db")
             plane = running.enter_context(serve(settings))
             plane.client.create_dataset(DATASET, holdout_fraction=0.1)

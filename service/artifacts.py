@@ -225,10 +225,11 @@ class Artifacts:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
         try:
-            with temporary.open("wb") as file:
-                there = self._store.download(self._object(manifest, entry.path), file.write)
-            if not there:
+            chunks = self._store.chunks(self._object(manifest, entry.path))
+            if chunks is None:
                 raise ArtifactCorrupt(f"{manifest.key}: {entry.path} is missing")
+            with temporary.open("wb") as file:
+                file.writelines(chunks)
             if not _is(temporary, entry):
                 raise ArtifactCorrupt(f"{manifest.key}: {entry.path} differs from its manifest")
             temporary.replace(path)

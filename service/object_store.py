@@ -6,7 +6,7 @@ while; what does not answer then is Unavailable.
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -71,15 +71,19 @@ class ObjectStore:
         with self._answering(path):
             obstore.put(self._store, path, file, chunk_size=_CHUNK_BYTES)
 
-    def download(self, path: str, write: Callable[[Any], Any]) -> bool:
-        """Hand the content to ``write`` in chunks. False where there is no such object."""
+    def chunks(self, path: str) -> Iterator[bytes] | None:
+        """The content of an object, piece by piece; None where there is none."""
         with self._answering(path):
             try:
-                for chunk in obstore.get(self._store, path).stream(min_chunk_size=_CHUNK_BYTES):
-                    write(chunk)
+                found = obstore.get(self._store, path)
             except FileNotFoundError:
-                return False
-            return True
+                return None
+        return self._chunks(path, found)
+
+    def _chunks(self, path: str, found: "obstore.GetResult") -> Iterator[bytes]:
+        with self._answering(path):
+            for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+                yield bytes(chunk)
 
     def paths(self, prefix: str) -> Iterator[str]:
         """Of all objects below ``prefix``."""

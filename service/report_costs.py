@@ -224,6 +224,9 @@ def _forecast(
     ledger = _ledger([stage for stage in trained if stage.version is newest], standing.excluded)
     if not ledger:  # all that the line has read is excluded
         return None
+    # Where what came before it is excluded, the first one has nothing to replay any more.
+    first = ledger[0].model_copy(update={"steps": steps_of(ledger[0].rows, line.batch_rows, line.epochs)})
+    ledger = (first, *ledger[1:])
     new_tokens = next_tokens or ledger[-1].rows * line.sequence_length
     rows = -(-new_tokens // line.sequence_length)
     spec = ModelSpec.model_validate(model.spec)

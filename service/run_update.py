@@ -46,7 +46,7 @@ def start_branch(
     decay: BranchSpec | None = None,
     data_version: int | None = None,
 ) -> Update:
-    """Write a pending update that is a branch from a trunk checkpoint, under any decay (by default the model's own).
+    """Write a pending update that is a branch from a trunk checkpoint, under any decay: what it does not say is the model's own.
 
     It reads up to the end of the checkpoint's data version, or of a later one on request. Raises NotFound, or
     InvalidRequest where the branch would read past that end, as far as the steps are known already.
@@ -63,8 +63,7 @@ def start_branch(
             )
         target = _target(session, model, data_version or checkpoint.data_version)
         own = ModelSpec.model_validate(model.spec).paradigm
-        if decay is None:
-            decay = own.decay if isinstance(own, PathSwitchingSpec) else BranchSpec()
+        decay = _over(own.decay if isinstance(own, PathSwitchingSpec) else BranchSpec(), decay)
         ledger = stages.known_ledger(session, model.id, target.number)
         excluded = datasets.excluded_numbers(session, model.dataset_id)
         if ledger is not None and excluded.isdisjoint(entry.number for entry in ledger):
@@ -141,3 +140,12 @@ def _reopen(stage: Stage, *, ready: bool) -> None:
     stage.finished_at = None
     stage.error = None
     stage.max_attempts = stage.attempt + MAX_ATTEMPTS
+
+
+def _over(own: BranchSpec, given: BranchSpec | None) -> BranchSpec:
+    """The model's own decay with what was said of another. Another shape has cuts and a floor of its own."""
+    if given is None:
+        return own
+    said = given.model_dump(include=given.model_fields_set)
+    kept = own.model_dump(exclude={"cuts", "floor"} if "shape" in said else set())
+    return BranchSpec.model_validate(kept | said)

@@ -125,11 +125,21 @@ class DecaySpec(Spec):
 
 
 class BranchSpec(DecaySpec):
-    """The decay of a branch beside a trunk. Its defaults are what the study in ``docs/study`` found best for half the cost."""
+    """The decay of a branch beside a trunk. Its defaults are what the study in ``docs/study`` found best for half the cost.
+
+    With the rule auto it replays nothing unless it is said: only batches that the trunk reads too tell what a decay gains.
+    """
 
     length: BranchLength = ProportionalLength(fraction=0.085)
     replay_fraction: Fraction01 = 0.75
     replay_budget: Literal["grown", "kept"] = "kept"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_compares(cls, given: Any) -> Any:
+        length = given.get("length") if isinstance(given, dict) else None
+        rule = length.get("rule") if isinstance(length, dict) else getattr(length, "rule", None)
+        return {"replay_fraction": 0.0} | given if rule == "auto" else given
 
 
 P = TypeVar("P", bound=Spec)
@@ -232,7 +242,7 @@ class TrainingSpec(Spec):
     weight_decay: float = Field(0.1, ge=0, le=1, allow_inf_nan=False)
     grad_clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     replay_mixture: Literal["equal", "by_size", "recency"] = "equal"
-    replay_fraction: Fraction01 = 0.15
+    replay_fraction: Fraction01 = Field(0.15, description="from_scratch, which reads all data: 0")
     epochs: int = Field(1, ge=1, le=1000)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -284,6 +294,8 @@ class ModelSpec(Spec):
             return given
         paradigm, training = given.get("paradigm"), given.get("training", {})
         name = paradigm.get("name") if isinstance(paradigm, dict) else getattr(paradigm, "name", None)
+        if isinstance(training, TrainingSpec):
+            training = training.model_dump(include=training.model_fields_set)
         if name == "from_scratch" and isinstance(training, dict):
             return given | {"training": {"replay_fraction": 0.0} | training}
         return given

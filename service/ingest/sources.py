@@ -1,4 +1,4 @@
-"""Bodies that are named instead of sent: the chunks of a file under the import roots."""
+"""Bodies that are named instead of sent: the chunks of a file under the import roots, or of an object in S3."""
 
 import os
 import stat
@@ -7,15 +7,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from service.core.errors import InvalidRequest
+from service.object_store import ObjectStore
 
 _CHUNK_BYTES = 1 << 20
 
 
 def open_uri(uri: str, import_roots: Sequence[Path]) -> Iterator[bytes]:
-    """Chunks of the file at a ``file://`` URI that lies under an import root, symbolic links followed.
+    """Chunks of the file at a ``file://`` URI that lies under an import root, symbolic links followed, or of ``s3://bucket/key``.
 
     Raises InvalidRequest at once for anything else, with the same words for a file that is outside and one
-    that does not exist. A question mark or hash in a name must be percent-encoded.
+    that does not exist; for an object, where it does not exist, with the first chunk, and Unavailable where the store does
+    not answer. A question mark or hash in a name must be percent-encoded.
     """
     try:
         parts = urlsplit(uri)
@@ -23,9 +25,11 @@ def open_uri(uri: str, import_roots: Sequence[Path]) -> Iterator[bytes]:
     except ValueError:
         raise InvalidRequest(f"{uri!r} is not a URI") from None
     if parts.scheme == "s3":
-        raise InvalidRequest("s3:// sources need S3 support, which this version does not have")
+        if not parts.netloc or not path.strip("/") or parts.query or parts.fragment:
+            raise InvalidRequest(f"{uri!r} is not of the form s3://bucket/key")
+        return _object_chunks(uri, parts.netloc, path.lstrip("/"))
     if parts.scheme != "file":
-        raise InvalidRequest(f"{uri!r}: only file:// under the import roots can be read")
+        raise InvalidRequest(f"{uri!r}: only s3://, and file:// under the import roots, can be read")
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or not path.startswith("/"):
         raise InvalidRequest(f"{uri!r} is not of the form file:///path")
     if not import_roots:
@@ -55,6 +59,13 @@ def _chunks(uri: str, path: Path) -> Iterator[bytes]:
             raise _not_under_roots(uri)
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
+
+
+def _object_chunks(uri: str, bucket: str, key: str) -> Iterator[bytes]:
+    chunks = ObjectStore(f"s3://{bucket}").chunks(key)
+    if chunks is None:
+        raise InvalidRequest(f"{uri!r} does not exist")
+    yield from chunks
 
 
 def _not_under_roots(uri: str) -> InvalidRequest:

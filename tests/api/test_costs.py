@@ -7,6 +7,7 @@ import pytest
 from service.core.executor import RunError
 from service.core.stage_specs import StageKind
 from tests.support.control_plane import ControlPlane
+from tests.support.specs import PLAIN
 
 STEP = 2048
 NOTHING = {"tokens": 0, "flops": 0.0, "device_seconds": 0.0}
@@ -83,6 +84,23 @@ def test_the_forecast_plans_the_next_version(plane: ControlPlane, model: str) ->
     assert plane.http.get(f"/models/{model}/costs", params={"tokens": 0}).status_code == 422
 
 
+def test_what_is_the_first_version_by_now_has_nothing_to_replay_in_the_forecast(
+    plane: ControlPlane, name: str
+) -> None:
+    plane.add_dataset(name, [f"{name} a", "b"])
+    plane.add_model(name, name, training={"replay_fraction": 0.2})
+    plane.push(name, f"{name} c", "d").raise_for_status()
+    plane.finish(name)
+    plane.client.exclude_version(name, 1, "a mirror")
+    told = plane.client.costs(name).forecast
+    assert told is not None
+    plane.push(name, f"{name} e", "f").raise_for_status()
+    plane.finish(name)
+    version = plane.client.model_version(name, 3)
+    assert version.final_step == 100 + 125
+    assert told.tokens == plane.client.costs(name).versions[-1].tokens
+
+
 def test_a_line_that_begins_late_makes_no_version_of_what_came_before(
     plane: ControlPlane, model: str
 ) -> None:
@@ -96,14 +114,7 @@ def test_a_line_that_begins_late_makes_no_version_of_what_came_before(
 
 def test_what_another_line_has_trained_is_reused_and_counted_in_full(plane: ControlPlane, model: str) -> None:
     twin = f"{model}-twin"
-    plane.client.create_model(
-        {
-            "name": twin,
-            "dataset": model,
-            "training": {"replay_fraction": 0.0},
-            "auto_update": False,
-        }
-    )
+    plane.client.create_model(PLAIN | {"name": twin, "dataset": model, "auto_update": False})
     for number in (1, 2):
         plane.client.start_update(twin, data_version=number)
         plane.finish(twin)

@@ -6,6 +6,7 @@ import pytest
 
 from api.schemas.models import Checkpoint, ModelVersion
 from api.schemas.updates import Update
+from service.core.specs import BranchSpec, PathSwitchingSpec
 from service.core.states import ModelVersionState, UpdateState
 from tests.support.control_plane import ControlPlane
 
@@ -57,6 +58,31 @@ def test_a_branch_from_a_checkpoint_makes_a_candidate_and_touches_nothing_else(
     assert made.branch_point.checkpoint == before[0].id
     assert trunk(each_plane, model) == before
     assert each_plane.client.model_version(model, "served") == served
+
+
+@ON_SQLITE
+def test_what_a_decay_does_not_say_is_the_models_own(each_plane: ControlPlane, name: str) -> None:
+    own = {
+        "length": {"rule": "fixed", "fraction": 0.3},
+        "shape": "cosine",
+        "floor": 0.1,
+        "replay_fraction": 0.5,
+        "replay_budget": "grown",
+    }
+    each_plane.add_dataset(name, [f"{name} a", "b"])
+    each_plane.add_model(name, name, paradigm={"name": "path_switching", "decay": own})
+    [start] = trunk(each_plane, name)
+    decays: list[dict[str, Any]] = [
+        {},
+        {"replay_fraction": 0.0},
+        {"length": {"rule": "fixed", "fraction": 0.05}},
+        {"shape": "linear"},
+    ]
+    made = [one_off(each_plane, name, branch_from=start.id, decay=decay) for decay in decays]
+    for update, changes in zip(
+        made, ({}, decays[1], decays[2], {"shape": "linear", "floor": 0.0}), strict=True
+    ):
+        assert update.paradigm == PathSwitchingSpec(decay=BranchSpec.model_validate(own | changes))
 
 
 def test_a_branch_on_request_can_be_released_and_the_line_goes_on_as_if_it_were_not_there(

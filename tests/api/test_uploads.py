@@ -15,6 +15,7 @@ import zstandard
 
 from api.client import ApiError, DataFormat
 from tests.support.control_plane import ControlPlane, ndjson
+from tests.support.s3 import BUCKET, s3_server
 
 NDJSON = "application/x-ndjson"
 TEXT = "text/plain"
@@ -194,12 +195,23 @@ def test_data_is_read_from_under_the_import_roots(plane: ControlPlane, name: str
     assert plane.client.import_version(name, unnamed, format=DataFormat.TEXT).row.documents == 2
 
 
+def test_an_object_is_read_by_its_name(plane: ControlPlane, name: str) -> None:
+    plane.add_dataset(name)
+    body = ndjson(*(f"{name} {number}" for number in range(3000)))
+    with s3_server() as s3:
+        s3.client.put_object(Bucket=BUCKET, Key="in/a b.ndjson", Body=body)
+        row, created = plane.client.import_version(name, f"s3://{BUCKET}/in/a%20b.ndjson")
+        assert (row.bytes, row.documents, created) == (len(body), 3000, True)
+        with pytest.raises(ApiError, match="does not exist"):
+            plane.client.import_version(name, f"s3://{BUCKET}/in/b.ndjson")
+
+
 @pytest.mark.parametrize(
     "body",
     [
         b'{"uri": "file:///etc/hostname.txt"}',
         b'{"uri": "https://example.org/a.ndjson"}',
-        b'{"uri": "s3://bucket/a.ndjson"}',
+        b'{"uri": "s3://bucket"}',
         b'{"uri": "a.ndjson", "colour": "red"}',
         b'{"format": "text"}',
         b'{"uri": "file:///a", "format": "pdf"}',

@@ -4,11 +4,7 @@ from service.core.states import UpdateState
 from tests.story.conftest import NewPlane, Workers
 from tests.support.story import DATASET, SPEC, push_and_release
 
-# A branch that replays reads no batch that the trunk does: there is less to compare it by.
-AUTO = {
-    "name": "path_switching",
-    "decay": {"length": {"rule": "auto", "tolerance": 0.01, "max": 0.6}, "replay_fraction": 0.0},
-}
+AUTO = {"name": "path_switching", "decay": {"length": {"rule": "auto", "tolerance": 0.01, "max": 0.6}}}
 VERSIONS = 4
 
 

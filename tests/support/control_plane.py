@@ -26,6 +26,7 @@ from service.settings import Settings
 from service.store import models, updates
 from service.store.database import Database
 from tests.support.scripted import ScriptedExecutor, ScriptedServing
+from tests.support.specs import PLAIN
 
 START_SECONDS = 30.0
 UPDATE_SECONDS = 240.0
@@ -136,9 +137,8 @@ class ControlPlane:
         return self._orchestrators[key]
 
     def add_model(self, name: str, dataset: str, **spec: object) -> None:
-        """A model whose updates are brought to their end. Unless it is asked to, it does not replay: steps are easy to count."""
-        plain = {"name": name, "dataset": dataset, "training": {"replay_fraction": 0.0}}
-        self.client.create_model(plain | spec)
+        """A model, plain but for ``spec``, whose updates are brought to their end."""
+        self.client.create_model(PLAIN | {"name": name, "dataset": dataset} | spec)
         self.finish(name)
 
 

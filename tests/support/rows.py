@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
-from service.core.specs import ModelSpec, TrainingSpec
+from service.core.specs import ModelSpec
 from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
 from service.store import datasets, updates
 from service.store.database import Database, now
 from service.store.tables import Dataset, DataVersion, Model, Stage, Update
+from tests.support.specs import PLAIN
 
 
 def add_dataset(session: Session, name: str = "d", versions: int = 1) -> Dataset:
@@ -40,8 +41,7 @@ def add_data_version(session: Session, dataset: Dataset, number: int) -> DataVer
 
 
 def add_model(session: Session, dataset: Dataset, name: str = "m") -> Model:
-    """A model that does not replay: steps are easy to count."""
-    spec = ModelSpec(name=name, dataset=dataset.name, training=TrainingSpec(replay_fraction=0.0))
+    spec = ModelSpec.model_validate(PLAIN | {"name": name, "dataset": dataset.name})
     row = Model(name=name, dataset_id=dataset.id, spec=spec.model_dump(mode="json"), created_at=now(session))
     session.add(row)
     session.flush()

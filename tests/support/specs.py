@@ -14,6 +14,15 @@ from service.core.specs import (
 )
 from service.core.stage_specs import LineSpec, Numerics, SliceRef
 
+# Of a model whose steps are easy to count: nothing is replayed, and a branch is a tenth of all steps.
+PLAIN: dict[str, Any] = {
+    "training": {"replay_fraction": 0.0},
+    "paradigm": {
+        "name": "path_switching",
+        "decay": {"length": {"rule": "proportional", "fraction": 0.1}, "replay_fraction": 0.0},
+    },
+}
+
 
 def line_spec(**changes: Any) -> LineSpec:
     """A line of the tiny preset on a CPU, with ``changes``."""

@@ -137,7 +137,8 @@ class Analysis:
     def closed_form_ratio(self, row: str) -> float | None:
         """Of path switching, from branch lengths as they were; T_i and E_i are tokens of new text, r is the trunk's replay.
 
-        (T_1 + Σ_(1<i≤N) T_i / (1 - r) + Σ_(i<N) d_i) / Σ E_i, and what a branch that grows by its replay, d_N, has of it.
+        (T_1 + Σ_(1<i≤N) T_i / (1 - r) + Σ_(i<N) d_i) / Σ E_i. Where the last branch grows by what it replays, a share R of
+        it, its (1 - R)·d_N new tokens are (1 - R)·d_N / (1 - r) of the stream: d_N·(R - r) / (1 - r) comes on top.
         """
         spec, line = self.config.row(row), self.line(row)
         if line is None or spec.paradigm.name != "path_switching":
@@ -148,7 +149,10 @@ class Analysis:
         tokens = training.batch_rows * training.sequence_length
         branches = [version.notes["branch_steps"] * tokens for version in line.versions]
         if decay.replay_budget == "grown" and len(branches) > 1:
-            stream += decay.replay_fraction * branches[-1]
+            trunk = training.replay_fraction
+            stream += (
+                branches[-1] * (decay.replay_fraction - trunk) / (1 - trunk) if decay.replay_fraction else 0
+            )
         return costs.path_switching([round(stream)], branches) / costs.from_scratch(ends)
 
     def targets(self) -> tuple[Target, ...]:

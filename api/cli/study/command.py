@@ -88,7 +88,7 @@ def study(options: Options) -> None:
         console.print(f"{name}: {line.error}", markup=False)
     if not complete:
         raise Problem(
-            f"{len(wanted & results.lines.keys())} of {num_lines(config, results)} lines are trained",
+            "{} of {} lines are trained".format(*_counts(config, results)),
             f"The same command goes on from {options.out}.",
         )
     if failed := [(name, line.error or "") for name, line in errors if not line.settled]:
@@ -121,25 +121,30 @@ def _progress(
         TimeElapsedColumn(),
     )
     shown = dict(results.lines)
+    done, total = _counts(config, results)
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
-        total = num_lines(config, results)
-        task = bars.add_task("starting", total=total, completed=len(results.lines))
+        task = bars.add_task("starting", total=total, completed=done)
 
         def show(progress: Progress) -> None:
             names = ", ".join(name.rpartition(".")[0] for name in progress.active)
-            done = len(shown) + sum(progress.active.values())
-            bars.update(task, completed=done, description=names[:60])
+            bars.update(task, completed=done + sum(progress.active.values()), description=names[:60])
 
         def keep(now: Results) -> None:
-            nonlocal total
-            total = num_lines(config, now)
+            nonlocal done, total
+            done, total = _counts(config, now)
             bars.update(task, total=total)
             for name, line in now.lines.items():
                 if shown.get(name) != line:
                     shown[name] = line
-                    console.print(_told(len(shown), total, line), markup=False)
+                    console.print(_told(done, total, line), markup=False)
 
         yield show, keep
+
+
+def _counts(config: StudyConfig, results: Results) -> tuple[int, int]:
+    """Of the lines that the study is of: how many have a result, and all. A file may hold those of rows before they changed."""
+    planned = {line.name for line in study_plan(config, results)}
+    return len(planned & results.lines.keys()), num_lines(config, results)
 
 
 def _told(number: int, total: int, line: LineResult) -> str:

@@ -154,7 +154,8 @@ def decay_path(
         fresh_optimizer=fresh_optimizer,
         stream_steps=geometry.stream_steps,
         replay_fraction=geometry.replay_fraction,
-        replay_budget=decay.replay_budget,
+        # Branches that replay nothing are equal, whatever their budget would be.
+        replay_budget=decay.replay_budget if geometry.replay_fraction else "grown",
     )
 
 

@@ -4,10 +4,19 @@ import pytest
 from pydantic import ValidationError
 
 from service.core.ledger import ledger_up_to, steps_of
+from service.core.paradigms import PARADIGMS
 from service.core.plan import run_key, trunk_key
-from service.core.specs import DecaySpec, FromScratchSpec, ModelSpec, TrainingSpec
+from service.core.specs import (
+    AutoLength,
+    BranchSpec,
+    DecaySpec,
+    FromScratchSpec,
+    ModelSpec,
+    PathSwitchingSpec,
+    TrainingSpec,
+)
 from service.core.stage_specs import RunPath, StageKind, TrainStage
-from tests.support.specs import ledger_of, line_spec
+from tests.support.specs import ledger_of, line_spec, plan_context
 
 LEDGER = ledger_of(100, 50)
 
@@ -32,9 +41,27 @@ def test_lines_that_go_on_replay_by_default_and_from_scratch_does_not():
             plain | {"paradigm": {"name": name}, "training": {"replay_fraction": 0.0}}
         )
         assert none.training.replay_fraction == 0.0
-    assert ModelSpec(**plain, paradigm=FromScratchSpec()).training.replay_fraction == 0.0
+    for training in (TrainingSpec(), TrainingSpec(seed=7)):
+        scratch = ModelSpec(**plain, paradigm=FromScratchSpec(), training=training)
+        assert (scratch.training.replay_fraction, scratch.training.seed) == (0.0, training.seed)
     for name in ("wsd_s", "from_scratch"):
         assert ModelSpec.model_validate(plain | {"paradigm": {"name": name}}).paradigm.decay == DecaySpec()
+
+
+def test_a_branch_that_chooses_its_length_replays_only_what_it_is_told_to():
+    for length in ({"rule": "auto"}, AutoLength()):
+        assert BranchSpec.model_validate({"length": length}).replay_fraction == 0.0
+        assert BranchSpec.model_validate({"length": length, "replay_fraction": 0.5}).replay_fraction == 0.5
+    assert BranchSpec.model_validate({"length": {"rule": "fixed"}}).replay_fraction == 0.75
+
+
+def test_branches_that_replay_nothing_are_equal_whatever_their_budget():
+    keys = set()
+    for budget in ("grown", "kept"):
+        paradigm = PathSwitchingSpec(decay=BranchSpec(replay_budget=budget))
+        plan = PARADIGMS["path_switching"](plan_context(ledger_of(100), paradigm))
+        keys.add(next(stage.key for stage in plan.stages if stage.kind == StageKind.TRAIN_BRANCH))
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize(

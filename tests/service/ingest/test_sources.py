@@ -78,9 +78,14 @@ def test_a_file_that_becomes_a_link_before_it_is_read_is_not_followed(root: Path
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("s3://bucket/key", "s3:// sources need S3 support, which this version does not have"),
-        ("https://example.org/a", "'https://example.org/a': only file:// under the import roots can be read"),
-        ("/etc/passwd", "'/etc/passwd': only file:// under the import roots can be read"),
+        ("s3://bucket", "'s3://bucket' is not of the form s3://bucket/key"),
+        ("s3:///key", "'s3:///key' is not of the form s3://bucket/key"),
+        ("s3://bucket/key?version=1", "'s3://bucket/key?version=1' is not of the form s3://bucket/key"),
+        (
+            "https://example.org/a",
+            "'https://example.org/a': only s3://, and file:// under the import roots, can be read",
+        ),
+        ("/etc/passwd", "'/etc/passwd': only s3://, and file:// under the import roots, can be read"),
         ("file://host/a", "'file://host/a' is not of the form file:///path"),
         ("file:///a?b", "'file:///a?b' is not of the form file:///path"),
         ("file:///a#b", "'file:///a#b' is not of the form file:///path"),

@@ -153,7 +153,8 @@ def test_the_closed_form_of_path_switching_is_what_the_ledger_has(
         ({"replay_fraction": 0.5, "replay_budget": "kept"}, 0.0, 200 + 60),
         ({"replay_fraction": 0.5, "replay_budget": "grown"}, 0.0, 200 + 60 + 30),
         ({"replay_fraction": 0.0}, 0.2, 225 + 60),
-        ({"replay_fraction": 0.5, "replay_budget": "grown"}, 0.2, 225 + 60 + 30),
+        ({"replay_fraction": 0.5, "replay_budget": "grown"}, 0.2, 225 + 60 + 22.5),
+        ({"replay_fraction": 0.2, "replay_budget": "grown"}, 0.2, 225 + 60),
     ],
 )
 def test_what_is_replayed_is_in_the_closed_form(decay: dict[str, Any], trunk: float, steps: int) -> None:

@@ -68,8 +68,8 @@ def test_every_paradigm_makes_every_version_and_shares_what_it_can(
 
     # Whoever came first packed; all others read its packs.
     packs = {name: stages(plane, name, frozenset({StageKind.PACK})) for name in MODELS}
-    assert [not stage.reused for stage in packs["path"]].count(True) == VERSIONS
-    assert all(stage.reused for name in MODELS if name != "path" for stage in packs[name])
+    assert {len(found) for found in packs.values()} == {1 + VERSIONS}
+    assert sum(not stage.reused for found in packs.values() for stage in found) == VERSIONS
     # Two branch lengths share the trunk up to the earlier branch point.
     ends = {name: [v.branch_point.step for v in plane.client.model_versions(name)] for name in MODELS}
     assert all(a < b for a, b in zip(ends["path"][1:], ends["shorter"][1:], strict=True))

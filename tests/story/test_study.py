@@ -28,7 +28,12 @@ CONFIG = StudyConfig.model_validate(
         "model": {
             "architecture": SPEC["architecture"],
             "tokenizer": SPEC["tokenizer"],
-            "training": {"sequence_length": 32, "batch_tokens": 256, "warmup_steps": 3},
+            "training": {
+                "sequence_length": 32,
+                "batch_tokens": 256,
+                "warmup_steps": 3,
+                "replay_fraction": 0.0,
+            },
         },
         "rows": [
             {"name": "scratch", "paradigm": {"name": "from_scratch", "schedule": "wsd"}, "peak_of": "path"},

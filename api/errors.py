@@ -85,7 +85,7 @@ def _unstorable(request: Request, error: Any) -> Response:
     )
 
 
-def _no_database(request: Request, error: Any) -> Response:
+def no_database(error: Exception) -> Response:
     logger.error("the database: %s", error)
     return problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the database does not answer")
 
@@ -100,6 +100,9 @@ def _unexpected(request: Request, error: Any) -> Response:
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an unexpected error; the log has more")
 
 
+# What the database's driver raises where it cannot reach it.
+DATABASE_AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+
 _CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
     HTTPStatus.NOT_FOUND: "not_found",
@@ -112,9 +115,7 @@ _HANDLERS = {
     RequestValidationError: _invalid,
     HTTPException: _http,
     exc.DataError: _unstorable,
-    exc.OperationalError: _no_database,
-    exc.InterfaceError: _no_database,
-    exc.TimeoutError: _no_database,
+    **dict.fromkeys(DATABASE_AWAY, lambda request, error: no_database(error)),
     ClientDisconnect: _gone,
     Exception: _unexpected,
 }

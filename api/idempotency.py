@@ -6,7 +6,6 @@ was refused before its body was read, is not kept: nothing came of it, and it ma
 
 import asyncio
 import hashlib
-import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -21,22 +20,19 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.deps import in_thread
-from api.errors import problem
-from api.schemas.common import BASE
+from api.errors import DATABASE_AWAY, no_database, problem
+from api.schemas.common import BASE, IDEMPOTENCY_KEY
 from service.store import idempotency
 from service.store.database import Database, commit_guard
 from service.store.idempotency import Answer, Seen, Standing
 
-logger = logging.getLogger("pathswitch.api")
-
-HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotency-Replayed"
 MAX_KEY_LENGTH = 255
 WAIT_SECONDS = 10.0
 
 # What OpenAPI says of it, at every POST.
 PARAMETER = {
-    "name": HEADER,
+    "name": IDEMPOTENCY_KEY,
     "in": "header",
     "required": False,
     "description": (
@@ -67,15 +63,14 @@ class Idempotency:
         self._database = database
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = Headers(scope=scope).get(HEADER) if scope["type"] == "http" else None
+        key = Headers(scope=scope).get(IDEMPOTENCY_KEY) if scope["type"] == "http" else None
         if key is None or scope["method"] != "POST" or not scope["path"].startswith(BASE):
             await self._app(scope, receive, send)
             return
         try:
             response = await self._answered(key, scope, receive, send)
-        except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
-            logger.error("the database: %s", error)
-            response = problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the database does not answer")
+        except DATABASE_AWAY as error:
+            response = no_database(error)
         except HTTPException as error:  # a body that is too large
             response = problem(error.status_code, "content_too_large", error.detail)
         if response is not None:
@@ -84,14 +79,14 @@ class Idempotency:
     async def _answered(self, key: str, scope: Scope, receive: Receive, send: Send) -> Response | None:
         """What to answer; None where the request was carried out, and has been answered."""
         if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
-            detail = f"{HEADER} is 1 to {MAX_KEY_LENGTH} printable ASCII characters"
+            detail = f"{IDEMPOTENCY_KEY} is 1 to {MAX_KEY_LENGTH} printable ASCII characters"
             return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail)
         query = scope["query_string"].decode("latin-1")
         target = f"{scope['method']} {scope['path']}" + (f"?{query}" if query else "")
         owner = uuid.uuid4().hex
         seen = await self._seen(key, target, owner)
         if seen.target != target:
-            return _reused(f"{HEADER} {key!r} was used for {seen.target}")
+            return _reused(f"{IDEMPOTENCY_KEY} {key!r} was used for {seen.target}")
         if seen.standing == Standing.OURS:
             await self._carry_out(key, owner, scope, receive, send)
             return None
@@ -101,13 +96,13 @@ class Idempotency:
             )
             return problem(HTTPStatus.CONFLICT, "answer_lost", detail)
         if seen.answer is None:
-            detail = f"the first request with {HEADER} {key!r} has not been answered yet"
+            detail = f"the first request with {IDEMPOTENCY_KEY} {key!r} has not been answered yet"
             return problem(HTTPStatus.CONFLICT, "in_flight", detail, headers={"Retry-After": "1"})
         sha256 = await _body_sha256(receive)
         if sha256 is None:
             return None  # the client has hung up
         if sha256 != seen.answer.request_sha256:
-            return _reused(f"{HEADER} {key!r} was used with another body")
+            return _reused(f"{IDEMPOTENCY_KEY} {key!r} was used with another body")
         return Response(
             seen.answer.body,
             status_code=seen.answer.status,

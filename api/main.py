@@ -18,7 +18,7 @@ from pydantic.json_schema import models_json_schema
 from api.body_limit import BodyLimit
 from api.deps import MAX_UPLOADS, Services
 from api.errors import RESPONSES, add_handlers
-from api.idempotency import HEADER, PARAMETER, Idempotency
+from api.idempotency import PARAMETER, Idempotency
 from api.monitoring import QueueCollector, RequestMetrics
 from api.routes import (
     checkpoints,
@@ -35,7 +35,7 @@ from api.routes import (
     slices,
     updates,
 )
-from api.schemas.common import BASE, Problem
+from api.schemas.common import BASE, IDEMPOTENCY_KEY, Problem
 from api.schemas.data import LabelledSource, Source
 from service.artifacts import Artifacts
 from service.settings import Settings
@@ -68,10 +68,10 @@ class ControlPlane(FastAPI):
             ref_template="#/components/schemas/{model}",
         )
         schema["components"]["schemas"] |= more["$defs"]
-        schema["components"].setdefault("parameters", {})[HEADER] = PARAMETER
+        schema["components"].setdefault("parameters", {})[IDEMPOTENCY_KEY] = PARAMETER
         for path, methods in schema["paths"].items():
             if path.startswith(BASE) and "post" in methods:
-                reference = {"$ref": f"#/components/parameters/{HEADER}"}
+                reference = {"$ref": f"#/components/parameters/{IDEMPOTENCY_KEY}"}
                 methods["post"].setdefault("parameters", []).append(reference)
         return schema
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel
 
-from api.schemas.common import BASE, Page, Problem
+from api.schemas.common import BASE, IDEMPOTENCY_KEY, Page, Problem
 from api.schemas.events import Event
 from service.core.errors import InvalidRequest
 from service.ingest.formats import MEDIA_TYPES, ContentEncoding, DataFormat, format_of_path
@@ -61,7 +61,7 @@ class Wire:
 
         A POST whose answer got lost on its way is sent again, under a key by which it is carried out once.
         """
-        headers = {"Idempotency-Key": uuid.uuid4().hex} if method == "POST" else {}
+        headers = {IDEMPOTENCY_KEY: uuid.uuid4().hex} if method == "POST" else {}
         request = self._http.build_request(
             method, base + path, params=given(query), json=json, headers=headers
         )

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 BASE = "/api/v1"  # what the paths of all routes begin with, but for health
 
+IDEMPOTENCY_KEY = "Idempotency-Key"  # the header by which a POST is carried out once
+
 Item = TypeVar("Item")
 
 # PostgreSQL's text has no NUL.

@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -288,6 +289,7 @@ def test_a_store_that_is_down_for_a_while_is_waited_for(s3: S3Server, tmp_path: 
     with ThreadPoolExecutor(1) as thread:
         with s3.down():
             waiting = thread.submit(publish, artifacts, "pack/other")
+            time.sleep(0.5)
             assert not waiting.done()
         assert waiting.result(timeout=30).key == "pack/other"
     assert content_of(artifacts.open("pack/other")) == FILES

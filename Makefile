@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+TEST_PROCESSES ?= 2
 INSTALLED := $(VENV)/.installed
 
 MAKEFLAGS += --no-print-directory
@@ -25,11 +26,12 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: install ## Train, update and serve a small model on this machine
 	@$(BIN)/pathswitch demo
 
+# Whole files to each process, and all that needs Ray to one of them: tests/conftest.py.
 test: install ## Run the tests (all but the slow ones)
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
 
-test-all: install ## Run every test
-	@$(BIN)/pytest -m ""
+test-all: test ## Run every test; the slow ones one after another, for some of them measure
+	@$(BIN)/pytest -m slow
 
 check: lint ## Lint, check types, import contracts and licences
 	@$(BIN)/mypy

@@ -10,6 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import pytest
+
 from tests.support.database import database, migrated_postgres, migrated_sqlite, sqlite
 from tests.support.postgres import postgres_server, postgres_url
 from tests.support.ray_cluster import ray_cluster
@@ -23,3 +25,11 @@ __all__ = [
     "ray_cluster",
     "sqlite",
 ]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes: whole files to each, for what files share, and Ray in one only."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))

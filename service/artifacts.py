@@ -16,14 +16,16 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlencode, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 from pydantic import BaseModel, ConfigDict
 
+from service import artifact_cache
 from service.core.errors import ArtifactCorrupt, ArtifactMissing, Unavailable
 from service.object_store import ObjectStore
 
@@ -59,35 +61,49 @@ class Manifest(BaseModel):
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """``path`` is relative to the root; ``modified`` in seconds since the epoch, by the store's clock."""
+
+    path: str
+    bytes: int
+    modified: float
+
+
 class Artifacts:
     """Artifacts under one root folder, or in an object store, of which the root holds copies.
 
     Keys are relative POSIX paths such as ``pack/3f9c…``. With an object store everything may raise Unavailable.
     """
 
-    def __init__(self, root: Path, store: ObjectStore | None = None) -> None:
+    def __init__(
+        self, root: Path, store: ObjectStore | None = None, *, max_cache_bytes: int | None = None
+    ) -> None:
         self.root = root
         self._store = store
+        self._max_cache_bytes = max_cache_bytes
 
     @classmethod
     def from_url(cls, url: str) -> "Artifacts":
         """Open the store at ``file:///path``, or at ``s3://bucket/prefix#cache=/path`` with copies of files in that folder.
 
-        Raises ValueError for anything else.
+        ``&max_bytes=`` keeps the folder below that size. Raises ValueError for anything else.
         """
         parsed = urlparse(url)
         if parsed.scheme == "file":
             return cls(Path(unquote(parsed.path)))
-        cache = parse_qs(parsed.fragment).get("cache", [""])[0]
+        said = {name: values[0] for name, values in parse_qs(parsed.fragment).items()}
+        cache = said.get("cache", "")
         if parsed.scheme != "s3" or not parsed.netloc or not cache:
             raise ValueError(f"artifacts URL {url!r}: file:///path or s3://bucket/prefix")
-        return cls(Path(cache), ObjectStore(url.partition("#")[0]))
+        max_bytes = int(said["max_bytes"]) if "max_bytes" in said else None
+        return cls(Path(cache), ObjectStore(url.partition("#")[0]), max_cache_bytes=max_bytes)
 
     @property
     def url(self) -> str:
         """By which another process opens the same."""
         if self._store is not None:
-            return f"{self._store.url}#{urlencode({'cache': self.root})}"
+            return artifact_cache.url_of(self._store.url, self.root, self._max_cache_bytes)
         return self.root.absolute().as_uri()
 
     def check(self) -> None:
@@ -181,6 +197,11 @@ class Artifacts:
         if manifest is None:
             raise ArtifactMissing(f"{key}: no such artifact")
         folder = self._folder(key) / manifest.directory
+        if self._store is not None and folder.is_dir():
+            artifact_cache.mark_used(
+                folder
+            )  # before it is read: whoever trims the cache leaves it alone then
+        fetched = False
         for entry in manifest.files:
             path = folder / entry.path
             if _is(path, entry):
@@ -189,6 +210,9 @@ class Artifacts:
                 what = "differs from its manifest" if path.exists() else "is missing"
                 raise ArtifactCorrupt(f"{key}: {entry.path} {what}")
             self._fetch(manifest, entry)  # there is no copy, or a damaged one
+            fetched = True
+        if fetched and self._max_cache_bytes is not None:
+            artifact_cache.trim(self.root, self._max_cache_bytes)
         return folder
 
     def path(self, manifest: Manifest, name: str) -> Path:
@@ -197,8 +221,10 @@ class Artifacts:
         if entry is None:
             raise ArtifactMissing(f"{manifest.key}: no file {name!r}")
         path = self._folder(manifest.key) / manifest.directory / name
-        if self._store is not None and not path.exists():
-            self._fetch(manifest, entry)
+        if self._store is not None:
+            if not path.exists():
+                self._fetch(manifest, entry)
+            artifact_cache.mark_used(self._folder(manifest.key) / manifest.directory)
         return path
 
     def location(self, manifest: Manifest) -> str:
@@ -217,6 +243,41 @@ class Artifacts:
         if not folder.is_dir():
             return []
         return sorted(f"{prefix}/{child.name}" for child in folder.iterdir() if (child / MANIFEST).is_file())
+
+    def files(self) -> Iterator[StoredFile]:
+        """Everything that is stored, whatever it belongs to: of an object store the objects, not the copies here."""
+        if self._store is not None:
+            yield from (StoredFile(*found) for found in self._store.objects())
+            return
+        for folder, names, files in os.walk(self.root):
+            if Path(folder) == self.root:  # work in progress of others, who clean up after themselves
+                names[:] = [name for name in names if not name.startswith(".")]
+                continue
+            for name in files:
+                path = Path(folder, name)
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    yield StoredFile(path.relative_to(self.root).as_posix(), status.st_size, status.st_mtime)
+
+    def unpublish(self, keys: Sequence[str]) -> None:
+        """Remove the manifests, for good: what is left belongs to no artifact, and whoever needs one makes it again."""
+        paths = [f"{key}/{MANIFEST}" for key in keys]
+        self.remove_files(paths)
+        if self._store is None:
+            for folder in {self._folder(key) for key in keys}:
+                # Before any of its files: a manifest that came back after a power cut would promise what is not there.
+                if folder.is_dir():
+                    _sync_folder(folder)
+
+    def remove_files(self, paths: Sequence[str]) -> None:
+        """Remove what ``files`` has found, its copies, and the folders that are empty then. Paths that are not there are fine."""
+        if self._store is not None:
+            self._store.delete(list(paths))
+        for path in paths:
+            (self.root / path).unlink(missing_ok=True)
+            for folder in (self.root / path).parents:
+                if folder == self.root or not _remove_empty(folder):
+                    break
 
     def _fetch(self, manifest: Manifest, entry: FileEntry) -> None:
         """Copy a file out of the store; another process that does the same at once does no harm."""
@@ -269,6 +330,14 @@ def _hash_and_sync(path: Path, directory: Path) -> FileEntry:
         os.fsync(file.fileno())
         size = os.fstat(file.fileno()).st_size
     return FileEntry(path=path.relative_to(directory).as_posix(), sha256=digest, bytes=size)
+
+
+def _remove_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

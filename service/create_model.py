@@ -8,12 +8,14 @@ from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts
-from service.core.errors import Conflict, ErrorItem, InvalidRequest
+from service.core.errors import Conflict, ErrorItem, InvalidRequest, Unavailable
 from service.core.specs import ModelSpec
 from service.store import datasets, events, models, updates
 from service.store.database import Database, now
+from service.store.in_use import share_artifacts
 from service.store.tables import Model
 
 BASE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -45,6 +47,7 @@ def create_model(
                 tokenizer_source_key=tokenizer_key,
                 created_at=now(session),
             )
+            _require_published(session, artifacts, [key for key in (base_key, tokenizer_key) if key])
             session.add(row)
             session.flush()
             events.append(session, "model.created", model=row.name, dataset=dataset.name)
@@ -113,6 +116,14 @@ def allowed_path(import_roots: Sequence[Path], given: str) -> Path:
     if not any(path.is_relative_to(root.resolve()) for root in import_roots):
         raise InvalidRequest(f"{given!r} is not under PATHSWITCH_IMPORT_ROOTS")
     return path
+
+
+def _require_published(session: Session, artifacts: Artifacts, keys: Sequence[str]) -> None:
+    """A copy that was made before may be old enough to have been collected since it was found."""
+    share_artifacts(session)
+    for key in keys:
+        if artifacts.manifest(key) is None:
+            raise Unavailable(f"{key} was removed meanwhile: try again")
 
 
 def _publish_copy(artifacts: Artifacts, kind: str, files: Sequence[Path]) -> str:

@@ -87,9 +87,17 @@ class ObjectStore:
 
     def paths(self, prefix: str) -> Iterator[str]:
         """Of all objects below ``prefix``."""
-        with self._answering(prefix):
+        yield from (found["path"] for found in self._list(prefix))
+
+    def objects(self) -> Iterator[tuple[str, int, float]]:
+        """Path, bytes and time of writing (seconds since the epoch) of every object."""
+        for found in self._list(None):
+            yield found["path"], found["size"], found["last_modified"].timestamp()
+
+    def _list(self, prefix: str | None) -> Iterator["obstore.ObjectMeta"]:
+        with self._answering(prefix or ""):
             for chunk in obstore.list(self._store, prefix):
-                yield from (found["path"] for found in chunk)
+                yield from chunk
 
     def delete(self, paths: list[str]) -> None:
         """Paths that are not there are fine."""

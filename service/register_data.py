@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactMissing, Conflict, InvalidRequest
 from service.ingest.documents import HASHES
-from service.ingest.ingest import Body, Ingest
+from service.ingest.ingest import Body, Ingest, Ingested
 from service.store import datasets, events, models, updates
 from service.store.database import Database, now
+from service.store.in_use import share_artifacts
 from service.store.tables import Dataset, DataVersion, Slice
 
 _HOLDOUT_NAME = re.compile(r"v[0-9]+")
@@ -88,7 +89,7 @@ def register_version(
             row = datasets.version_by_sha256(session, dataset.id, body.sha256)
             if row is not None:
                 return RegisteredVersion(row, created=False)
-            if _known(session, dataset) != known:
+            if _known(session, dataset) != known or not _holds(session, ingest, ingested):
                 continue
             row = DataVersion(
                 dataset_id=dataset.id,
@@ -117,26 +118,29 @@ def register_slice(
 
     Raises NotFound for an unknown dataset, Conflict where the dataset has another slice of that name.
     """
-    ingested = ingest.publish_slice()
-    with database.transaction() as session:
-        dataset = datasets.dataset(session, dataset_name, lock=True)
-        row = datasets.given_slice(session, dataset.id, name)
-        if row is not None:
-            if (row.artifact_key, row.data_version) != (ingested.manifest.key, data_version):
-                raise Conflict(f"the slice {name!r} exists, of other content or for another data version")
-            return RegisteredSlice(row, created=False)
-        row = Slice(
-            dataset_id=dataset.id,
-            name=name,
-            data_version=data_version,
-            documents=ingested.documents,
-            artifact_key=ingested.manifest.key,
-            created_at=now(session),
-        )
-        session.add(row)
-        session.flush()
-        events.append(session, "slice.created", dataset=dataset_name, slice=name, id=row.id)
-    return RegisteredSlice(row, created=True)
+    while True:
+        ingested = ingest.publish_slice()
+        with database.transaction() as session:
+            dataset = datasets.dataset(session, dataset_name, lock=True)
+            row = datasets.given_slice(session, dataset.id, name)
+            if row is not None:
+                if (row.artifact_key, row.data_version) != (ingested.manifest.key, data_version):
+                    raise Conflict(f"the slice {name!r} exists, of other content or for another data version")
+                return RegisteredSlice(row, created=False)
+            if not _holds(session, ingest, ingested):
+                continue
+            row = Slice(
+                dataset_id=dataset.id,
+                name=name,
+                data_version=data_version,
+                documents=ingested.documents,
+                artifact_key=ingested.manifest.key,
+                created_at=now(session),
+            )
+            session.add(row)
+            session.flush()
+            events.append(session, "slice.created", dataset=dataset_name, slice=name, id=row.id)
+        return RegisteredSlice(row, created=True)
 
 
 def check_slice(database: Database, dataset_name: str, name: str) -> None:
@@ -145,6 +149,15 @@ def check_slice(database: Database, dataset_name: str, name: str) -> None:
         datasets.dataset(session, dataset_name)
     if _HOLDOUT_NAME.fullmatch(name):
         raise InvalidRequest(f"{name!r} is the name of the holdout of a data version")
+
+
+def _holds(session: Session, ingest: Ingest, ingested: Ingested) -> bool:
+    """Whether what was published is there, and will be until the row says so.
+
+    It may have been found rather than written: left by a registration that died, and old enough to be collected meanwhile.
+    """
+    share_artifacts(session)
+    return ingest.has(ingested)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlencode
 
 from pydantic import Field, computed_field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service import artifact_cache
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -20,7 +21,10 @@ class Settings(BaseSettings):
     home: Path = Path(".pathswitch")
     database_url: str | None = None
     artifacts_url: str | None = None
-    artifacts_cache: Path | None = None
+    artifacts_cache: Path | None = (
+        None  # of an object store: where files are copied to, by default in the home
+    )
+    artifacts_cache_bytes: int | None = Field(None, ge=0)  # and how many bytes of them; by default all stay
     ray_address: str | None = None
     api_host: str = "127.0.0.1"
     api_port: int = Field(8080, ge=0, le=65535)
@@ -49,7 +53,7 @@ class Settings(BaseSettings):
         if not url.startswith("s3://") or "#" in url:
             return url
         cache = (self.artifacts_cache or self.home / "cache").absolute()
-        return f"{url}#{urlencode({'cache': cache})}"
+        return artifact_cache.url_of(url, cache, self.artifacts_cache_bytes)
 
     def environment(self) -> dict[str, str]:
         """This process's environment with these settings in it: what child processes are started with."""

@@ -147,6 +147,39 @@ def upgrade() -> None:
 
 
 @app.command()
+def gc(
+    home: Home = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove it. Without, only say what would go.")
+    ] = False,
+    older_than: Annotated[
+        float, typer.Option(min=1.0, metavar="HOURS", help="Nothing written since then is removed.")
+    ] = 24.0,
+    keep_versions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Of model versions but the N newest of each model, keep only the exports that were released: what was "
+            "never served goes, and so do the checkpoints that versions were exported from. By default all stay.",
+        ),
+    ] = None,
+    keys: Annotated[bool, typer.Option("--keys", help="Name every one.")] = False,
+) -> None:
+    """Find artifacts that nothing needs any more, on the database and the store of the settings, and remove them.
+
+    Data, released versions, the trunk's branch points and all that an unfinished or failed update may need stay.
+    """
+    from api.cli.garbage import collect
+    from service.settings import Settings
+
+    settings = Settings() if home is None else Settings(home=home)
+    collect(
+        settings, delete=delete, older_than_seconds=older_than * 3600, keep_versions=keep_versions, keys=keys
+    )
+
+
+@app.command()
 def orchestrator() -> None:
     """Run the orchestrator: it has updates trained, checked and released."""
     _become("service.main")

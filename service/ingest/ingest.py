@@ -120,6 +120,10 @@ class Ingest:
         distinct = write_hashes(self._spool.digests, self._directory)
         return self._publish("slice", self._body, self._body.documents - distinct, 0, (DOCUMENTS, HASHES))
 
+    def has(self, ingested: Ingested) -> bool:
+        """Whether it is published still. Where it is not, publish again."""
+        return self._artifacts.manifest(ingested.manifest.key) is not None
+
     def close(self) -> None:
         """Remove what is not published."""
         self._stack.close()

@@ -1,5 +1,6 @@
 """Artifacts on disk and in an object store: whole or not there, never overwritten, never trusted unverified."""
 
+import os
 import pickle
 import threading
 import time
@@ -312,3 +313,76 @@ def test_a_store_that_stays_down_is_unavailable(s3: S3Server, tmp_path: Path) ->
         # What there is a copy of can be had of whoever knows its manifest.
         assert impatient.path(manifest, "a.bin").read_bytes() == FILES["a.bin"]
     assert impatient.manifest("pack/other") is None
+
+
+def test_what_is_unpublished_is_not_there_and_can_be_published_again(artifacts: Artifacts) -> None:
+    publish(artifacts)
+    publish(artifacts, "pack/other")
+    before = {file.path for file in artifacts.files()}
+    artifacts.unpublish([KEY, "pack/unknown"])
+    assert artifacts.manifest(KEY) is None
+    assert artifacts.keys("pack") == ["pack/other"]
+    left = {file.path for file in artifacts.files()}
+    assert before - left == {f"{KEY}/{MANIFEST}"}
+    artifacts.remove_files([path for path in left if path.startswith(KEY)])
+    assert {file.path for file in artifacts.files()} == {
+        path for path in before if path.startswith("pack/other")
+    }
+    publish(artifacts)
+    assert content_of(artifacts.open(KEY)) == FILES
+    assert content_of(artifacts.open("pack/other")) == FILES
+
+
+def test_files_are_told_with_their_sizes_and_times(artifacts: Artifacts) -> None:
+    began = time.time()
+    publish(artifacts)
+    sizes = {file.path.rpartition("/")[2]: file.bytes for file in artifacts.files()}
+    assert sizes.pop(MANIFEST) > 100
+    assert sizes == {"a.bin": 1000, "b.json": 2, "empty": 0}
+    assert all(began - 2 < file.modified < time.time() + 2 for file in artifacts.files())
+
+
+def test_folders_that_are_empty_go_with_their_last_file(tmp_path: Path) -> None:
+    artifacts = Artifacts(tmp_path)
+    publish(artifacts)
+    artifacts.unpublish([KEY])
+    artifacts.remove_files([file.path for file in artifacts.files()])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_stays_below_its_size_and_keeps_what_was_used_last(s3: S3Server, tmp_path: Path) -> None:
+    size = len(b"x") * 1000
+    url = s3_url(tmp_path, "cache")
+    writer = Artifacts.from_url(url)
+    keys = [f"pack/{number}" for number in range(4)]
+    for key in keys:
+        publish(writer, key, file=b"x" * size)
+    reader = Artifacts.from_url(s3_url(tmp_path, "other") + f"&max_bytes={2 * size}")
+    assert Artifacts.from_url(reader.url).url == reader.url
+
+    def copies() -> list[str]:
+        return sorted(path.parent.parent.name for path in reader.root.rglob("file"))
+
+    folders = [reader.open(key) for key in keys[:3]]
+    assert copies() == ["0", "1", "2"]  # over its size, but all in use
+    for hours, folder in zip((2, 4, 3), folders, strict=True):
+        os.utime(folder, (time.time() - hours * 3600,) * 2)
+    reader.open(keys[0])
+    reader.open(keys[3])
+    assert copies() == ["0", "3"]
+    for key in keys:
+        assert content_of(reader.open(key)) == {"file": b"x" * size}
+
+
+def test_an_open_file_of_an_evicted_artifact_can_still_be_read(s3: S3Server, tmp_path: Path) -> None:
+    publish(Artifacts.from_url(s3_url(tmp_path, "cache")))
+    reader = Artifacts.from_url(s3_url(tmp_path, "other") + "&max_bytes=0")
+    folder = reader.open(KEY)
+    with (folder / "a.bin").open("rb") as file:
+        os.utime(folder, (0, 0))
+        publish(reader, "pack/other")
+        other = Artifacts.from_url(s3_url(tmp_path, "cache"))
+        publish(other, "pack/third")
+        reader.open("pack/third")
+        assert not folder.exists()
+        assert file.read() == FILES["a.bin"]

@@ -179,3 +179,29 @@ def test_a_slice_cannot_take_the_name_of_a_holdout(house: House) -> None:
 def test_names_of_datasets_are_unique(house: House) -> None:
     with pytest.raises(Conflict):
         create_dataset(house.database, "d")
+
+
+def test_what_was_found_and_collected_before_it_was_registered_is_published_again(house: House) -> None:
+    def collect() -> None:
+        [key] = [key for kind in ("data", "slice") for key in house.artifacts.keys(kind)]
+        house.artifacts.unpublish([key])
+
+    made = house.register("a", "b", "c", "d", ingest=house.meanwhile(collect, collect))
+    house.artifacts.open(made.row.artifact_key)
+
+
+def test_so_is_a_slice(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish = Ingest.publish_slice
+    collected: list[str] = []
+
+    def publish_and_lose(self: Ingest) -> Ingested:
+        ingested = publish(self)
+        if not collected:
+            collected.append(ingested.manifest.key)
+            house.artifacts.unpublish(collected)
+        return ingested
+
+    monkeypatch.setattr(Ingest, "publish_slice", publish_and_lose)
+    made = house.give("suite", "a", "b")
+    assert collected == [made.row.artifact_key]
+    house.artifacts.open(made.row.artifact_key)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 
 from api.cli import main as command_line
+from service.artifacts import Artifacts
+from service.settings import Settings
+from service.store.migrate import upgrade
 from tests.support.control_plane import ControlPlane, ndjson
 
 PLAIN_COLUMNS = "  "
@@ -222,3 +226,24 @@ def test_help_is_there(run: Run, arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.status == 0
     assert "Usage" in done.out
+
+
+def test_garbage_is_told_and_removed_when_asked(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    upgrade(Settings(home=home).database)
+    artifacts = Artifacts.from_url(Settings(home=home).artifacts)
+    for key in ("pack/old", "pack/young"):
+        with artifacts.writing(key) as directory:
+            (directory / "content").write_bytes(b"x" * 20_000)
+            artifacts.publish(key, directory, {})
+    os.utime(artifacts.root / "pack/old/manifest.json", (0, 0))
+    told = run("gc", "--home", str(home), "--keys")
+    assert told.status == 0, told.err
+    assert "pack/old" in told.out
+    assert "young" not in told.out
+    assert "would be removed: 20.2 kB" in told.out
+    assert artifacts.manifest("pack/old") is not None
+    assert run("gc", "--home", str(home), "--delete").out.endswith("removed: 20.2 kB\n")
+    assert artifacts.keys("pack") == ["pack/young"]
+    assert run("gc", "--home", str(home)).out == "nothing to remove\n"
+    assert run("gc", "--home", str(home), "--older-than", "0").status != 0

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.artifacts import Artifacts
-from service.core.states import FINISHED_UPDATES
+from service.core.states import FINISHED_UPDATES, StageState
 from service.orchestrator.loop import Orchestrator
 from service.store import datasets, updates
 from service.store.database import Database, now
@@ -60,6 +60,9 @@ class House:
     def stages(self, update_id: str) -> dict[str, Stage]:
         with self.database.reading() as session:
             return {stage.name: stage for stage in updates.stages(session, update_id)}
+
+    def stages_running(self, update_id: str) -> set[str]:
+        return {stage.kind for stage in self.stages(update_id).values() if stage.state == StageState.RUNNING}
 
     def finish(self, orchestrator: Orchestrator, update_id: str, ticks: int = 60) -> Update:
         """Tick until the update has ended; waits for attempts are skipped, not slept through."""

@@ -148,7 +148,7 @@ def _num_steps(options: argparse.Namespace) -> int:
     return int(options.steps) + WARM_UP_STEPS + 1
 
 
-def _run(options: argparse.Namespace, artifacts: Any) -> Any:
+def run_of(options: argparse.Namespace, artifacts: Any, checkpoint_every: int = 10_000) -> Any:
     """A run of one trunk segment on random tokens, its pack and tokenizer published."""
     import numpy as np
 
@@ -176,7 +176,7 @@ def _run(options: argparse.Namespace, artifacts: Any) -> Any:
         from_step=0,
         to_step=ledger[0].steps,
         start_key=None,
-        checkpoint_every=10_000,
+        checkpoint_every=checkpoint_every,
     )
     key = trunk_key(line, ledger, stage.to_step)
     call = StageCall("bench", 1, StageKind.TRAIN_TRUNK, key, stage.model_dump(mode="json"))
@@ -197,7 +197,7 @@ def _loop(options: argparse.Namespace) -> list[Step]:
     marks = _Marks()
     with tempfile.TemporaryDirectory() as root:
         artifacts = Artifacts(Path(root))
-        [call] = _run(options, artifacts).calls
+        [call] = run_of(options, artifacts).calls
         run_stage(call, StageContext(artifacts, lambda point: marks.mark(), lambda: False))
     return marks.steps()
 
@@ -213,7 +213,7 @@ def _loop_under_ray(options: argparse.Namespace) -> list[Step]:
         from workers.ray_executor import RayExecutor  # imports Ray, which reads its token only once
 
         artifacts = Artifacts(Path(root))
-        run = _run(options, artifacts)
+        run = run_of(options, artifacts)
         executor = RayExecutor(artifacts, cluster.dashboard_url)
         deadline = time.monotonic() + RAY_SECONDS
         while time.monotonic() < deadline:

@@ -13,12 +13,13 @@ checkpoint.
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, ArtifactMissing
@@ -73,18 +74,45 @@ def newest_checkpoint(stage: TrainStage, artifacts: Artifacts) -> str | None:
     return stage.start_key if stage.path is not None else None
 
 
-def save_checkpoint(state: TrainingState, directory: Path, *, resumable: bool = True) -> None:
-    """Write the state's files; without the optimizer's where nothing goes on from here."""
-    state.model.config.save_pretrained(directory)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights(state.model).items()}
-    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
-    if resumable:
-        moments = optimizer_tensors(state.optimizer, state.model)
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in moments.items()}, directory / OPTIMIZER
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as it was at one step, in memory of its own: it can be written while training goes on."""
+
+    config: PretrainedConfig
+    weights: dict[str, torch.Tensor]
+    moments: dict[str, torch.Tensor] | None  # None: nothing goes on from here
+    step: int
+    beta2: float
+    points: list[dict[str, float | int]]
+
+    @classmethod
+    def of(cls, state: TrainingState, *, resumable: bool = True) -> "Snapshot":
+        """Copy what is saved to the CPU: 12 bytes a parameter, 4 where it is not ``resumable``."""
+        return cls(
+            config=state.model.config,
+            weights=_copied(_weights(state.model)),
+            moments=_copied(optimizer_tensors(state.optimizer, state.model)) if resumable else None,
+            step=state.step,
+            beta2=beta2_of(state.optimizer),
+            points=list(state.points),
         )
-    (directory / STATE).write_text(json.dumps({"step": state.step, "beta2": beta2_of(state.optimizer)}))
-    (directory / METRICS).write_text("".join(json.dumps(point) + "\n" for point in state.points))
+
+    def write(self, directory: Path) -> None:
+        self.config.save_pretrained(directory)
+        save_file(self.weights, directory / WEIGHTS, metadata={"format": "pt"})
+        if self.moments is not None:
+            save_file(self.moments, directory / OPTIMIZER)
+        (directory / STATE).write_text(json.dumps({"step": self.step, "beta2": self.beta2}))
+        (directory / METRICS).write_text("".join(json.dumps(point) + "\n" for point in self.points))
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format).copy_(
+            tensor.detach()
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 def load_start(state: TrainingState, folder: Path, *, step: int, fresh_optimizer: bool) -> None:

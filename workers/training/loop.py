@@ -21,17 +21,18 @@ from service.core.schedules import run_rate, trunk_rate, warmup_steps
 from service.core.stage_specs import TrainStage
 from workers.training.batches import Batches
 from workers.training.checkpoint import (
+    Snapshot,
     TrainingState,
     checkpoint_key,
     load_checkpoint,
     load_start,
     newest_checkpoint,
-    save_checkpoint,
 )
 from workers.training.loss import NextTokenLoss
 from workers.training.model import count_parameters, line_model
 from workers.training.optimizer import build_optimizer, set_beta2
 from workers.training.process import keep_freed_memory, numerics_applied
+from workers.training.publishing import CheckpointPublisher
 from workers.training.ranks import Ranks
 
 
@@ -53,7 +54,11 @@ def train(
     line, path = stage.line, stage.path
     ranks = Ranks.current(line.numerics.device)
     began = time.monotonic()
-    with numerics_applied(line.numerics), torch.random.fork_rng(_cuda_devices(ranks)):
+    with (
+        CheckpointPublisher(artifacts) as publisher,
+        numerics_applied(line.numerics),
+        torch.random.fork_rng(_cuda_devices(ranks)),
+    ):
         keep_freed_memory()
         state, start = _start(stage, artifacts, ranks)
         resumed_from = state.step
@@ -94,13 +99,6 @@ def train(
                 "devices": ranks.world,
                 "parameters": asdict(counts),
             }
-
-        def publish(at: str, *, resumable: bool) -> None:
-            # A trunk's checkpoint is every model's on that line: whoever was first wrote the same state.
-            if ranks.first and artifacts.manifest(at) is None:
-                with artifacts.writing(at) as directory:
-                    save_checkpoint(state, directory, resumable=resumable)
-                    artifacts.publish(at, directory, result())
 
         while state.step < stage.to_step:
             started, step = time.monotonic(), state.step + 1
@@ -145,10 +143,15 @@ def train(
                 if ranks.first:
                     report(point)
             if step < stage.to_step and (stops or step % stage.checkpoint_every == 0):
-                publish(checkpoint_key(stage, step), resumable=True)
+                if ranks.first:
+                    publisher.settle()
+                    publish = publisher.publish if stops else publisher.begin
+                    publish(checkpoint_key(stage, step), Snapshot.of(state), result())
                 if stops:
                     raise Stopped(f"stopped at step {step} of {stage.to_step}; its checkpoint is published")
-        publish(key, resumable=path is None or path.resumable)
+        if ranks.first:
+            publisher.settle()
+            publisher.publish(key, Snapshot.of(state, resumable=path is None or path.resumable), result())
         ranks.wait()  # for the first one's manifest
         manifest = artifacts.manifest(key)
         assert manifest is not None

@@ -1,11 +1,16 @@
 """Where a training stage begins: at the newest intact checkpoint of its lineage, and with what was spent on it."""
 
+import errno
 import json
 import logging
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.core.errors import ArtifactCorrupt, Stopped
+from service.artifacts import Artifacts, Manifest
+from service.core.errors import ArtifactCorrupt, NoRoom, Stopped
 from service.core.plan import trunk_key, trunk_prefix
 from tests.support.training import SmallLine, Trainer, branch_stage, content, trunk_stage
 
@@ -92,3 +97,83 @@ def test_what_earlier_attempts_trained_is_carried_and_what_others_trained_is_not
     assert stopped.result["trained_tokens"] == 4 * per_step
     assert result["trained_tokens"] == 6 * per_step
     assert result["carried_device_seconds"] == stopped.result["device_seconds"] < result["device_seconds"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    small: SmallLine, trainer: Trainer, other_trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = other_trainer.trunk(trunk_stage(small, 12))
+    publish, seen = Artifacts.publish, []
+
+    def slow(self: Artifacts, key: str, directory: Path, result: dict[str, Any]) -> Manifest:
+        before = len(trainer.points)
+        deadline = time.monotonic() + 20
+        on_the_way = result["step"] < 12
+        while on_the_way and len(trainer.points) < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append((result["step"], len(trainer.points) - before))
+        return publish(self, key, directory, result)
+
+    monkeypatch.setattr(Artifacts, "publish", slow)
+    manifest = trainer.trunk(trunk_stage(small, 12, checkpoint_every=4))
+    assert [step for step, _ in seen] == [4, 8, 12]
+    assert all(during >= 2 for step, during in seen if step < 12)
+    assert content(trainer.artifacts, manifest) == content(other_trainer.artifacts, whole)
+    # What was written meanwhile is the state of its own step.
+    at_4 = trainer.artifacts.manifest(trunk_key(small.line, small.ledger, 4))
+    like = other_trainer.trunk(trunk_stage(SmallLine(small.line, small.ledger, small.data_keys), 4))
+    assert at_4 is not None
+    assert content(trainer.artifacts, at_4) == content(other_trainer.artifacts, like)
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_run(
+    small: SmallLine,
+    trainer: Trainer,
+    other_trainer: Trainer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    publish = Artifacts.publish
+
+    def full(self: Artifacts, key: str, directory: Path, result: dict[str, Any]) -> Manifest:
+        if result["step"] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return publish(self, key, directory, result)
+
+    monkeypatch.setattr(Artifacts, "publish", full)
+    with caplog.at_level(logging.ERROR):
+        manifest = trainer.trunk(trunk_stage(small, 8, checkpoint_every=3))
+    assert "could not be published" in caplog.text
+    keys = trainer.artifacts.keys(trunk_prefix(small.line))
+    assert keys == sorted(trunk_key(small.line, small.ledger, step) for step in (6, 8))
+    whole = other_trainer.trunk(trunk_stage(small, 8))
+    assert content(trainer.artifacts, manifest) == content(other_trainer.artifacts, whole)
+
+
+def test_a_stop_waits_for_the_checkpoint_of_its_step(
+    small: SmallLine, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = Artifacts.publish
+
+    def slow(self: Artifacts, key: str, directory: Path, result: dict[str, Any]) -> Manifest:
+        time.sleep(0.2)
+        return publish(self, key, directory, result)
+
+    monkeypatch.setattr(Artifacts, "publish", slow)
+    trainer.stop_at = 5
+    with pytest.raises(Stopped):
+        trainer.trunk(trunk_stage(small, 9, checkpoint_every=4))
+    keys = trainer.artifacts.keys(trunk_prefix(small.line))
+    assert keys == sorted(trunk_key(small.line, small.ledger, step) for step in (4, 5))
+
+
+def test_an_end_that_cannot_be_written_fails(
+    small: SmallLine, trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Artifacts, key: str, directory: Path, result: dict[str, Any]) -> Manifest:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Artifacts, "publish", full)
+    with pytest.raises(NoRoom):
+        trainer.trunk(trunk_stage(small, 4))
+    assert trainer.artifacts.keys(trunk_prefix(small.line)) == []

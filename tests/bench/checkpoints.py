@@ -1,0 +1,90 @@
+"""What checkpoints on the way cost the training loop: the mean step with one every so many steps, and without any.
+
+    python -m tests.bench.checkpoints [--preset llama-7m] [--every 20] [--steps 40]
+
+They take turns, each in a process of its own. Everything is in the mean: the copy of the state, what the thread that
+writes and hashes it takes of the cores, and the wait where the one before is not written yet. A line's default is one
+every 200 steps; the cost there is the seconds a checkpoint takes of training, divided by so many steps.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.training import WARM_UP_STEPS, run_of
+
+DEFAULT_EVERY = 200
+NEVER = 10_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="llama-7m")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(_mean_step(options, options.only)))
+        return
+    without, with_them = [], []
+    for _ in range(options.rounds):
+        without.append(_in_a_process(NEVER))
+        with_them.append(_in_a_process(options.every))
+    plain, checkpointed = statistics.median(without), statistics.median(with_them)
+    seconds = (checkpointed - plain) * options.every
+    print(
+        f"{options.preset}, {options.rows} x {options.length} tokens, {options.threads} threads, {options.precision}: "
+        f"a step {plain:.4f} s, with a checkpoint every {options.every} steps {checkpointed:.4f} s "
+        f"({checkpointed / plain - 1:+.1%}); a checkpoint takes {seconds:.2f} s of training, "
+        f"{seconds / DEFAULT_EVERY / plain:.2%} of the steps at one every {DEFAULT_EVERY}"
+    )
+    print(
+        "rounds without:",
+        *(f"{step:.4f}" for step in without),
+        " with:",
+        *(f"{step:.4f}" for step in with_them),
+    )
+
+
+def _in_a_process(every: int) -> float:
+    command = [sys.executable, "-m", "tests.bench.checkpoints", *sys.argv[1:], "--only", str(every)]
+    quiet = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=quiet, stdout=subprocess.PIPE, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _mean_step(options: argparse.Namespace, every: int) -> float:
+    """Over a whole number of intervals between checkpoints, from the first one's end on."""
+    from service.artifacts import Artifacts
+    from workers.stages import run_stage
+    from workers.stages.context import StageContext
+
+    ends: list[float] = []
+    # The first interval is warm-up, and a last step without one of its own ends the last.
+    options.steps = options.every * (1 + options.steps // options.every) - WARM_UP_STEPS
+    with tempfile.TemporaryDirectory() as root:
+        artifacts = Artifacts(Path(root))
+        [call] = run_of(options, artifacts, every).calls
+        run_stage(
+            call, StageContext(artifacts, lambda point: ends.append(time.perf_counter()), lambda: False)
+        )
+    return (ends[-1] - ends[options.every]) / (len(ends) - 1 - options.every)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 from anyio import to_thread
 from fastapi import Depends, Path, Query, Request
 
+from api.admission import Admission
 from service.artifacts import Artifacts
 from service.settings import Settings
 from service.store.database import Database
@@ -16,6 +17,8 @@ from service.store.database import Database
 _T = TypeVar("_T")
 
 MAX_UPLOADS = 16
+MAX_WAITING_UPLOADS = 256
+MAX_WAIT_SECONDS = 300.0
 MAX_NUMBER = (1 << 31) - 1  # what an integer column holds
 
 
@@ -23,15 +26,15 @@ MAX_NUMBER = (1 << 31) - 1  # what an integer column holds
 class Services:
     """What a process has one of.
 
-    ``ingesting`` are the threads on which bodies are worked on, and ``uploads`` how many more may come in
-    now. ``closing`` is set when the process shall end.
+    ``ingesting`` are the threads on which bodies are worked on, and ``uploads`` has each wait for its turn to come
+    in. ``closing`` is set when the process shall end.
     """
 
     settings: Settings
     database: Database
     artifacts: Artifacts
     ingesting: ThreadPoolExecutor
-    uploads: threading.Semaphore
+    uploads: Admission
     closing: threading.Event
 
 

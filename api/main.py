@@ -15,8 +15,9 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
+from api.admission import Admission
 from api.body_limit import BodyLimit
-from api.deps import MAX_UPLOADS, Services
+from api.deps import MAX_UPLOADS, MAX_WAIT_SECONDS, MAX_WAITING_UPLOADS, Services
 from api.errors import RESPONSES, add_handlers
 from api.idempotency import PARAMETER, Idempotency
 from api.monitoring import QueueCollector, RequestMetrics
@@ -42,6 +43,9 @@ from service.settings import Settings
 from service.store.database import Database
 
 SHUTDOWN_SECONDS = 10
+
+# More than cores: a third of a small registration's time is spent waiting for fsyncs.
+INGESTING_THREADS = 8
 
 NOUNS = (
     datasets,
@@ -82,8 +86,8 @@ def create_app(settings: Settings) -> FastAPI:
         settings=settings,
         database=Database(settings.database),
         artifacts=Artifacts.from_url(settings.artifacts),
-        ingesting=ThreadPoolExecutor(max_workers=4, thread_name_prefix="ingest"),
-        uploads=threading.BoundedSemaphore(MAX_UPLOADS),
+        ingesting=ThreadPoolExecutor(max_workers=INGESTING_THREADS, thread_name_prefix="ingest"),
+        uploads=Admission(MAX_UPLOADS, MAX_WAITING_UPLOADS, MAX_WAIT_SECONDS),
         closing=threading.Event(),
     )
 

@@ -16,6 +16,10 @@ from service.store.database import Database, now
 from service.store.in_use import share_artifacts
 from service.store.tables import Dataset, DataVersion, Slice
 
+# What is looked up while the dataset is locked.
+_FEW_DOCUMENTS = 1000
+_FEW_VERSIONS = 64
+
 _HOLDOUT_NAME = re.compile(r"v[0-9]+")
 
 
@@ -66,8 +70,8 @@ def register_version(
 
     Duplicates and holdout depend on the versions and slices that came before. They are worked out and
     published without a lock, which may take minutes; the transaction that writes the row locks the dataset
-    and looks whether what came before is still the same. Where it is not, they are worked out again: in
-    every round somebody gets ahead.
+    and looks whether what came before is still the same. Where it is not, and a look at what was added does not
+    show that it changes nothing, they are worked out again: in every round somebody gets ahead.
 
     Raises NotFound for an unknown dataset, NothingNew where every document is known.
     """
@@ -89,7 +93,10 @@ def register_version(
             row = datasets.version_by_sha256(session, dataset.id, body.sha256)
             if row is not None:
                 return RegisteredVersion(row, created=False)
-            if _known(session, dataset) != known or not _holds(session, ingest, ingested):
+            present = _known(session, dataset)
+            if present != known and not _adds_nothing(artifacts, ingest, body, known, present):
+                continue
+            if not _holds(session, ingest, ingested):
                 continue
             row = DataVersion(
                 dataset_id=dataset.id,
@@ -170,8 +177,25 @@ class _Known:
 
 def _known(session: Session, dataset: Dataset) -> _Known:
     return _Known(
-        tuple(row.artifact_key for row in datasets.versions(session, dataset.id)),
+        datasets.version_keys(session, dataset.id),
         tuple(row.artifact_key for row in datasets.given_slices(session, dataset.id)),
+    )
+
+
+def _adds_nothing(artifacts: Artifacts, ingest: Ingest, body: Body, known: _Known, present: _Known) -> bool:
+    """Whether only a few versions were added, that have no document of a small body: its division is the same then.
+
+    Looked up under the lock, at about 0.3 ms a version in local files; without it, of many small registrations to one
+    dataset at once only one a round would succeed.
+    """
+    before = len(known.version_keys)
+    added = present.version_keys[before:]
+    return (
+        not artifacts.is_remote  # nobody shall wait for a network under the lock
+        and body.documents <= _FEW_DOCUMENTS
+        and len(added) <= _FEW_VERSIONS
+        and (present.version_keys[:before], present.slice_keys) == (known.version_keys, known.slice_keys)
+        and ingest.shares_nothing([_folder(artifacts, key) for key in added])
     )
 
 

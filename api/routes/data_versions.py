@@ -6,12 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, Number, PlaceHere, ServicesHere, in_thread
+from api.deps import DatabaseHere, Number, PlaceHere, ServicesHere
 from api.schemas.common import Page, Text
 from api.schemas.data import AffectedVersion, DataVersion, Excluded, Exclusion, LabelledSource
-from api.upload import openapi_body, received
+from api.upload import Received, openapi_body, registered
 from service.exclude_data import exclude_version
-from service.ingest.stream import in_worker
 from service.register_data import register_version
 from service.store import datasets, tables, updates
 from service.store.database import Database
@@ -34,16 +33,24 @@ async def add_data_version(
 ) -> DataVersion:
     """The body is the data itself, streamed, or JSON that names it. Bad content: 422, nothing is stored."""
     database = services.database
-    await in_thread(lambda: _check(database, dataset))
-    async with received(request, services, LabelledSource) as (ingest, body, source):
-        if source is not None and source.label is not None:
-            label = source.label
-        registered = await in_worker(
-            lambda: register_version(database, services.artifacts, dataset, ingest, body, label=label),
-            services.ingesting,
+
+    def register(taken_in: Received[LabelledSource]) -> tuple[bool, DataVersion]:
+        source = taken_in.source
+        result = register_version(
+            database,
+            services.artifacts,
+            dataset,
+            taken_in.ingest,
+            taken_in.body,
+            label=label if source is None or source.label is None else source.label,
         )
-    response.status_code = 201 if registered.created else 200
-    return await in_thread(lambda: _document(database, dataset, registered.row))
+        return result.created, _document(database, dataset, result.row)
+
+    created, document = await registered(
+        request, services, LabelledSource, lambda: _check(database, dataset), register
+    )
+    response.status_code = 201 if created else 200
+    return document
 
 
 @router.get("/datasets/{dataset}/versions")

@@ -64,11 +64,12 @@ def _documents(session: Session, rows: Sequence[tables.Update]) -> list[Update]:
     ids = [row.id for row in rows]
     stages = updates.stages_of_updates(session, ids)
     numbers = models.numbers_of_updates(session, ids)
+    data_versions = datasets.versions_by_id(session, [row.data_version_id for row in rows])
     return [
         Update(
             id=row.id,
             model=models.by_id(session, row.model_id).name,
-            data_version=datasets.version_by_id(session, row.data_version_id).number,
+            data_version=data_versions[row.data_version_id].number,
             paradigm=paradigm_of(row.paradigm),
             one_off=row.one_off,
             branch_from=row.branch_from,

@@ -59,6 +59,19 @@ def versions(session: Session, dataset_id: str, up_to: int | None = None) -> Seq
     return session.scalars(query.order_by(DataVersion.number)).all()
 
 
+def version_keys(session: Session, dataset_id: str) -> tuple[str, ...]:
+    """Artifacts of the data versions that are not excluded, in order of number, without the cost of their rows."""
+    query = sa.select(DataVersion.artifact_key).where(
+        DataVersion.dataset_id == dataset_id, DataVersion.excluded_at.is_(None)
+    )
+    return tuple(session.scalars(query.order_by(DataVersion.number)))
+
+
+def versions_by_id(session: Session, version_ids: Sequence[str]) -> dict[str, DataVersion]:
+    rows = session.scalars(sa.select(DataVersion).where(DataVersion.id.in_(version_ids)))
+    return {row.id: row for row in rows}
+
+
 def excluded_numbers(session: Session, dataset_id: str) -> frozenset[int]:
     query = sa.select(DataVersion.number).where(
         DataVersion.dataset_id == dataset_id, DataVersion.excluded_at.is_not(None)

@@ -14,14 +14,27 @@ def thinned_points(session: Session, stage: Stage, at_most: int) -> Sequence[Met
     """Points of a stage in order of step: all, or ``at_most`` of them, evenly from the first to the last.
 
     A reused stage has those of the stage that published its artifact, as far as they are of its own steps. Of n
-    points, numbered from 0, those are kept at which ⌊number·(at_most-1)/(n-1)⌋ goes up.
+    points, numbered from 0, those are kept at which ⌊number·(at_most-1)/(n-1)⌋ goes up; where there are gaps, but not
+    at the steps that are evenly apart, those steps.
     """
     own = sa.and_(
         MetricPoint.stage_id == _trained_by(session, stage), MetricPoint.step > stage.spec.get("from_step", 0)
     )
-    count = session.scalar(sa.select(sa.func.count()).select_from(MetricPoint).where(own))
-    if not count or count <= at_most:
+    # Counting a million rows takes longer than all else here: whether there are more than so many is enough at first.
+    few = sa.select(MetricPoint.step).where(own).limit(at_most + 1).subquery()
+    if (session.scalar(sa.select(sa.func.count()).select_from(few)) or 0) <= at_most:
         return session.scalars(sa.select(MetricPoint).where(own).order_by(MetricPoint.step)).all()
+    first = session.scalar(sa.select(sa.func.min(MetricPoint.step)).where(own))
+    last = session.scalar(sa.select(sa.func.max(MetricPoint.step)).where(own))
+    assert first is not None
+    assert last is not None
+    # A point a step, as runs leave them, has its number by its step, and is looked up by the primary key.
+    steps = [first - (first - last) * mark // (at_most - 1) for mark in range(at_most)]
+    evenly = sa.select(MetricPoint).where(own, MetricPoint.step.in_(steps)).order_by(MetricPoint.step)
+    points = session.scalars(evenly).all()
+    if len(points) == at_most:
+        return points
+    count = session.scalar(sa.select(sa.func.count()).select_from(MetricPoint).where(own)) or 0
     number = sa.func.row_number().over(order_by=MetricPoint.step) - 1
     numbered = sa.select(MetricPoint, number.label("number")).where(own).subquery()
     point = sa.orm.aliased(MetricPoint, numbered)

@@ -138,11 +138,12 @@ class Update(Base):
         _finished(FINISHED_UPDATES),
         _one("uq_updates_running", "model_id", where="state = 'running'"),
         Index("ix_updates_state", "state"),
+        Index("ix_updates_model_id_id", "model_id", "id"),  # a page of a model's updates, in order
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("upd"))
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
-    data_version_id: Mapped[str] = mapped_column(ForeignKey("data_versions.id"))
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
+    data_version_id: Mapped[str] = mapped_column(ForeignKey("data_versions.id"), index=True)
     paradigm: Mapped[dict[str, Any]]
     one_off: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     branch_from: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"))

@@ -106,7 +106,7 @@ def test_a_line_that_tunes_from_scratch_makes_the_newest_version_only(study: Stu
 
 def test_what_is_left_in_flight_at_the_deadline_is_gone_on_with(study: Study) -> None:
     """Nothing moves in the first part: nobody orchestrates."""
-    assert not study.run(seconds=0.3)
+    assert not study.run(seconds=2)
     assert study.results.lines == {}
     assert [len(found) for found in study.updates().values()] == [1, 1]
     with study.plane.orchestrated():
@@ -128,7 +128,7 @@ def test_a_failure_is_written_down_and_tried_again_in_the_next_part(study: Study
 
 
 def test_a_line_that_diverged_is_not_tried_again_and_keeps_the_versions_before(study: Study) -> None:
-    assert not study.run(seconds=0.3)
+    assert not study.run(seconds=2)
     for [update] in study.updates().values():
         study.plane.finish(update.model)
     error = RunError("", "diverged", "the loss is nan at step 7", retryable=False)
@@ -144,7 +144,7 @@ def test_a_line_that_diverged_is_not_tried_again_and_keeps_the_versions_before(s
 
 
 def test_a_cancelled_update_is_asked_for_anew(study: Study) -> None:
-    assert not study.run(seconds=0.3)
+    assert not study.run(seconds=2)
     [update] = study.updates()["path"]
     study.plane.client.cancel_update(update.id)
     with study.plane.orchestrated():

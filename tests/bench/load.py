@@ -1,0 +1,105 @@
+"""What load the control plane bears: ``make bench-api``, or ``python -m tests.bench.load --json FILE``.
+
+Servers and clients share this machine's cores. Every server is a process of its own on a new home, and PostgreSQL
+is one that this starts and that writes for a power cut, as in production. Exit status 1 where a target is missed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from service.settings import Settings
+from service.store.database import Database
+from service.store.migrate import upgrade
+from tests.bench.load_checks import DATASETS, Figure, as_rows, folder, lists, registrations, uploads
+from tests.support import postgres
+from tests.support.server_process import server_process
+
+CHECKS = ("registrations", "lists", "uploads")
+DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "shared_buffers": "128MB"}
+
+
+@contextmanager
+def durable_postgres() -> Iterator[postgres.PostgresServer]:
+    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:
+        directory = Path(name)
+        postgres.initialise(directory)
+        port = postgres.free_port()
+        process = postgres.start(directory, port, **DURABLE)
+        server = postgres.PostgresServer(port, directory, process.pid)
+        try:
+            postgres.wait_until_ready(server, process)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(postgres.STOP_SECONDS)
+
+
+def measure(settings: Settings, check: str, seconds: float) -> list[Figure]:
+    upgrade(settings.database)
+    database = Database(settings.database)
+    with server_process(settings) as (url, process):
+        try:
+            match check:
+                case "registrations":
+                    return [
+                        *registrations(url, process.pid, 1, seconds),
+                        *registrations(url, process.pid, DATASETS, seconds),
+                    ]
+                case "lists":
+                    return lists(url, database, seconds)
+                case _:
+                    return uploads(url, process.pid, database)
+        finally:
+            database.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=10.0, help="how long each load lasts")
+    parser.add_argument("--only", choices=CHECKS, action="append")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), action="append")
+    parser.add_argument("--json", type=Path, help="where to write the figures too")
+    arguments = parser.parse_args()
+    results: dict[str, list[Figure]] = {}
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for kind in arguments.database or ("sqlite", "postgresql"):
+            server = stack.enter_context(durable_postgres()) if kind == "postgresql" else None
+            results[kind] = []
+            for check in arguments.only or CHECKS:
+                home = folder(directory, f"{kind}-{check}")
+                settings = Settings(home=home)
+                if server is not None:
+                    with server.connect() as connection:
+                        connection.execute(f'CREATE DATABASE "{check}"')
+                    settings = Settings(home=home, database_url=server.url_of(check))
+                figures = measure(settings, check, arguments.seconds)
+                results[kind] += figures
+                for figure in figures:
+                    print(line(kind, figure), flush=True)
+    if arguments.json:
+        machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()}
+        rows = {kind: as_rows(figures) for kind, figures in results.items()}
+        arguments.json.write_text(json.dumps({"machine": machine, "figures": rows}, indent=1) + "\n")
+    sys.exit(any(not figure.met for figures in results.values() for figure in figures))
+
+
+def line(kind: str, figure: Figure) -> str:
+    target = "" if figure.target is None else f"{'>=' if figure.at_least else '<='} {figure.target:g}"
+    verdict = "" if figure.target is None else "met" if figure.met else "MISSED"
+    return (
+        f"{kind:<11}{figure.check:<43}{figure.what:<31}{figure.value:>10.2f}  {target:<7} {verdict}".rstrip()
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test test-all check lint format migration study-smoke bench lock clean
+.PHONY: help install demo test test-all check lint format migration study-smoke bench chaos lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,12 @@ study-smoke: install ## Compare every paradigm on the demo's text, in minutes; t
 
 bench: install ## Run the benchmarks
 	@$(BIN)/python -m tests.bench
+
+bench-api: install ## Put load on the control plane, on SQLite and on PostgreSQL, and hold it to its targets
+	@$(BIN)/python -m tests.bench.load
+
+chaos: install ## Kill, stop and cut off orchestrators and databases (MINUTES=240 for hours instead of minutes)
+	@$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES))
 
 # Pins already in the lock stay unless they must move: `make lock UPGRADE=1` moves them all. torch is pinned without
 # its local version and without the CUDA packages, so that one lock serves CPU and GPU wheels; the same file has no

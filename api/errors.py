@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.schemas.common import Problem, ProblemItem
-from service.core.errors import ErrorItem, PathswitchError, Unavailable
+from service.core.errors import DatabaseAway, ErrorItem, PathswitchError, Unavailable
 
 logger = logging.getLogger("pathswitch.api")
 
@@ -85,9 +85,9 @@ def _unstorable(request: Request, error: Any) -> Response:
     )
 
 
-def no_database(error: Exception) -> Response:
-    logger.error("the database: %s", error)
-    return problem(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "the database does not answer")
+def no_database(error: DatabaseAway) -> Response:
+    logger.error("the database: %s", error.__cause__)
+    return problem(error.status, error.code, error.detail)
 
 
 def _gone(request: Request, error: Any) -> Response:
@@ -99,9 +99,6 @@ def _unexpected(request: Request, error: Any) -> Response:
     """Whoever serves the application logs the traceback; the caller learns nothing of it."""
     return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an unexpected error; the log has more")
 
-
-# What the database's driver raises where it cannot reach it.
-DATABASE_AWAY = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 
 _CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -115,7 +112,7 @@ _HANDLERS = {
     RequestValidationError: _invalid,
     HTTPException: _http,
     exc.DataError: _unstorable,
-    **dict.fromkeys(DATABASE_AWAY, lambda request, error: no_database(error)),
+    DatabaseAway: lambda request, error: no_database(error),
     ClientDisconnect: _gone,
     Exception: _unexpected,
 }

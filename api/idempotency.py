@@ -13,15 +13,15 @@ from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple
 
-from sqlalchemy import exc
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.deps import in_thread
-from api.errors import DATABASE_AWAY, no_database, problem
+from api.errors import no_database, problem
 from api.schemas.common import BASE, IDEMPOTENCY_KEY
+from service.core.errors import DatabaseAway
 from service.store import idempotency
 from service.store.database import Database, commit_guard
 from service.store.idempotency import Answer, Seen, Standing
@@ -69,7 +69,7 @@ class Idempotency:
             return
         try:
             response = await self._answered(key, scope, receive, send)
-        except DATABASE_AWAY as error:
+        except DatabaseAway as error:
             response = no_database(error)
         except HTTPException as error:  # a body that is too large
             response = problem(error.status_code, "content_too_large", error.detail)
@@ -191,7 +191,7 @@ class Idempotency:
         async def keep_renewing() -> None:
             while True:
                 await asyncio.sleep(idempotency.LEASE.total_seconds() / 3)
-                with suppress(exc.DBAPIError):
+                with suppress(DatabaseAway):
                     await in_thread(renew)
 
         task = asyncio.create_task(keep_renewing())

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict
 from service import artifact_cache
 from service.core.errors import ArtifactCorrupt, ArtifactMissing, Unavailable
 from service.object_store import ObjectStore
+from service.room import room_for
 
 MANIFEST = "manifest.json"
 
@@ -100,6 +101,11 @@ class Artifacts:
         return cls(Path(cache), ObjectStore(url.partition("#")[0]), max_cache_bytes=max_bytes)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether looking at an artifact may have to ask an object store."""
+        return self._store is not None
+
+    @property
     def url(self) -> str:
         """By which another process opens the same."""
         if self._store is not None:
@@ -131,17 +137,21 @@ class Artifacts:
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:
-        """Give a fresh directory to write the files of ``key`` into; it is removed if the block raises."""
+        """Give a fresh directory to write the files of ``key`` into; it is removed if the block raises.
+
+        Raises NoRoom where the disk is full.
+        """
         directory = self._folder(key) / f"w-{uuid.uuid4().hex[:12]}"
-        directory.mkdir(parents=True)
-        try:
-            yield directory
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+        with room_for(key):
+            directory.mkdir(parents=True)
+            try:
+                yield directory
+            except BaseException:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
 
     def publish(self, key: str, directory: Path, result: dict[str, Any]) -> Manifest:
-        """Publish what ``writing`` gave. Returns the manifest that counts: ours, or that of whoever was first."""
+        """Publish what ``writing`` gave, inside its block. Returns the manifest that counts: ours, or whoever was first's."""
         files = tuple(
             _hash_and_sync(path, directory) for path in sorted(directory.rglob("*")) if path.is_file()
         )
@@ -161,20 +171,25 @@ class Artifacts:
         """Put the manifest in place. False where one is."""
         folder = self._folder(manifest.key)
         temporary = folder / f".{MANIFEST}-{uuid.uuid4().hex}"
-        with temporary.open("wb") as file:
-            file.write(_json_of(manifest))
-            file.flush()
-            os.fsync(file.fileno())
         try:
+            with temporary.open("wb") as file:
+                file.write(_json_of(manifest))
+                file.flush()
+                os.fsync(file.fileno())
             os.link(temporary, folder / MANIFEST)
         except FileExistsError:
             return False
         finally:
-            temporary.unlink()
-        # The whole chain of new folders must survive a power cut, not only the last one.
-        while folder != self.root.parent:
-            _sync_folder(folder)
-            folder = folder.parent
+            temporary.unlink(missing_ok=True)
+        try:
+            # The whole chain of new folders must survive a power cut, not only the last one.
+            while folder != self.root.parent:
+                _sync_folder(folder)
+                folder = folder.parent
+        except OSError:
+            # The files go with the attempt, which has failed: no manifest may promise them.
+            (self._folder(manifest.key) / MANIFEST).unlink(missing_ok=True)
+            raise
         return True
 
     def _upload(self, manifest: Manifest, directory: Path) -> bool:
@@ -286,14 +301,15 @@ class Artifacts:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
         try:
-            chunks = self._store.chunks(self._object(manifest, entry.path))
-            if chunks is None:
-                raise ArtifactCorrupt(f"{manifest.key}: {entry.path} is missing")
-            with temporary.open("wb") as file:
-                file.writelines(chunks)
-            if not _is(temporary, entry):
-                raise ArtifactCorrupt(f"{manifest.key}: {entry.path} differs from its manifest")
-            temporary.replace(path)
+            with room_for(manifest.key):
+                chunks = self._store.chunks(self._object(manifest, entry.path))
+                if chunks is None:
+                    raise ArtifactCorrupt(f"{manifest.key}: {entry.path} is missing")
+                with temporary.open("wb") as file:
+                    file.writelines(chunks)
+                if not _is(temporary, entry):
+                    raise ArtifactCorrupt(f"{manifest.key}: {entry.path} differs from its manifest")
+                temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -43,17 +43,24 @@ def main() -> None:
     orchestrator = Orchestrator(database, artifacts, executor, serving, owner, settings.lease_seconds)
     ready = os.environ.get(READY_FILE_VARIABLE)
     try:
-        while not stopping.is_set():
-            moved = orchestrator.tick()
-            if ready and orchestrator.serving_answers:
-                Path(ready).touch()  # whoever started this process waits for it
-                ready = None
-            if not moved:
-                stopping.wait(settings.tick_seconds)
+        tick_until(stopping, orchestrator, settings.tick_seconds, Path(ready) if ready else None)
     finally:
         serving.close()
         executor.close()
         database.close()
+
+
+def tick_until(
+    stopping: threading.Event, orchestrator: Orchestrator, tick_seconds: float, ready: Path | None = None
+) -> None:
+    """Tick, at once where something moved, until ``stopping``. The file ``ready`` says that serving answers."""
+    while not stopping.is_set():
+        moved = orchestrator.tick()
+        if ready and orchestrator.serving_answers:
+            ready.touch()  # whoever started this process waits for it
+            ready = None
+        if not moved:
+            stopping.wait(tick_seconds)
 
 
 def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, Serving]:

@@ -8,6 +8,8 @@ PathswitchError
 ├── NotFound                  404
 ├── Conflict                  409  the name is taken, or the state does not allow it
 ├── Unavailable               503  a part of the service does not answer yet; come back
+│   ├── NoRoom                503  a disk of the service is full
+│   └── DatabaseAway          503  whether a commit that was under way was carried out, only rows can tell
 └── StageError                500  a stage could not finish
     ├── Diverged                   loss or gradient norm not finite: never retried
     ├── StageInputInvalid          the inputs can never work: never retried
@@ -71,6 +73,17 @@ class Unavailable(PathswitchError):
     code = "unavailable"
     status = 503
     retryable = True
+
+
+class NoRoom(Unavailable):
+    """The same may succeed once somebody has made room."""
+
+
+class DatabaseAway(Unavailable):
+    """Its cause says what the driver said, which is not for callers."""
+
+    def __init__(self) -> None:
+        super().__init__("the database does not answer")
 
 
 class StageError(PathswitchError):

@@ -17,6 +17,7 @@ class ServedTarget:
     model: str
     number: int | None
     key: str | None  # artifact key of the export
+    sequence: int = 0  # rises with every decision about what the line should answer with
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ class Serving(Protocol):
         ...
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
-        """Make the targets desired. Raises Unavailable while serving does not answer."""
+        """Make the targets desired. Raises Unavailable while serving does not answer.
+
+        A target of a lower ``sequence`` than the line has is left alone: several orchestrators tell of what they have
+        read, and the last to speak need not be the last to have read.
+        """
         ...
 
     def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:

@@ -21,14 +21,15 @@ class UpdateState(StrEnum):
 
 class StageState(StrEnum):
     PENDING = "pending"
-    """Needs stages that have not succeeded yet. The last of them to succeed makes it ready."""
+    """Needs stages that have not succeeded yet. The last of them to succeed makes it ready. Training stages that wait only
+    for one another are claimed with the first of them, as one run."""
     READY = "ready"
     """May run once ``ready_at`` has come (a retry waits there). An orchestrator claims it."""
     RUNNING = "running"
     """Held under a lease by one orchestrator, which polls its run. An expired lease is taken over under a new epoch. A
     failed attempt goes back to ready; a branch whose trunk failed in the same run goes back to pending."""
     SUCCEEDED = "succeeded"
-    """Its artifact is published (or its decision is written). Final."""
+    """Its artifact is published (or its decision is written). Final, unless a stage that reads it finds it damaged."""
     FAILED = "failed"
     """Out of attempts, or not worth another. A retry of the update makes it ready again."""
     CANCELLED = "cancelled"
@@ -78,10 +79,10 @@ MOVES: Mapping[type[StrEnum], Mapping[StrEnum, frozenset[StrEnum]]] = {
         U.CANCELLED: frozenset(),
     },
     StageState: {
-        S.PENDING: frozenset({S.READY, S.CANCELLED}),
+        S.PENDING: frozenset({S.READY, S.RUNNING, S.CANCELLED}),
         S.READY: frozenset({S.RUNNING, S.SUCCEEDED, S.CANCELLED}),
         S.RUNNING: frozenset({S.SUCCEEDED, S.READY, S.PENDING, S.FAILED, S.CANCELLED}),
-        S.SUCCEEDED: frozenset(),
+        S.SUCCEEDED: frozenset({S.READY}),
         S.FAILED: frozenset({S.READY, S.CANCELLED}),
         S.CANCELLED: frozenset({S.PENDING, S.READY}),
     },

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +26,14 @@ from service.ingest.division import divide, write_hashes, write_holdout
 from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, DocumentSpool
 from service.ingest.findings import Findings, Meter, bad_body
 from service.ingest.formats import ContentEncoding, DataFormat, Limits
+from service.ingest.hashfile import HashFile
 from service.ingest.parquet import ParquetParser
 from service.ingest.parsing import NdjsonParser, Parser, TextParser
 from service.ingest.staging import staging
+from service.room import room_for
 
 DEFAULT_LIMITS = Limits()
+_BODY = "the body"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Ingest:
         self._sha256 = hashlib.sha256()
         self._findings = Findings()
         self._body: Body | None = None
-        with ExitStack() as stack:
+        with room_for(_BODY), ExitStack() as stack:
             self._directory = stack.enter_context(staging(artifacts.root))
             self._spool = DocumentSpool(self._directory, limits)
             stack.callback(self._spool.close)
@@ -81,17 +84,19 @@ class Ingest:
         """Take the next bytes of the encoded body. Raises BadContent where reading on is pointless."""
         assert self._body is None
         self._meter.encoded += len(chunk)
-        for piece in self._decoder.feed(chunk):
-            self._meter.count(len(piece))
-            self._sha256.update(piece)
-            self._parser.feed(piece)
+        with room_for(_BODY):
+            for piece in self._decoder.feed(chunk):
+                self._meter.count(len(piece))
+                self._sha256.update(piece)
+                self._parser.feed(piece)
 
     def end(self) -> Body:
         """Take the body as whole. Raises BadContent where it has flaws, or no documents."""
-        self._decoder.end()
-        self._parser.end()
-        self._findings.check()
-        self._spool.seal()
+        with room_for(_BODY):
+            self._decoder.end()
+            self._parser.end()
+            self._findings.check()
+            self._spool.seal()
         documents = self._spool.digests.count
         if not documents:
             raise bad_body("the body is empty" if not self._meter.decoded else "the body has no documents")
@@ -109,15 +114,25 @@ class Ingest:
         the earlier versions turn out to be others by now.
         """
         assert self._body is not None
-        division = divide(self._spool.digests, earlier, given, holdout_fraction, self._directory)
-        write_holdout(self._spool, self._directory)
+        with room_for(_BODY):
+            division = divide(self._spool.digests, earlier, given, holdout_fraction, self._directory)
+            write_holdout(self._spool, self._directory)
         files = (DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES)
         return self._publish("data", self._body, division.duplicates, division.holdout, files)
+
+    def shares_nothing(self, others: Sequence[Path]) -> bool:
+        """Whether no document of the ended body is in any of these artifact folders."""
+        for folder in others:
+            with HashFile(folder / HASHES) as hashes:
+                if any(hashes.among(block) for block in self._spool.digests.merged()):
+                    return False
+        return True
 
     def publish_slice(self) -> Ingested:
         """Publish the ended body as a given evaluation set: ``slice/<fingerprint>``, likewise."""
         assert self._body is not None
-        distinct = write_hashes(self._spool.digests, self._directory)
+        with room_for(_BODY):
+            distinct = write_hashes(self._spool.digests, self._directory)
         return self._publish("slice", self._body, self._body.documents - distinct, 0, (DOCUMENTS, HASHES))
 
     def has(self, ingested: Ingested) -> bool:
@@ -126,7 +141,9 @@ class Ingest:
 
     def close(self) -> None:
         """Remove what is not published."""
-        self._stack.close()
+        # Files that are closed write what they hold back, for which a full disk has no room, and nobody a use.
+        with suppress(OSError):
+            self._stack.close()
 
     def __enter__(self) -> Self:
         return self

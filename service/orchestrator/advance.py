@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.artifacts import Manifest
 from service.core import retry
-from service.core.errors import StageInputInvalid
+from service.core.errors import StageInputInvalid, Unavailable
 from service.core.executor import RunError
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import StageState, UpdateState
@@ -21,8 +21,6 @@ from service.orchestrator.versions import record_candidate
 from service.store import datasets, events, models, stages, updates
 from service.store.database import now
 from service.store.tables import Checkpoint, Stage, Update
-
-_LET_GO = {"owner": None, "lease_until": None, "run_id": None}
 
 
 def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> None:
@@ -82,18 +80,31 @@ def fail_attempt(session: Session, stage_id: str, epoch: int, error: RunError) -
     stage = stages.get(session, stage_id)
     if not stages.needs_succeeded(session, stage):
         stages.guarded_update(
-            session, stage_id, epoch, state=StageState.PENDING, attempt=Stage.attempt - 1, **_LET_GO
+            session, stage_id, epoch, state=StageState.PENDING, attempt=Stage.attempt - 1, **stages.LET_GO
         )
         return
     written = {"code": error.code, "detail": error.detail, "attempt": stage.attempt}
-    wasted = stage.wasted_seconds + ((at - stage.started_at).total_seconds() if stage.started_at else 0.0)
-    again = retry.worth_another(stage.attempt, stage.max_attempts, error.retryable)
+    # The clock may have been set back since it began.
+    took = max(0.0, (at - stage.started_at).total_seconds()) if stage.started_at else 0.0
+    wasted = stage.wasted_seconds + took
+    # A full disk or a store that is away says nothing about the stage: it is tried until it can be.
+    max_attempts = stage.max_attempts + (error.code == Unavailable.code)
+    again = retry.worth_another(stage.attempt, max_attempts, error.retryable)
     if again:
         ready_at = at + timedelta(seconds=retry.wait_before(stage.attempt + 1))
         values: dict[str, Any] = {"state": StageState.READY, "ready_at": ready_at}
     else:
         values = {"state": StageState.FAILED, "finished_at": at}
-    stages.guarded_update(session, stage_id, epoch, error=written, wasted_seconds=wasted, **values, **_LET_GO)
+    stages.guarded_update(
+        session,
+        stage_id,
+        epoch,
+        error=written,
+        wasted_seconds=wasted,
+        max_attempts=max_attempts,
+        **values,
+        **stages.LET_GO,
+    )
     events.append(
         session, "stage.attempt_failed", stage=stage_id, update=stage.update_id, again=again, **written
     )
@@ -135,7 +146,7 @@ def _end_well(session: Session, stage_id: str, epoch: int, result: dict[str, Any
         result=result,
         finished_at=now(session),
         **values,
-        **_LET_GO,
+        **stages.LET_GO,
     )
 
 

@@ -12,7 +12,7 @@ from service.artifacts import Artifacts, Manifest
 from service.core.errors import ArtifactCorrupt, Unavailable, WorkerLost
 from service.core.executor import Executor, Point, RunError, RunReport, RunState
 from service.core.stage_specs import TRAINING_KINDS
-from service.orchestrator import advance
+from service.orchestrator import advance, heal
 from service.orchestrator.holding import Held, Holding
 from service.store import stages
 from service.store.database import Database
@@ -34,12 +34,15 @@ def collect(database: Database, artifacts: Artifacts, executor: Executor, holdin
             logger.warning("run %s: %s", run_id, error.detail)
             continue
         _record_progress(database, holding, members, report)
-        holding.cursors[run_id] = report.cursor
+        holding.has_read(run_id, report.cursor)
         gone = report.state != RunState.RUNNING
         for held in members:
             if held.stage_id in report.finished or gone:
                 _settle(database, artifacts, holding, held, report)
                 moved = True
+        if report.state == RunState.LOST:
+            # Whoever had claimed it and was slow may have submitted it since we looked; dispatch looks after it submits.
+            executor.cancel(run_id)
     return moved
 
 
@@ -48,6 +51,7 @@ def _renew(database: Database, holding: Holding) -> None:
         lost = stages.renew(
             session, {held.stage_id: held.epoch for held in holding.stages.values()}, holding.lease_seconds
         )
+    holding.renewed()
     for stage_id in lost:  # cancelled (rescue ends its run) or taken over (its new holder polls it)
         holding.drop(stage_id)
 
@@ -83,7 +87,8 @@ def _settle(
     try:
         manifest = artifacts.manifest(key)
     except ArtifactCorrupt as corrupt:
-        manifest, error = None, RunError(held.stage_id, corrupt.code, corrupt.detail, retryable=False)
+        artifacts.unpublish([key])  # nobody can use it, and it is in the way of the next attempt's
+        manifest, error = None, RunError(held.stage_id, corrupt.code, corrupt.detail, retryable=True)
     if manifest is not None:
         points = _settled_points(artifacts, manifest) if held.kind in TRAINING_KINDS else []
 
@@ -97,9 +102,16 @@ def _settle(
             held.stage_id, WorkerLost.code, f"run {held.run_id} is gone ({report.state})", retryable=True
         )
         logger.warning("stage %s failed: %s", held.stage_id, failure.detail)
-        _guarded(
-            database, holding, held, lambda s: advance.fail_attempt(s, held.stage_id, held.epoch, failure)
-        )
+        damaged = []
+        if failure.code in heal.DAMAGE_CODES and failure.stage_id == held.stage_id:
+            damaged = heal.damaged_inputs(database, artifacts, held.stage_id)
+
+        def fail(session: Session) -> None:
+            healed = damaged and heal.make_again(session, held.stage_id, held.epoch, damaged, failure.detail)
+            if not healed:
+                advance.fail_attempt(session, held.stage_id, held.epoch, failure)
+
+        _guarded(database, holding, held, fail)
     holding.drop(held.stage_id)
 
 

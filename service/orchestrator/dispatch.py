@@ -1,13 +1,14 @@
 """Claim what is ready and have it run: at once where its artifact exists, here where it is a decision, else by the executor."""
 
 import logging
+import time
 from functools import partial
 from itertools import takewhile
 
 from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts
-from service.core.errors import ArtifactCorrupt, Unavailable
+from service.core.errors import ArtifactCorrupt, DatabaseAway, Unavailable
 from service.core.executor import Executor, Run, StageCall
 from service.core.specs import ModelSpec
 from service.core.stage_specs import TRAINING_KINDS, StageKind
@@ -49,8 +50,10 @@ def _run(
     try:
         manifest = artifacts.manifest(stage.key)
     except ArtifactCorrupt as error:
-        logger.error("stage %s: %s", stage.id, error.detail)
-        return False
+        # Nobody can use it, and it is in the way of the one that this stage makes.
+        logger.error("made again: %s", error.detail)
+        artifacts.unpublish([stage.key])
+        manifest = None
     if manifest is not None:
         with database.transaction() as session:
             return advance.reuse(session, stage.id, manifest)
@@ -58,6 +61,7 @@ def _run(
         behind = _training_behind(session, stage)
     # The artifacts are asked before the transaction: an object store may take its time.
     chain = [stage.id, *(row.id for row in takewhile(partial(_is_missing, artifacts), behind))]
+    began = time.monotonic()
     with database.transaction() as session:
         claimed = stages.claim(
             session,
@@ -78,8 +82,19 @@ def _run(
         calls=tuple(StageCall(row.id, row.attempt, row.kind, row.key or "", row.spec) for row in claimed),
         workers=workers,
     )
+    if time.monotonic() - began > holding.lease_seconds:
+        # We were stopped meanwhile. Whoever has taken the stage over may have found no run, and begun its next attempt.
+        logger.warning("run %s: the claim has run out before it was submitted", run.id)
+        return True
     try:
         executor.submit(run)
+        with database.reading() as session:
+            wanted = stages.any_held(session, run.id)
+        if not wanted:
+            logger.warning("run %s was given up before it was submitted", run.id)
+            executor.cancel(run.id)
+    except DatabaseAway:
+        raise
     except Unavailable as error:
         # The claim stands. A poll will not know the run and hand the stage its next attempt.
         logger.warning("run %s: %s", run.id, error.detail)

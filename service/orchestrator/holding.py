@@ -35,6 +35,11 @@ class Holding:
         if held and held.run_id and not any(other.run_id == held.run_id for other in self.stages.values()):
             self.cursors.pop(held.run_id, None)
 
+    def has_read(self, run_id: str, cursor: int) -> None:
+        """Keep how far a run was read, as long as it is held: who holds it anew has to read it from its beginning."""
+        if any(held.run_id == run_id for held in self.stages.values()):
+            self.cursors[run_id] = cursor
+
     def by_run(self) -> dict[str, list[Held]]:
         runs: dict[str, list[Held]] = {}
         for held in self.stages.values():
@@ -43,7 +48,7 @@ class Holding:
         return runs
 
     def renewal_is_due(self) -> bool:
-        if time.monotonic() - self._renewed < self.lease_seconds / 3:
-            return False
+        return time.monotonic() - self._renewed >= self.lease_seconds / 3
+
+    def renewed(self) -> None:
         self._renewed = time.monotonic()
-        return True

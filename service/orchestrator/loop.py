@@ -7,13 +7,14 @@
     serve       make what should be served desired, and record what is
 
 What is held in memory (epoch and poll cursor per stage) may be lost at any time: leases run out and rescue finds it again.
+So a commit whose answer is lost does no harm: carried out, it is found in the rows; not carried out, it is done again.
 """
 
 import logging
 from dataclasses import dataclass
 
 from service.artifacts import Artifacts
-from service.core.errors import PathswitchError, Unavailable
+from service.core.errors import DatabaseAway, PathswitchError, Unavailable
 from service.core.executor import Executor
 from service.core.serving import Serving
 from service.orchestrator import advance, collect, dispatch, release, rescue
@@ -39,6 +40,7 @@ class Orchestrator:
     def __post_init__(self) -> None:
         self.holding = Holding(self.owner, self.lease_seconds)
         self.serving_answers = False
+        self._database_answers = True
 
     def tick(self) -> bool:
         """One pass. Returns whether any row moved. A part of the world that does not answer is tried again next tick."""
@@ -46,8 +48,16 @@ class Orchestrator:
         for step in (self._rescue, self._collect, self._start, self._dispatch, self._serve):
             try:
                 moved |= step()
+            except DatabaseAway as error:
+                if self._database_answers:
+                    logger.error("waiting for the database: %s", error.__cause__)
+                self._database_answers = False
+                return False
             except Unavailable as error:
                 logger.warning("%s: %s", step.__name__.strip("_"), error.detail)
+        if not self._database_answers:
+            logger.info("the database answers again")
+        self._database_answers = True
         return moved
 
     def _rescue(self) -> bool:

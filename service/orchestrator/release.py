@@ -36,7 +36,8 @@ def _targets(database: Database) -> tuple[list[ServedTarget], dict[str, tuple[st
                 targets.append(ServedTarget(model.name, None, None))
                 continue
             version = models.version_by_id(session, wanted.model_version_id)
-            targets.append(ServedTarget(model.name, version.number, version.export_key))
+            sequence = releases.decisions(session, model.id)
+            targets.append(ServedTarget(model.name, version.number, version.export_key, sequence))
             if pending is not None:
                 asked[model.name] = (pending.id, version.number)
     return targets, asked

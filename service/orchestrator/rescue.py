@@ -18,7 +18,7 @@ def take_over(database: Database, holding: Holding) -> bool:
     An expired lease of our own is taken over too, under a new epoch: we may have been stopped for a while.
     """
     with database.reading() as session:
-        if not stages.any_expired(session):
+        if not stages.any_expired(session, holding.lease_seconds):
             return False
     with database.transaction() as session:
         rows = stages.take_over_expired(session, owner=holding.owner, lease_seconds=holding.lease_seconds)

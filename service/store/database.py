@@ -2,7 +2,7 @@
 
 ``transaction()`` is the only commit in the project. On SQLite it begins IMMEDIATE, so that a reader that
 becomes a writer cannot fail half-way; ``reading()`` begins deferred and rolls back, so that reads never wait
-for writers.
+for writers. Where the database is not there, is locked for too long or has no room left, both raise DatabaseAway.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,12 +13,15 @@ from typing import Any
 
 import pysqlite3.dbapi2
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from service.core.errors import Unavailable
+from service.core.errors import DatabaseAway
+
+# After which PostgreSQL ends a transaction in which nothing is asked any more: whoever was stopped or cut off in it would
+# keep its locks, and with them the stages that it held, for good.
+IDLE_SECONDS = 300
 
 _READ_ONLY = "pathswitch_read_only"
 _AT_COMMIT = "pathswitch_at_commit"
@@ -52,12 +55,9 @@ class Database:
             yield session
 
     def check(self) -> None:
-        """Raise Unavailable unless the database answers."""
-        try:
-            with self.reading() as session:
-                session.execute(sa.text("SELECT 1"))
-        except OperationalError as error:
-            raise Unavailable(f"the database does not answer: {error.orig}") from error
+        """Raise DatabaseAway unless the database answers."""
+        with self.reading() as session:
+            session.execute(sa.text("SELECT 1"))
 
     def close(self) -> None:
         self.engine.dispose()
@@ -67,12 +67,18 @@ class Database:
         options: dict[str, Any] = {_READ_ONLY: read_only}
         if read_only and self.engine.dialect.name == "postgresql":
             options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        # expire_on_commit would turn every attribute read after the block into a query on a closed session.
-        with (
-            self.engine.connect().execution_options(**options) as connection,
-            Session(connection, expire_on_commit=False, autoflush=False) as session,
-        ):
-            yield session
+        try:
+            # expire_on_commit would turn every attribute read after the block into a query on a closed session.
+            with (
+                self.engine.connect().execution_options(**options) as connection,
+                _left_behind(connection),
+                Session(connection, expire_on_commit=False, autoflush=False) as session,
+            ):
+                yield session
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            if not _is_away(error):
+                raise
+            raise DatabaseAway from error
 
 
 def at_commit(session: Session, write: Callable[[Session], None]) -> None:
@@ -92,12 +98,41 @@ def now(session: Session) -> datetime:
 def make_engine(url: str) -> Engine:
     """An engine with the settings that the rest relies on. SQLite is the bundled one: the system's may be too old."""
     if make_url(url).get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        engine = sa.create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        event.listen(engine, "connect", _configure_postgres)
+        return engine
     # SQLite 3.7.0-3.51.2 can corrupt a database in WAL mode when several connections checkpoint at once.
     engine = sa.create_engine(url, module=pysqlite3.dbapi2, connect_args={"timeout": 60})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+@contextmanager
+def _left_behind(connection: Connection) -> Iterator[None]:
+    """Do not pool a connection that has failed: after a COMMIT that fails SQLAlchemy leaves its transaction open."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        if _is_away(error):
+            connection.invalidate()
+        raise
+
+
+def _is_away(error: exc.DBAPIError | exc.TimeoutError) -> bool:
+    """Whether the same may well succeed later: the database could not do it, and nothing is wrong with what was asked."""
+    if isinstance(error, exc.TimeoutError):  # no connection of the pool came free
+        return True
+    if error.connection_invalidated:
+        return True
+    # SQLite has no class of errors for SQL that is wrong, such as one that names a table that is not there.
+    mistaken = getattr(error.orig, "sqlite_errorcode", None) == pysqlite3.dbapi2.SQLITE_ERROR
+    return isinstance(error, exc.OperationalError | exc.InterfaceError) and not mistaken
+
+
+def _configure_postgres(connection: Any, record: Any) -> None:
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+    connection.commit()
 
 
 def _configure_sqlite(connection: Any, record: Any) -> None:

@@ -22,8 +22,9 @@ from service.store.tables import (
     Update,
 )
 
-# Any fixed number but the migrations': whoever refers to an artifact that it has found shares it, whoever removes has it alone.
-_ADVISORY_LOCK = 7_204_102
+# Any fixed number but those of migrations and of events: a registration takes this lock shared and then that of events, and
+# two of them would deadlock on one number. Whoever refers to an artifact that it has found shares it, whoever removes has it alone.
+_ADVISORY_LOCK = 7_204_103
 
 _DONE = (UpdateState.SUCCEEDED, UpdateState.REJECTED, UpdateState.CANCELLED)
 # What a finished update leaves to others. Trunk checkpoints have rows of their own; what a decision made is a row.
@@ -71,13 +72,13 @@ def artifacts_in_use(session: Session, keep_versions: int | None = None) -> InUs
     for column in (DataVersion.artifact_key, Slice.artifact_key, Model.base_key, Model.tokenizer_source_key):
         keys.update(session.scalars(sa.select(column).where(column.is_not(None))))
     for line in session.scalars(sa.select(Model.line).where(Model.line.is_not(None))):
-        keys.update(_strings(line))
+        keys.update(artifact_keys(line))
     keys.update(_checkpoints(session))
     keys.update(_left_by_finished(session, keep_versions))
     prefixes: set[str] = set()
     unfinished = sa.select(Stage).join(Update).where(Update.state.not_in(_DONE))
     for stage in session.scalars(unfinished).yield_per(500):
-        keys.update(_strings(stage.spec))
+        keys.update(artifact_keys(stage.spec))
         keys.update([stage.key] if stage.key else [])
         if stage.kind in TRAINING_KINDS and stage.state != StageState.SUCCEEDED:
             spec = TrainStage.model_validate(stage.spec)
@@ -126,13 +127,13 @@ def _old_versions(session: Session, keep: int) -> set[str]:
     return old
 
 
-def _strings(document: Any) -> Iterator[str]:
-    """Every string in a JSON document: whatever of it is an artifact's key is among them."""
+def artifact_keys(document: Any) -> Iterator[str]:
+    """Every string in a JSON document, a spec: what of it is an artifact's key is among them."""
     if isinstance(document, str):
         yield document
     elif isinstance(document, dict):
         for value in document.values():
-            yield from _strings(value)
+            yield from artifact_keys(value)
     elif isinstance(document, list):
         for value in document:
-            yield from _strings(value)
+            yield from artifact_keys(value)

@@ -38,6 +38,13 @@ def live(session: Session, model_id: str) -> Release | None:
     return _in_state(session, model_id, ReleaseState.LIVE)
 
 
+def decisions(session: Session, model_id: str) -> int:
+    """How often it was decided what the model should answer with: by a request, and by one that failed."""
+    failed = sa.func.count().filter(Release.state == ReleaseState.FAILED)
+    query = sa.select(sa.func.count() + failed).where(Release.model_id == model_id)
+    return session.scalar(query) or 0
+
+
 def get(session: Session, release_id: str) -> Release:
     row = session.get(Release, release_id)
     assert row is not None

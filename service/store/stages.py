@@ -5,19 +5,29 @@ afterwards finds that no row matches, and is told so by ``Fenced``.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from service.core import retry
 from service.core.ledger import LedgerEntry
 from service.core.plan import pack_name
+from service.core.retry import MAX_ATTEMPTS
 from service.core.stage_specs import TRAINING_KINDS, StageKind, TrainStage
 from service.core.states import StageState
 from service.store.database import now
 from service.store.tables import MetricPoint, Stage, Update
+
+# Of a stage that nobody holds any more, and under whose name nothing runs.
+LET_GO = {"owner": None, "lease_until": None, "run_id": None}
+
+
+# A lease or a wait that ends later than any could was written before the clock was set back: it would hold for as long
+# as the clock was moved. Taking over too early does no harm, so leases need not be equally long everywhere.
+_LEASES_AHEAD = 10
 
 
 class Fenced(Exception):
@@ -34,9 +44,11 @@ def ready(session: Session, limit: int = 100) -> Sequence[Stage]:
     """Stages that may run now, oldest first; not those whose key some other stage is producing already."""
     other = sa.orm.aliased(Stage)
     being_made = sa.exists().where(other.key == Stage.key, other.state == StageState.RUNNING)
+    at = now(session)
+    due = (Stage.ready_at <= at) | (Stage.ready_at > at + timedelta(seconds=retry.LONGEST_WAIT_SECONDS))
     return session.scalars(
         sa.select(Stage)
-        .where(Stage.state == StageState.READY, Stage.ready_at <= now(session), ~being_made)
+        .where(Stage.state == StageState.READY, due, ~being_made)
         .order_by(Stage.ready_at, Stage.id)
         .limit(limit)
     ).all()
@@ -78,11 +90,20 @@ def claim(
 
 def next_begins(session: Session, run_id: str) -> None:
     """A stage of the run has ended: the next of its chain, claimed with it, has begun only now."""
-    query = sa.select(Stage).where(Stage.run_id == run_id, Stage.state == StageState.RUNNING)
-    following = session.scalar(query.order_by(Stage.position).limit(1))
-    if following is not None:
-        following.started_at = now(session)
-        session.flush()
+    held = sa.select(Stage.id).where(Stage.run_id == run_id, Stage.state == StageState.RUNNING)
+    following = session.scalar(held.order_by(Stage.position).limit(1))
+    session.execute(
+        sa.update(Stage)
+        .where(Stage.id == following, Stage.run_id == run_id, Stage.state == StageState.RUNNING)
+        .values(started_at=now(session))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def any_held(session: Session, run_id: str) -> bool:
+    """Whether some stage is held that waits for this run."""
+    held = sa.exists().where(Stage.run_id == run_id, Stage.state == StageState.RUNNING)
+    return bool(session.scalar(sa.select(held)))
 
 
 def take_over_expired(session: Session, *, owner: str, lease_seconds: float) -> list[Stage]:
@@ -90,7 +111,7 @@ def take_over_expired(session: Session, *, owner: str, lease_seconds: float) -> 
     at = now(session)
     rows = session.scalars(
         sa.select(Stage)
-        .where(Stage.state == StageState.RUNNING, Stage.lease_until < at)
+        .where(Stage.state == StageState.RUNNING, _has_run_out(at, lease_seconds))
         .with_for_update(skip_locked=True)
     ).all()
     for row in rows:
@@ -111,6 +132,23 @@ def guarded_update(session: Session, stage_id: str, epoch: int, **values: Any) -
     )
     if not result.rowcount:  # type: ignore[attr-defined]
         raise Fenced(stage_id)
+
+
+def reopen_succeeded(session: Session, stage_id: str) -> None:
+    """What the stage had published is damaged: it runs again, with a fresh number of attempts. Not where it does already."""
+    session.execute(
+        sa.update(Stage)
+        .where(Stage.id == stage_id, Stage.state == StageState.SUCCEEDED)
+        .values(
+            state=StageState.READY,
+            max_attempts=Stage.attempt + MAX_ATTEMPTS,
+            ready_at=now(session),
+            finished_at=None,
+            reused=False,
+            result=None,
+        )
+        .execution_options(synchronize_session=False)
+    )
 
 
 def renew(session: Session, held: Mapping[str, int], lease_seconds: float) -> list[str]:
@@ -168,10 +206,15 @@ def needs_succeeded(session: Session, stage: Stage) -> bool:
     return not session.scalar(sa.select(open_needs))
 
 
-def any_expired(session: Session) -> bool:
+def any_expired(session: Session, lease_seconds: float) -> bool:
     """Whether some lease has run out."""
-    expired = sa.exists().where(Stage.state == StageState.RUNNING, Stage.lease_until < now(session))
-    return bool(session.scalar(sa.select(expired)))
+    has_run_out = _has_run_out(now(session), lease_seconds)
+    return bool(session.scalar(sa.select(sa.exists().where(Stage.state == StageState.RUNNING, has_run_out))))
+
+
+def _has_run_out(at: datetime, lease_seconds: float) -> sa.ColumnElement[bool]:
+    longest = timedelta(seconds=_LEASES_AHEAD * lease_seconds)
+    return (Stage.lease_until < at) | (Stage.lease_until > at + longest)
 
 
 def runs_to_end(session: Session) -> Sequence[str]:

@@ -22,6 +22,7 @@ import pytest
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
+LOG = "server.log"
 POLL_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1  # linux/prctl.h; SIGQUIT is PostgreSQL's immediate shutdown
 
@@ -80,7 +81,7 @@ def _unavailable() -> str | None:
     return None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -94,7 +95,14 @@ def _ends_with_parent() -> Callable[[], object] | None:
     return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
-def _initialise(binaries: Path, data: Path, account: str | None) -> None:
+def initialise(folder: Path) -> None:
+    """Make an empty cluster under ``folder``, owned by the account that the server runs as."""
+    binaries = find_binaries()
+    assert binaries is not None
+    account = _server_account()
+    if account is not None:
+        shutil.chown(folder, account, account)
+    data = folder / "data"
     command = [str(binaries / "initdb"), "--pgdata", str(data), "--username", "postgres", "--auth", "trust"]
     command += ["--encoding", "UTF8", "--no-locale", "--no-sync", "--no-instructions"]
     done = subprocess.run(
@@ -112,7 +120,7 @@ def _initialise(binaries: Path, data: Path, account: str | None) -> None:
         raise RuntimeError(f"initdb failed:\n{done.stdout}")
 
 
-def _wait_until_ready(server: PostgresServer, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_ready(server: PostgresServer, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -120,7 +128,9 @@ def _wait_until_ready(server: PostgresServer, process: subprocess.Popen[bytes], 
             return
         except psycopg.OperationalError as error:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL did not start:\n{log.read_text()}") from error
+                raise RuntimeError(
+                    f"PostgreSQL did not start:\n{(server.socket_dir / LOG).read_text()}"
+                ) from error
         time.sleep(POLL_SECONDS)
 
 
@@ -130,15 +140,27 @@ def run_server(folder: Path) -> Iterator[PostgresServer]:
 
     `folder` must be short: a unix socket's path may have 107 bytes.
     """
+    initialise(folder)
+    port = free_port()
+    process = start(folder, port)
+    server = PostgresServer(port=port, socket_dir=folder, pid=process.pid)
+    try:
+        wait_until_ready(server, process)
+        yield server
+    finally:
+        process.send_signal(signal.SIGINT)  # a fast shutdown: open connections are ended, not waited for
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(STOP_SECONDS)
+
+
+def start(folder: Path, port: int, **changes: str) -> subprocess.Popen[bytes]:
+    """Start the server on the data under ``folder``, with ``changes`` to its settings."""
     binaries = find_binaries()
     assert binaries is not None
     account = _server_account()
-    if account is not None:
-        shutil.chown(folder, account, account)
-    data = folder / "data"
-    _initialise(binaries, data, account)
-
-    port = _free_port()
     settings = {
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": str(folder),
@@ -148,14 +170,13 @@ def run_server(folder: Path) -> Iterator[PostgresServer]:
         "full_page_writes": "off",
         "shared_buffers": "32MB",
         "timezone": "UTC",
-    }
-    command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port)]
+    } | changes
+    command = [str(binaries / "postgres"), "-D", str(folder / "data"), "-p", str(port)]
     for name, value in settings.items():
         command += ["-c", f"{name}={value}"]
 
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
+    with (folder / LOG).open("ab") as output:
+        return subprocess.Popen(
             command,
             user=account,
             group=account,
@@ -167,17 +188,6 @@ def run_server(folder: Path) -> Iterator[PostgresServer]:
             start_new_session=True,
             preexec_fn=_ends_with_parent(),
         )
-    server = PostgresServer(port=port, socket_dir=folder, pid=process.pid)
-    try:
-        _wait_until_ready(server, process, log)
-        yield server
-    finally:
-        process.send_signal(signal.SIGINT)  # a fast shutdown: open connections are ended, not waited for
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGQUIT)
-            process.wait(STOP_SECONDS)
 
 
 def require_server() -> None:

@@ -94,7 +94,9 @@ class ScriptedExecutor:
             if "line" in call.spec and "ledger" in call.spec:
                 point = Point(call.stage_id, call.spec["to_step"], 1, 1, 3.0, 0.1, 1.0, 100.0, 0.0)
                 points.append(point)
-                (directory / "metrics.jsonl").write_text(json.dumps(vars(point)) + "\n")
+                # Without the stage's id, so that whatever stage trains it publishes the same bytes.
+                kept = {name: value for name, value in vars(point).items() if name != "stage_id"}
+                (directory / "metrics.jsonl").write_text(json.dumps(kept) + "\n")
             else:
                 (directory / "content").write_text(call.key)
             self.artifacts.publish(call.key, directory, self._result(call))
@@ -133,6 +135,7 @@ class ScriptedServing:
     answers: dict[str, int | None] = field(default_factory=dict)
     failed: dict[str, int] = field(default_factory=dict)
     swaps: list[tuple[str, int]] = field(default_factory=list)
+    sequences: dict[str, int] = field(default_factory=dict)
 
     def url(self) -> str:
         return "http://127.0.0.1:0"
@@ -140,6 +143,9 @@ class ScriptedServing:
     def apply(self, targets: Sequence[ServedTarget]) -> None:
         for target in targets:
             before = self.answers.setdefault(target.model, None)
+            if target.sequence < self.sequences.get(target.model, 0):
+                continue
+            self.sequences[target.model] = target.sequence
             if target.number is None or target.number == before:
                 continue
             if target.number in self.broken:

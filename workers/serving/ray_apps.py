@@ -44,7 +44,7 @@ ATTEMPTS = 3  # of a request whose replica died before anything of the answer wa
 
 
 class ModelReplica:
-    """One replica of one model line. Its user config is its target: ``{"number", "key"}``."""
+    """One replica of one model line. Its user config is its target: ``{"number", "key", "sequence"}``."""
 
     def __init__(self, artifacts_url: str, threads: int) -> None:
         from workers.serving.transformers_engine import TransformersEngine
@@ -55,12 +55,16 @@ class ModelReplica:
             partial(TransformersEngine, threads=threads),
         )
         self._loaded_once = False
+        self._sequence = 0
 
     async def reconfigure(self, target: Mapping[str, Any]) -> None:
         """Take a new target. The replica is out of routing meanwhile, so this returns at once and loads
         behind; only a new replica waits for its first version, as it must not be routed to before.
         """
-        self._replica.set_target(target["number"], target["key"])
+        # Of two orchestrators that declare at once, the one that speaks last may be the one that had read first.
+        if target["sequence"] >= self._sequence:
+            self._sequence = target["sequence"]
+            self._replica.set_target(target["number"], target["key"])
         if not self._loaded_once:
             await asyncio.to_thread(self._replica.wait_until_settled)
             self._loaded_once = True

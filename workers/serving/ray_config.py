@@ -48,6 +48,12 @@ def applications(targets: Sequence[ServedTarget], options: ReplicaOptions) -> li
     ]
 
 
+def not_behind(targets: Sequence[ServedTarget], details: JSON) -> list[ServedTarget]:
+    """The targets, but what is declared already where whoever declared it knew of a later decision."""
+    reported: JSON = details["applications"]
+    return [_newer(target, reported.get(app_name(target.model))) for target in targets]
+
+
 def differing(declared: Sequence[JSON], details: JSON) -> set[str]:
     """Names of the applications that are not what is declared: missing, going, another, or left over."""
     reported: JSON = details["applications"]
@@ -115,7 +121,7 @@ def _model(target: ServedTarget, options: ReplicaOptions) -> JSON:
             {
                 "name": REPLICA,
                 "num_replicas": options.num_replicas,
-                "user_config": {"number": target.number, "key": target.key},
+                "user_config": {"number": target.number, "key": target.key, "sequence": target.sequence},
                 "ray_actor_options": {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
             }
         ],
@@ -127,6 +133,16 @@ def _runtime_env() -> JSON:
     return {
         "env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     }
+
+
+def _newer(target: ServedTarget, reported: JSON | None) -> ServedTarget:
+    if reported is None or reported["status"] in _GONE or not reported["deployed_app_config"]:
+        return target
+    [declared] = reported["deployed_app_config"]["deployments"]
+    config: JSON = declared["user_config"]
+    if config.get("sequence", 0) <= target.sequence:
+        return target
+    return ServedTarget(target.model, config["number"], config["key"], config["sequence"])
 
 
 def _is_as_declared(declared: JSON, reported: JSON | None) -> bool:

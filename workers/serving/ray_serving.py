@@ -64,10 +64,11 @@ class RayServing:
             has_gpu = bool(ray.cluster_resources().get("GPU"))
             self._options = replace(self._options, num_gpus=REPLICA_GPUS if has_gpu else 0.0)
             self._gpus_known = True
-        self._released = {target.model: target.number is not None for target in targets}
-        declared = ray_config.applications(targets, self._options)
         controller = self._controller()
         details: JSON = _ask(controller.get_serve_instance_details.remote())
+        targets = ray_config.not_behind(targets, details)
+        self._released = {target.model: target.number is not None for target in targets}
+        declared = ray_config.applications(targets, self._options)
         differing = ray_config.differing(declared, details)
         failed = ray_config.failed(details)
         if failed and time.monotonic() - self._retried_at > FAILED_RETRY_SECONDS:

@@ -22,9 +22,9 @@ PAIRS = [(enum, a, b) for enum in ENUMS for a, b in product(enum, enum)]
 LEGAL = {
     UpdateState: "pending>running pending>cancelled pending>failed running>succeeded running>rejected running>failed "
     "running>cancelled failed>running failed>pending failed>cancelled",
-    StageState: "pending>ready pending>cancelled ready>running ready>succeeded ready>cancelled running>succeeded "
-    "running>ready running>pending running>failed running>cancelled failed>ready failed>cancelled cancelled>pending "
-    "cancelled>ready",
+    StageState: "pending>ready pending>running pending>cancelled ready>running ready>succeeded ready>cancelled running>succeeded "
+    "running>ready running>pending running>failed running>cancelled succeeded>ready failed>ready failed>cancelled "
+    "cancelled>pending cancelled>ready",
     ModelVersionState: "candidate>released candidate>rejected rejected>released released>retired retired>released",
     ReleaseState: "pending>live pending>superseded pending>failed live>ended",
     CheckpointState: "live>abandoned abandoned>live",
@@ -42,8 +42,8 @@ def test_sources_are_the_table_read_backwards(enum):
         assert sources(target) == {state for state in enum if target in MOVES[enum][state]}
 
 
-def test_what_is_finished_leaves_only_by_a_retry():
+def test_what_is_finished_leaves_only_by_a_retry_or_because_it_is_damaged():
     for state in FINISHED_UPDATES - {UpdateState.FAILED}:
         assert not MOVES[UpdateState][state]
-    for state in FINISHED_STAGES - {StageState.FAILED, StageState.CANCELLED}:
-        assert not MOVES[StageState][state]
+    assert {StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED} == FINISHED_STAGES
+    assert MOVES[StageState][StageState.SUCCEEDED] == {StageState.READY}

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -128,7 +129,7 @@ def test_renewing_tells_what_is_not_held_any_more(database):
 def test_a_stage_that_waits_for_its_next_attempt_is_not_ready(database):
     stage = ready_stage(database)
     with database.transaction() as session:
-        session.execute(sa.update(Stage).values(ready_at=now(session).replace(year=2100)))
+        session.execute(sa.update(Stage).values(ready_at=now(session) + timedelta(minutes=1)))
     with database.reading() as session:
         assert stages.ready(session) == []
     assert reread(database, stage.id).state == StageState.READY

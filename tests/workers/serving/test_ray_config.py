@@ -11,12 +11,13 @@ from workers.serving.ray_config import (
     applications,
     differing,
     failed,
+    not_behind,
     why_not_answering,
     without,
 )
 
 OPTIONS = ReplicaOptions("file:///artifacts")
-TARGETS = (ServedTarget("line", 3, "export/3"), ServedTarget("unreleased", None, None))
+TARGETS = (ServedTarget("line", 3, "export/3", 5), ServedTarget("unreleased", None, None))
 DECLARED = applications(TARGETS, OPTIONS)
 
 
@@ -48,7 +49,7 @@ def test_only_released_lines_have_replicas_and_the_ingress_knows_them_all() -> N
     ingress, line = DECLARED
     assert ingress["deployments"][0]["user_config"] == {"models": {"line": True, "unreleased": False}}
     assert line["name"] == "model-line"
-    assert line["deployments"][0]["user_config"] == {"number": 3, "key": "export/3"}
+    assert line["deployments"][0]["user_config"] == {"number": 3, "key": "export/3", "sequence": 5}
 
 
 def test_a_new_version_changes_nothing_but_the_user_config_of_its_line() -> None:
@@ -57,6 +58,16 @@ def test_a_new_version_changes_nothing_but_the_user_config_of_its_line() -> None
     assert newer[0] == DECLARED[0]
     newer[1]["deployments"][0]["user_config"] = DECLARED[1]["deployments"][0]["user_config"]
     assert newer == DECLARED
+
+
+def test_what_was_declared_after_a_later_decision_is_kept() -> None:
+    seen = reported(DECLARED)
+    older, newer = ServedTarget("line", 2, "export/2", 4), ServedTarget("line", 2, "export/2", 6)
+    assert not_behind([older, TARGETS[1]], seen) == list(TARGETS)
+    assert not_behind([ServedTarget("line", None, None), TARGETS[1]], seen) == list(TARGETS)
+    assert not_behind([newer, TARGETS[1]], seen) == [newer, TARGETS[1]]
+    seen["applications"]["model-line"]["status"] = "DELETING"
+    assert not_behind([older], seen) == [older]
 
 
 def test_what_runs_as_declared_does_not_differ() -> None:

@@ -1,0 +1,173 @@
+"""Orchestrators at work on lines that get new data, while something is done to them; judged when all updates have ended."""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.artifacts import Artifacts
+from service.core import retry
+from service.main import tick_until
+from service.orchestrator.loop import Orchestrator
+from service.store.database import Database
+from tests.chaos import audit
+from tests.chaos.audit import Findings
+from tests.chaos.databases import add_line, holders, opened, patiently, push, unfinished
+from tests.chaos.processes import Fleet, stopping_at_sigterm
+from tests.chaos.report import Report
+from tests.chaos.world import OutsideExecutor, OutsideServing, Record
+
+TICK_SECONDS = 0.1
+STAGE_SECONDS = 0.4
+LOOK_SECONDS = 0.25
+LAST_UPDATES_SECONDS = 300.0
+FIRST_WAIT_SECONDS = 0.2
+CAMPAIGN = "campaign"
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """``versions`` of data to each of ``lines`` models, one every ``seconds_between``; ``0``: all at once.
+
+    ``more``: asked when all updates have ended; while it says so every line gets another version.
+    """
+
+    lines: int
+    versions: int
+    orchestrators: int
+    lease_seconds: float
+    seconds_between: float = 0.0
+
+
+@dataclass
+class Ended:
+    findings: Findings
+    record: Record
+    updates: int
+    transitions: int
+    takeovers: int
+    fleet: Fleet
+
+
+def run(
+    url: str,
+    root: Path,
+    world: Any,
+    traffic: Traffic,
+    disturb: Callable[[Fleet, random.Random, Sequence[str]], None],
+    enough: Callable[[Fleet], bool],
+    seed: int,
+    prepare: Callable[[str, Database], None] = lambda owner, database: None,
+) -> Ended:
+    """Have the orchestrators work, disturbed at every look, until there was enough of it and all updates have ended."""
+    chance = random.Random(seed)
+    names = [f"line{number}" for number in range(traffic.lines)]
+    with opened(url) as database:
+        audit.install(database)
+        audit.sign(database, CAMPAIGN)
+        for name in names:
+            add_line(database, name)
+    pushed, next_push = 0, 0.0
+
+    def orchestrate(owner: str) -> None:
+        retry.FIRST_WAIT_SECONDS = FIRST_WAIT_SECONDS
+        stopping = stopping_at_sigterm()
+        database = audit.sign(Database(url), owner)
+        prepare(owner, database)
+        tick_until(
+            stopping,
+            Orchestrator(
+                database,
+                Artifacts(root),
+                OutsideExecutor(world),
+                OutsideServing(world),
+                owner,
+                traffic.lease_seconds,
+            ),
+            TICK_SECONDS,
+        )
+
+    fleet = Fleet(orchestrate, traffic.orchestrators)
+    deadline = float("inf")
+    try:
+        while True:
+            due = time.monotonic() >= next_push
+            if pushed < traffic.versions and due:
+                pushed, next_push = pushed + 1, time.monotonic() + traffic.seconds_between
+                for name in names:
+                    _push(url, name, pushed)
+            left, holding = _standing(url)
+            done = pushed >= traffic.versions and left == 0
+            if enough(fleet):
+                if done:
+                    break
+                if pushed >= traffic.versions and deadline == float("inf"):
+                    deadline = time.monotonic() + LAST_UPDATES_SECONDS
+                if time.monotonic() > deadline:
+                    break  # the audit names what has not come to its end
+            elif done:
+                pushed += 1
+                for name in names:
+                    _push(url, name, pushed)
+            if not enough(fleet):
+                disturb(fleet, chance, holding)
+            fleet.look()
+            time.sleep(LOOK_SECONDS)
+    finally:
+        fleet.end()
+    record: Record = world.record()
+    with opened(url) as database:
+        audit.sign(database, CAMPAIGN)
+        return Ended(
+            findings=audit.judge(database, record),
+            record=record,
+            updates=pushed * len(names),
+            transitions=audit.transitions(database),
+            takeovers=audit.takeovers(database),
+            fleet=fleet,
+        )
+
+
+def report_of(title: str, ended: Ended, seconds: float) -> Report:
+    """The figures that every campaign of this kind has, and what must not be."""
+    findings, record = ended.findings, ended.record
+    executed = len(record.executed) - len(set(record.executed))
+    report = Report(
+        title,
+        {
+            "updates": ended.updates,
+            "transitions": ended.transitions,
+            "submissions": len(record.submitted),
+            "artifacts published": len(record.published),
+            "takeovers": ended.takeovers,
+            "stale writes accepted": len(findings.stale),
+            "illegal moves": len(findings.illegal),
+            "lost": len(findings.lost),
+            "doubled": len(findings.doubled),
+            "stages run again whose first run was given up": executed,
+            "orchestrators that crashed": len(ended.fleet.crashed),
+            "seconds": seconds,
+        },
+    )
+    report.problems = findings.all() + ended.fleet.crashed
+    return report
+
+
+def _push(url: str, name: str, number: int) -> None:
+    def act() -> None:
+        with opened(url) as database:
+            push(audit.sign(database, CAMPAIGN), name, number)
+
+    patiently(act)
+
+
+def _standing(url: str) -> tuple[int, Sequence[str]]:
+    """How many updates have not ended, and who holds a stage."""
+
+    def act() -> tuple[int, Sequence[str]]:
+        with opened(url) as database:
+            return unfinished(database), holders(database)
+
+    return patiently(act)

@@ -146,6 +146,17 @@ def upgrade() -> None:
     migrate.upgrade(Settings().database)
 
 
+@database.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where the copy goes; it must not exist.")], home: Home = None
+) -> None:
+    """Copy the SQLite database while it is in use. Copy the artifacts after it, not before."""
+    from service.settings import Settings
+    from service.store.backup import backup
+
+    backup((Settings() if home is None else Settings(home=home)).database, file)
+
+
 @app.command()
 def gc(
     home: Home = None,

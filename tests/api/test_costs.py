@@ -130,7 +130,7 @@ def test_a_trunk_goes_on_after_its_update_failed_and_a_branch_without_a_version_
     plane: ControlPlane, model: str
 ) -> None:
     error = RunError("", "stage_input_invalid", "no", retryable=False)
-    plane.executor.fail[StageKind.EXPORT].append(error)
+    plane.fail_next(StageKind.EXPORT, error)
     plane.push(model, f"{model} e", "f")
     plane.finish(model)
     after_failure = costs_of(plane, model)
@@ -149,7 +149,7 @@ def test_a_trunk_goes_on_after_its_update_failed_and_a_branch_without_a_version_
 def test_failed_attempts_are_wasted_device_seconds(plane: ControlPlane, name: str) -> None:
     error = RunError("", "diverged", "nan", retryable=False)
     plane.add_dataset(name, [f"{name} a", "b"])
-    plane.executor.fail[StageKind.TRAIN_TRUNK].append(error)
+    plane.fail_next(StageKind.TRAIN_TRUNK, error)
     plane.add_model(name, name)
     costs = costs_of(plane, name)
     assert costs["totals"]["wasted"]["device_seconds"] > 0

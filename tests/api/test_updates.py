@@ -142,7 +142,7 @@ def test_an_update_can_be_cancelled_once(each_plane: ControlPlane, model: str) -
 
 def test_a_failed_update_says_why_and_can_be_retried(each_plane: ControlPlane, model: str) -> None:
     error = RunError("", "diverged", "the loss is nan at step 7", retryable=False)
-    each_plane.executor.fail[StageKind.TRAIN_BRANCH].append(error)
+    each_plane.fail_next(StageKind.TRAIN_BRANCH, error)
     update_id = each_plane.client.start_update(model, data_version=1).id
     each_plane.finish(model)
     update = each_plane.http.get(f"/updates/{update_id}").json()
@@ -247,7 +247,7 @@ def test_a_line_makes_no_version_of_data_that_it_has_passed(
     each_plane.client.create_model(
         {"name": line, "dataset": model, "auto_update": False, "paradigm": {"name": paradigm}}
     )
-    each_plane.executor.fail[StageKind.EVALUATE].append(RunError("s", "stage_input_invalid", "no", False))
+    each_plane.fail_next(StageKind.EVALUATE, RunError("s", "stage_input_invalid", "no", False))
     failed = each_plane.client.start_update(line, data_version=1).id
     each_plane.finish(line)
     assert each_plane.client.update(failed).state == "failed"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 
@@ -17,7 +18,7 @@ from api.client import Client
 from api.main import Server, create_app
 from api.schemas.common import BASE
 from service.artifacts import Artifacts
-from service.core.executor import Executor, Point, StageCall
+from service.core.executor import Executor, Point, RunError, StageCall
 from service.core.serving import Serving
 from service.core.stage_specs import StageKind
 from service.core.states import FINISHED_UPDATES, StageState, UpdateState
@@ -25,6 +26,7 @@ from service.orchestrator.loop import Orchestrator
 from service.settings import Settings
 from service.store import models, updates
 from service.store.database import Database
+from service.store.tables import Update
 from tests.support.scripted import ScriptedExecutor, ScriptedServing
 from tests.support.specs import PLAIN
 
@@ -95,6 +97,20 @@ class ControlPlane:
             if not moved:
                 time.sleep(TICK_SECONDS)
         raise AssertionError(f"the updates of {model} have not ended in {UPDATE_SECONDS:.0f} s")
+
+    def fail_next(self, kind: StageKind, *errors: RunError) -> None:
+        """Have the next attempts at a stage of that kind fail. What other tests have left to do is done first."""
+        orchestrator = self._orchestrator(self.executor, self.serving)
+        unfinished = sa.select(sa.func.count()).where(Update.state.not_in(FINISHED_UPDATES))
+        deadline = time.monotonic() + UPDATE_SECONDS
+        while time.monotonic() < deadline:
+            with self.database.reading() as session:
+                if not session.scalar(unfinished):
+                    self.executor.fail[kind].extend(errors)
+                    return
+            if not orchestrator.tick():
+                time.sleep(TICK_SECONDS)
+        raise AssertionError(f"some updates have not ended in {UPDATE_SECONDS:.0f} s")
 
     @contextmanager
     def orchestrated(

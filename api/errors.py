@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.schemas.common import Problem, ProblemItem
-from service.core.errors import DatabaseAway, ErrorItem, PathswitchError, Unavailable
+from service.core.errors import DatabaseAway, ErrorItem, NoRoom, PathswitchError, Unavailable
 
 logger = logging.getLogger("pathswitch.api")
 
@@ -59,7 +59,8 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _ours(request: Request, error: Any) -> Response:
-    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not isinstance(error, Unavailable):
+    busy = isinstance(error, Unavailable) and not isinstance(error, NoRoom)
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not busy:
         logger.error("%s %s: %s", request.method, request.url.path, error.detail)
     return problem(error.status, error.code, error.detail, error.errors)
 

@@ -4,8 +4,9 @@
 stage's fingerprint covers everything that went into it.
 """
 
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from service.core.ledger import LedgerEntry
 from service.core.specs import ArchitectureSpec, GateSpec, Spec, fingerprint
@@ -179,3 +180,15 @@ class GateStage(Spec):
 
 class ReleaseStage(Spec):
     model: str
+
+
+def artifact_keys(document: Any) -> Iterator[str]:
+    """Every string in a JSON document, a spec: what of it is an artifact's key is among them."""
+    if isinstance(document, str):
+        yield document
+    elif isinstance(document, dict):
+        for value in document.values():
+            yield from artifact_keys(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from artifact_keys(value)

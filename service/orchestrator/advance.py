@@ -83,10 +83,7 @@ def fail_attempt(session: Session, stage_id: str, epoch: int, error: RunError) -
             session, stage_id, epoch, state=StageState.PENDING, attempt=Stage.attempt - 1, **stages.LET_GO
         )
         return
-    written = {"code": error.code, "detail": error.detail, "attempt": stage.attempt}
-    # The clock may have been set back since it began.
-    took = max(0.0, (at - stage.started_at).total_seconds()) if stage.started_at else 0.0
-    wasted = stage.wasted_seconds + took
+    written, wasted = stages.lost_attempt(stage, error, at)
     # A full disk or a store that is away says nothing about the stage: it is tried until it can be.
     max_attempts = stage.max_attempts + (error.code == Unavailable.code)
     again = retry.worth_another(stage.attempt, max_attempts, error.retryable)

@@ -107,7 +107,7 @@ def _settle(
             damaged = heal.damaged_inputs(database, artifacts, held.stage_id)
 
         def fail(session: Session) -> None:
-            healed = damaged and heal.make_again(session, held.stage_id, held.epoch, damaged, failure.detail)
+            healed = damaged and heal.make_again(session, held.stage_id, held.epoch, damaged, failure)
             if not healed:
                 advance.fail_attempt(session, held.stage_id, held.epoch, failure)
 

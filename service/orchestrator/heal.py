@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 from service.artifacts import Artifacts
 from service.core import retry
 from service.core.errors import ArtifactCorrupt, ArtifactMissing
+from service.core.executor import RunError
+from service.core.stage_specs import artifact_keys
 from service.core.states import StageState
 from service.store import events, stages, updates
-from service.store.database import Database
-from service.store.in_use import artifact_keys
+from service.store.database import Database, now
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def damaged_inputs(database: Database, artifacts: Artifacts, stage_id: str) -> l
     return [row_id for row_id, key in made.items() if key and _unpublish_if_damaged(artifacts, key)]
 
 
-def make_again(session: Session, stage_id: str, epoch: int, made_by: Sequence[str], detail: str) -> bool:
+def make_again(session: Session, stage_id: str, epoch: int, made_by: Sequence[str], error: RunError) -> bool:
     """Have the stages in ``made_by`` run again, and the one that is held wait for them. False where it has no try left.
 
     Raises Fenced where the stage is not held under ``epoch``.
@@ -50,9 +51,16 @@ def make_again(session: Session, stage_id: str, epoch: int, made_by: Sequence[st
         return False
     # A training stage reads packs, and needs what has read them before it.
     needs = sorted({*stage.needs, *made_by})
-    error = {"code": ArtifactCorrupt.code, "detail": detail, "attempt": stage.attempt}
+    written, wasted = stages.lost_attempt(stage, error, now(session))
     stages.guarded_update(
-        session, stage_id, epoch, state=StageState.PENDING, needs=needs, error=error, **stages.LET_GO
+        session,
+        stage_id,
+        epoch,
+        state=StageState.PENDING,
+        needs=needs,
+        error=written,
+        wasted_seconds=wasted,
+        **stages.LET_GO,
     )
     for maker_id in made_by:
         stages.reopen_succeeded(session, maker_id)

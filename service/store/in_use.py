@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from service.core.plan import own_checkpoint_prefix, trunk_prefix
-from service.core.stage_specs import TRAINING_KINDS, StageKind, TrainStage
+from service.core.stage_specs import TRAINING_KINDS, StageKind, TrainStage, artifact_keys
 from service.core.states import CheckpointState, StageState, UpdateState
 from service.store import lines
 from service.store.tables import (
@@ -125,15 +124,3 @@ def _old_versions(session: Session, keep: int) -> set[str]:
         if newest is not None:
             old.discard(newest.id)
     return old
-
-
-def artifact_keys(document: Any) -> Iterator[str]:
-    """Every string in a JSON document, a spec: what of it is an artifact's key is among them."""
-    if isinstance(document, str):
-        yield document
-    elif isinstance(document, dict):
-        for value in document.values():
-            yield from artifact_keys(value)
-    elif isinstance(document, list):
-        for value in document:
-            yield from artifact_keys(value)

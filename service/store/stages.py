@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.core import retry
+from service.core.executor import RunError
 from service.core.ledger import LedgerEntry
 from service.core.plan import pack_name
 from service.core.retry import MAX_ATTEMPTS
@@ -132,6 +133,14 @@ def guarded_update(session: Session, stage_id: str, epoch: int, **values: Any) -
     )
     if not result.rowcount:  # type: ignore[attr-defined]
         raise Fenced(stage_id)
+
+
+def lost_attempt(stage: Stage, error: RunError, at: datetime) -> tuple[dict[str, Any], float]:
+    """What to write down of the stage's present attempt, which ends ``at`` with the error, and the seconds wasted by then."""
+    # The clock may have been set back since it began.
+    took = max(0.0, (at - stage.started_at).total_seconds()) if stage.started_at else 0.0
+    written = {"code": error.code, "detail": error.detail, "attempt": stage.attempt}
+    return written, stage.wasted_seconds + took
 
 
 def reopen_succeeded(session: Session, stage_id: str) -> None:

@@ -17,23 +17,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench.training import WARM_UP_STEPS, run_of
+from tests.bench.training import WARM_UP_STEPS, parser_of, run_of
 
 DEFAULT_EVERY = 200
 NEVER = 10_000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--preset", default="llama-7m")
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=40)
+    parser = parser_of(__doc__, steps=40)
     parser.add_argument("--every", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)

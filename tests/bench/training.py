@@ -39,15 +39,7 @@ class Step:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--preset", default="llama-7m")
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser = parser_of(__doc__, steps=12)
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument("--compile", action="store_true", help="compile in our loop")
     parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -70,6 +62,20 @@ def main() -> None:
         for name, (which, precision) in contenders.items():
             measured[name] += _in_a_process(which, precision)
     _show(measured, options)
+
+
+def parser_of(description: str | None, *, steps: int) -> argparse.ArgumentParser:
+    """The options of every benchmark of the loop."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--preset", default="llama-7m")
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    return parser
 
 
 def _precision_here() -> str:

@@ -1,10 +1,9 @@
 """Artifacts on disk and in an object store: whole or not there, never overwritten, never trusted unverified."""
 
-import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,16 +13,8 @@ from service.artifacts import MANIFEST, Artifacts, Manifest
 from service.core.errors import ArtifactCorrupt, ArtifactMissing, Unavailable
 from service.object_store import ObjectStore
 from service.settings import Settings
-from tests.support.s3 import BUCKET, S3Server, s3_server
-
-KEY = "pack/3f9c"
-FILES = {"a.bin": b"a" * 1000, "deep/er/b.json": b"{}", "empty": b""}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
+from tests.support.artifacts import FILES, KEY, content_of, publish, s3_url
+from tests.support.s3 import BUCKET, S3Server
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -35,29 +26,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return s3_url(tmp_path, "cache")
 
 
-def s3_url(tmp_path: Path, cache: str) -> str:
-    """The same store for the same test, with a cache of that name."""
-    prefix = tmp_path.as_posix().strip("/")
-    return f"s3://{BUCKET}/{prefix}#cache={tmp_path / cache}"
-
-
 @pytest.fixture
 def artifacts(url: str) -> Artifacts:
     return Artifacts.from_url(url)
-
-
-def publish(artifacts: Artifacts, key: str = KEY, **files: bytes) -> Manifest:
-    with artifacts.writing(key) as directory:
-        for name, content in (files or FILES).items():
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            (directory / name).write_bytes(content)
-        return artifacts.publish(key, directory, {"rows": 3})
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
 
 
 # --- both ---
@@ -348,41 +319,3 @@ def test_folders_that_are_empty_go_with_their_last_file(tmp_path: Path) -> None:
     artifacts.unpublish([KEY])
     artifacts.remove_files([file.path for file in artifacts.files()])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_cache_stays_below_its_size_and_keeps_what_was_used_last(s3: S3Server, tmp_path: Path) -> None:
-    size = len(b"x") * 1000
-    url = s3_url(tmp_path, "cache")
-    writer = Artifacts.from_url(url)
-    keys = [f"pack/{number}" for number in range(4)]
-    for key in keys:
-        publish(writer, key, file=b"x" * size)
-    reader = Artifacts.from_url(s3_url(tmp_path, "other") + f"&max_bytes={2 * size}")
-    assert Artifacts.from_url(reader.url).url == reader.url
-
-    def copies() -> list[str]:
-        return sorted(path.parent.parent.name for path in reader.root.rglob("file"))
-
-    folders = [reader.open(key) for key in keys[:3]]
-    assert copies() == ["0", "1", "2"]  # over its size, but all in use
-    for hours, folder in zip((2, 4, 3), folders, strict=True):
-        os.utime(folder, (time.time() - hours * 3600,) * 2)
-    reader.open(keys[0])
-    reader.open(keys[3])
-    assert copies() == ["0", "3"]
-    for key in keys:
-        assert content_of(reader.open(key)) == {"file": b"x" * size}
-
-
-def test_an_open_file_of_an_evicted_artifact_can_still_be_read(s3: S3Server, tmp_path: Path) -> None:
-    publish(Artifacts.from_url(s3_url(tmp_path, "cache")))
-    reader = Artifacts.from_url(s3_url(tmp_path, "other") + "&max_bytes=0")
-    folder = reader.open(KEY)
-    with (folder / "a.bin").open("rb") as file:
-        os.utime(folder, (0, 0))
-        publish(reader, "pack/other")
-        other = Artifacts.from_url(s3_url(tmp_path, "cache"))
-        publish(other, "pack/third")
-        reader.open("pack/third")
-        assert not folder.exists()
-        assert file.read() == FILES["a.bin"]

@@ -21,10 +21,9 @@ class Settings(BaseSettings):
     home: Path = Path(".pathswitch")
     database_url: str | None = None
     artifacts_url: str | None = None
-    artifacts_cache: Path | None = (
-        None  # of an object store: where files are copied to, by default in the home
-    )
-    artifacts_cache_bytes: int | None = Field(None, ge=0)  # and how many bytes of them; by default all stay
+    # Of an object store: where files are copied to (by default in the home), and how many bytes of them stay (all).
+    artifacts_cache: Path | None = None
+    artifacts_cache_bytes: int | None = Field(None, ge=0)
     ray_address: str | None = None
     api_host: str = "127.0.0.1"
     api_port: int = Field(8080, ge=0, le=65535)

@@ -10,35 +10,18 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from service.settings import Settings
 from service.store.database import Database
 from service.store.migrate import upgrade
 from tests.bench.load_checks import DATASETS, Figure, as_rows, folder, lists, registrations, uploads
-from tests.support import postgres
+from tests.support.postgres import run_server
 from tests.support.server_process import server_process
 
 CHECKS = ("registrations", "lists", "uploads")
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "shared_buffers": "128MB"}
-
-
-@contextmanager
-def durable_postgres() -> Iterator[postgres.PostgresServer]:
-    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as name:
-        directory = Path(name)
-        postgres.initialise(directory)
-        port = postgres.free_port()
-        process = postgres.start(directory, port, **DURABLE)
-        server = postgres.PostgresServer(port, directory, process.pid)
-        try:
-            postgres.wait_until_ready(server, process)
-            yield server
-        finally:
-            process.terminate()
-            process.wait(postgres.STOP_SECONDS)
 
 
 def measure(settings: Settings, check: str, seconds: float) -> list[Figure]:
@@ -73,7 +56,11 @@ def main() -> None:
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for kind in arguments.database or ("sqlite", "postgresql"):
-            server = stack.enter_context(durable_postgres()) if kind == "postgresql" else None
+            server = None
+            if kind == "postgresql":
+                # Unix sockets have short names.
+                place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp")))
+                server = stack.enter_context(run_server(place, **DURABLE))
             results[kind] = []
             for check in arguments.only or CHECKS:
                 home = folder(directory, f"{kind}-{check}")

@@ -135,14 +135,14 @@ def wait_until_ready(server: PostgresServer, process: subprocess.Popen[bytes]) -
 
 
 @contextmanager
-def run_server(folder: Path) -> Iterator[PostgresServer]:
-    """Start a server under `folder`, and at the end stop it by its own pid.
+def run_server(folder: Path, **changes: str) -> Iterator[PostgresServer]:
+    """Start a server under `folder`, with `changes` to its settings, and at the end stop it by its own pid.
 
     `folder` must be short: a unix socket's path may have 107 bytes.
     """
     initialise(folder)
     port = free_port()
-    process = start(folder, port)
+    process = start(folder, port, **changes)
     server = PostgresServer(port=port, socket_dir=folder, pid=process.pid)
     try:
         wait_until_ready(server, process)

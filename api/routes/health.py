@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from api.deps import ServicesHere, in_thread
 from api.schemas.events import Health
 from service.core.errors import ErrorItem, PathswitchError, Unavailable
+from service.store import migrate
 
 router = APIRouter(tags=["health"])
 
@@ -26,9 +27,9 @@ async def healthz() -> Health:
 
 @router.get("/readyz")
 async def readyz(services: ServicesHere) -> Health:
-    """503 names what does not answer: ``database``, ``artifacts``, or ``ray`` where one is configured."""
+    """503 names what does not answer, or is not migrated: ``database``, ``artifacts``, or ``ray`` where one is configured."""
     checks: dict[str, Callable[[], None]] = {
-        "database": services.database.check,
+        "database": lambda: migrate.check(services.database),
         "artifacts": services.artifacts.check,
     }
     address = ray_endpoint(services.settings.ray_address)
@@ -38,7 +39,7 @@ async def readyz(services: ServicesHere) -> Health:
     errors = [failure for failure in failures if failure is not None]
     if errors:
         names = ", ".join(error.location for error in errors)
-        raise Unavailable(f"not answering: {names}", errors)
+        raise Unavailable(f"not ready: {names}", errors)
     return Health(status="ready", parts=tuple(checks))
 
 

@@ -9,7 +9,8 @@ PathswitchError
 ├── Conflict                  409  the name is taken, or the state does not allow it
 ├── Unavailable               503  a part of the service does not answer yet; come back
 │   ├── NoRoom                503  a disk of the service is full
-│   └── DatabaseAway          503  whether a commit that was under way was carried out, only rows can tell
+│   ├── DatabaseAway          503  whether a commit that was under way was carried out, only rows can tell
+│   └── DatabaseBehind        503  the database lacks what this version of the code relies on, until it is migrated
 └── StageError                500  a stage could not finish
     ├── Diverged                   loss or gradient norm not finite: never retried
     ├── StageInputInvalid          the inputs can never work: never retried
@@ -84,6 +85,14 @@ class DatabaseAway(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("the database does not answer")
+
+
+class DatabaseBehind(Unavailable):
+    """``pathswitch db upgrade`` brings it there, by whoever rolls this version out."""
+
+    def __init__(self, revision: str | None, needed: str) -> None:
+        at = f"is at revision {revision}" if revision else "has no tables of ours"
+        super().__init__(f"the database {at}, and this version needs {needed}: run `pathswitch db upgrade`")
 
 
 class StageError(PathswitchError):

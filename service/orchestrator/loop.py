@@ -14,13 +14,13 @@ import logging
 from dataclasses import dataclass
 
 from service.artifacts import Artifacts
-from service.core.errors import DatabaseAway, PathswitchError, Unavailable
+from service.core.errors import DatabaseAway, DatabaseBehind, PathswitchError, Unavailable
 from service.core.executor import Executor
 from service.core.serving import Serving
 from service.orchestrator import advance, collect, dispatch, release, rescue
 from service.orchestrator.holding import Holding
 from service.orchestrator.start import start_update
-from service.store import updates
+from service.store import migrate, updates
 from service.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -41,16 +41,17 @@ class Orchestrator:
         self.holding = Holding(self.owner, self.lease_seconds)
         self.serving_answers = False
         self._database_answers = True
+        self._database_is_migrated = False
 
     def tick(self) -> bool:
         """One pass. Returns whether any row moved. A part of the world that does not answer is tried again next tick."""
         moved = False
-        for step in (self._rescue, self._collect, self._start, self._dispatch, self._serve):
+        for step in (self._look, self._rescue, self._collect, self._start, self._dispatch, self._serve):
             try:
                 moved |= step()
-            except DatabaseAway as error:
+            except (DatabaseAway, DatabaseBehind) as error:
                 if self._database_answers:
-                    logger.error("waiting for the database: %s", error.__cause__)
+                    logger.error("waiting for the database: %s", error.__cause__ or error.detail)
                 self._database_answers = False
                 return False
             except Unavailable as error:
@@ -59,6 +60,13 @@ class Orchestrator:
             logger.info("the database answers again")
         self._database_answers = True
         return moved
+
+    def _look(self) -> bool:
+        """Not before the migrations that this code relies on; from then on the database only goes further ahead."""
+        if not self._database_is_migrated:
+            migrate.check(self.database)
+            self._database_is_migrated = True
+        return False
 
     def _rescue(self) -> bool:
         moved = rescue.take_over(self.database, self.holding)

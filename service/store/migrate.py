@@ -1,12 +1,21 @@
-"""Bring a database to the revision that this code expects."""
+"""Bring a database to the revision that this code expects, and tell whether it is there.
 
+Revisions are numbered, and a later one does not break the code before it (``DECISIONS.md``). So a database that is ahead of
+this code is as good as one that is at its revision: a newer version is being rolled out, or was taken back.
+"""
+
+from functools import cache
 from pathlib import Path
 
+import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy.engine import make_url
 
 import migrations
+from service.core.errors import DatabaseBehind
+from service.store.database import Database
 
 
 def alembic_config(url: str) -> Config:
@@ -17,12 +26,45 @@ def alembic_config(url: str) -> Config:
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Run the missing migrations. A SQLite file and its folder are made where they do not exist."""
+    """Run the missing migrations; none where the database is ahead. A SQLite file that is not there is made, and its folder."""
     path = make_url(url).database
     if make_url(url).get_backend_name() == "sqlite" and path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    command.upgrade(alembic_config(url), revision)
+    if not _is_ahead(url):
+        command.upgrade(alembic_config(url), revision)
 
 
 def downgrade(url: str, revision: str) -> None:
     command.downgrade(alembic_config(url), revision)
+
+
+def check(database: Database) -> None:
+    """Raise DatabaseBehind where migrations are missing, and DatabaseAway where it does not answer."""
+    revision = revision_of(database)
+    if revision is None or revision < head():
+        raise DatabaseBehind(revision, head())
+
+
+def revision_of(database: Database) -> str | None:
+    """The revision that a database is at. None: no migration has run on it."""
+    with database.reading() as session:
+        if not sa.inspect(session.connection()).has_table("alembic_version"):
+            return None
+        revision: str | None = session.scalar(sa.text("SELECT version_num FROM alembic_version"))
+        return revision
+
+
+@cache
+def head() -> str:
+    """The revision that this code expects."""
+    revision = ScriptDirectory.from_config(alembic_config("")).get_current_head()
+    assert revision is not None
+    return revision
+
+
+def _is_ahead(url: str) -> bool:
+    database = Database(url)
+    try:
+        return (revision_of(database) or "") > head()
+    finally:
+        database.close()

@@ -4,13 +4,15 @@ import socket
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from prometheus_client.parser import text_string_to_metric_families
 
 from api.client import ApiError
 from api.main import create_app
 from api.routes.health import ray_endpoint
 from service.settings import Settings
-from service.store.migrate import upgrade
+from service.store.database import Database
+from service.store.migrate import downgrade, head, upgrade
 from tests.support.control_plane import ControlPlane, ask
 from tests.support.server_process import free_port
 
@@ -39,6 +41,27 @@ def test_what_does_not_answer_is_named(tmp_path: Path) -> None:
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert [item["location"] for item in answer.json()["errors"]] == ["database", "artifacts", "ray"]
     assert answer.headers["Retry-After"] == "1"
+
+
+def test_a_database_without_the_newest_migrations_is_not_ready(database: Database, tmp_path: Path) -> None:
+    database.close()
+    downgrade(database.url, "0001")
+    app = create_app(Settings(home=tmp_path, database_url=database.url))
+    answer = ask(app, "/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["detail"] == "not ready: database"
+    assert answer.json()["errors"] == [
+        {
+            "location": "database",
+            "message": f"the database is at revision 0001, and this version needs {head()}: run `pathswitch db upgrade`",
+        }
+    ]
+    upgrade(database.url)
+    assert ask(app, "/readyz").status_code == 200
+    with database.transaction() as session:
+        session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    assert ask(app, "/readyz").status_code == 200, "a newer version is being rolled out"
+    app.state.services.database.close()
 
 
 def test_ray_is_asked_where_it_is_configured(tmp_path: Path) -> None:

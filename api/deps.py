@@ -11,6 +11,7 @@ from fastapi import Depends, Path, Query, Request
 
 from api.admission import Admission
 from service.artifacts import Artifacts
+from service.register_versions import VersionRegistrar
 from service.settings import Settings
 from service.store.database import Database
 
@@ -33,6 +34,7 @@ class Services:
     settings: Settings
     database: Database
     artifacts: Artifacts
+    versions: VersionRegistrar
     ingesting: ThreadPoolExecutor
     uploads: Admission
     closing: threading.Event

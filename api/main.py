@@ -39,6 +39,7 @@ from api.routes import (
 from api.schemas.common import BASE, IDEMPOTENCY_KEY, Problem
 from api.schemas.data import LabelledSource, Source
 from service.artifacts import Artifacts
+from service.register_versions import VersionRegistrar
 from service.settings import Settings
 from service.store.database import Database
 
@@ -82,10 +83,12 @@ class ControlPlane(FastAPI):
 
 def create_app(settings: Settings) -> FastAPI:
     """The application on the database and the artifacts that the settings name. Opens no connection yet."""
+    database, artifacts = Database(settings.database), Artifacts.from_url(settings.artifacts)
     services = Services(
         settings=settings,
-        database=Database(settings.database),
-        artifacts=Artifacts.from_url(settings.artifacts),
+        database=database,
+        artifacts=artifacts,
+        versions=VersionRegistrar(database, artifacts),
         ingesting=ThreadPoolExecutor(max_workers=INGESTING_THREADS, thread_name_prefix="ingest"),
         uploads=Admission(MAX_UPLOADS, MAX_WAITING_UPLOADS, MAX_WAIT_SECONDS),
         closing=threading.Event(),
@@ -96,7 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         services.closing.set()
         services.ingesting.shutdown()
-        services.database.close()
+        database.close()
 
     app = ControlPlane(
         title="Pathswitch",
@@ -109,8 +112,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     app.state.registry = CollectorRegistry()
-    app.state.registry.register(QueueCollector(services.database))
-    app.add_middleware(Idempotency, database=services.database)
+    app.state.registry.register(QueueCollector(database))
+    app.add_middleware(Idempotency, database=database)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics, registry=app.state.registry)
     add_handlers(app)

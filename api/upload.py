@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from api.deps import Services, in_thread
 from api.schemas.data import Source
-from service.core.errors import InvalidRequest, Unavailable, UnsupportedMediaType
+from service.core.errors import InvalidRequest, PathswitchError, Unavailable, UnsupportedMediaType
 from service.create_model import error_items
 from service.ingest.formats import (
     MEDIA_TYPES,
@@ -84,11 +84,14 @@ async def registered(
         raw = await request.body()
 
         def at_once() -> _T:
-            check()
-            format, encoding = _format_of(request)
-            with Ingest(services.artifacts, format, encoding, limits_of(services.settings)) as ingest:
-                ingest.feed(raw)
-                return register(Received(ingest, ingest.end(), None))
+            try:
+                format, encoding = _format_of(request)
+                with Ingest(services.artifacts, format, encoding, limits_of(services.settings)) as ingest:
+                    ingest.feed(raw)
+                    return register(Received(ingest, ingest.end(), None))
+            except PathswitchError:
+                check()  # what it finds goes before flaws of the body, as for bodies that are large
+                raise
 
         return await in_worker(at_once, services.ingesting)
 

@@ -11,7 +11,7 @@ from api.schemas.common import Page, Text
 from api.schemas.data import AffectedVersion, DataVersion, Excluded, Exclusion, LabelledSource
 from api.upload import Received, openapi_body, registered
 from service.exclude_data import exclude_version
-from service.register_data import register_version
+from service.register_versions import RegisteredVersion
 from service.store import datasets, tables, updates
 from service.store.database import Database
 
@@ -34,23 +34,18 @@ async def add_data_version(
     """The body is the data itself, streamed, or JSON that names it. Bad content: 422, nothing is stored."""
     database = services.database
 
-    def register(taken_in: Received[LabelledSource]) -> tuple[bool, DataVersion]:
+    def register(taken_in: Received[LabelledSource]) -> RegisteredVersion:
         source = taken_in.source
-        result = register_version(
-            database,
-            services.artifacts,
+        return services.versions.register(
             dataset,
             taken_in.ingest,
             taken_in.body,
             label=label if source is None or source.label is None else source.label,
         )
-        return result.created, _document(database, dataset, result.row)
 
-    created, document = await registered(
-        request, services, LabelledSource, lambda: _check(database, dataset), register
-    )
-    response.status_code = 201 if created else 200
-    return document
+    result = await registered(request, services, LabelledSource, lambda: _check(database, dataset), register)
+    response.status_code = 201 if result.created else 200
+    return _document(dataset, result.row, result.updates)
 
 
 @router.get("/datasets/{dataset}/versions")
@@ -84,29 +79,25 @@ def _check(database: Database, dataset: str) -> None:
         datasets.dataset(session, dataset)
 
 
-def _document(database: Database, dataset: str, row: tables.DataVersion) -> DataVersion:
-    with database.reading() as session:
-        return _documents(session, dataset, [row])[0]
-
-
 def _documents(session: Session, dataset: str, rows: Sequence[tables.DataVersion]) -> list[DataVersion]:
     update_ids = updates.ids_by_data_version(session, [row.id for row in rows])
-    return [
-        DataVersion(
-            id=row.id,
-            dataset=dataset,
-            number=row.number,
-            label=row.label,
-            state="ready" if row.excluded_at is None else "excluded",
-            excluded_at=row.excluded_at,
-            excluded_reason=row.excluded_reason,
-            sha256=row.sha256,
-            bytes=row.bytes,
-            documents=row.documents,
-            duplicates=row.duplicates,
-            holdout_documents=row.holdout_documents,
-            created_at=row.created_at,
-            updates=update_ids.get(row.id, []),
-        )
-        for row in rows
-    ]
+    return [_document(dataset, row, update_ids.get(row.id, [])) for row in rows]
+
+
+def _document(dataset: str, row: tables.DataVersion, update_ids: list[str]) -> DataVersion:
+    return DataVersion(
+        id=row.id,
+        dataset=dataset,
+        number=row.number,
+        label=row.label,
+        state="ready" if row.excluded_at is None else "excluded",
+        excluded_at=row.excluded_at,
+        excluded_reason=row.excluded_reason,
+        sha256=row.sha256,
+        bytes=row.bytes,
+        documents=row.documents,
+        duplicates=row.duplicates,
+        holdout_documents=row.holdout_documents,
+        created_at=row.created_at,
+        updates=update_ids,
+    )

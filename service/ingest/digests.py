@@ -1,6 +1,7 @@
 """The hashes of a body's documents, spooled while it streams: in body order, and as sorted runs."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import chain, pairwise
 from pathlib import Path
 from struct import iter_unpack
@@ -8,36 +9,47 @@ from typing import BinaryIO
 
 from service.ingest.hashfile import HASH_BYTES, Hashes, HashFile, hash_at
 
-# Hashes held in memory before they are sorted and spooled: 65,536 bytes objects take about 6 MB.
+# Hashes that are sorted at once, for which 65,536 bytes objects take about 6 MB. What waits for that takes 2 MB.
 RUN_LENGTH = 1 << 16
 
 
 class DigestSpool:
-    """Takes hashes one by one in flat memory. ``seal`` it, then read it, in order or merged."""
+    """Takes hashes one by one in flat memory. ``seal`` it, then read it, in order or merged.
+
+    Those of a short body, of less than a run, never become a file.
+    """
 
     def __init__(self, directory: Path, run_length: int = RUN_LENGTH) -> None:
-        self.order_path = directory / "order.bin"
-        self.runs_path = directory / "runs.bin"
         self.count = 0
         self._run_length = run_length
-        self._order: BinaryIO = self.order_path.open("wb")
-        self._runs: BinaryIO = self.runs_path.open("wb")
+        self._order_path = directory / "order.bin"
+        self._runs_path = directory / "runs.bin"
+        self._files: tuple[BinaryIO, BinaryIO] | None = None
+        self._stack = ExitStack()
         self._ends: list[int] = []  # where each run ends in runs.bin, in hashes
-        self._held: list[bytes] = []
+        self._held = bytearray()
 
     def add(self, digest: bytes) -> None:
-        self._held.append(digest)
-        if len(self._held) == self._run_length:
+        self._held += digest
+        self.count += 1
+        if len(self._held) == self._run_length * HASH_BYTES:
             self._spool()
 
     def seal(self) -> None:
         """Write what is held. Nothing can be added after."""
-        self._spool()
+        if self._files is not None:
+            self._spool()
         self.close()
 
     def close(self) -> None:
-        self._order.close()
-        self._runs.close()
+        self._stack.close()
+
+    def in_order(self) -> Iterator[bytes]:
+        """Every hash that was added, as it was."""
+        if self._files is None:
+            yield from _split(self._held)
+        else:
+            yield from read_digests(self._order_path)
 
     def merged(self) -> Iterator[list[bytes]]:
         """The distinct hashes in ascending order, in blocks of about RUN_LENGTH.
@@ -45,7 +57,10 @@ class DigestSpool:
         The space of hashes is cut into equal ranges, and each range is sorted by itself: sha256 is uniform,
         so that no range is much longer than another. (Measured: half the time of a heap over the runs.)
         """
-        with HashFile(self.runs_path) as file:
+        if self._files is None:
+            yield sorted(set(_split(self._held)))
+            return
+        with HashFile(self._runs_path) as file:
             runs = [file[start:end] for start, end in pairwise([0, *self._ends])]
             parts = max(1, len(file) // self._run_length)
             for part in range(parts):
@@ -61,19 +76,28 @@ class DigestSpool:
     def _spool(self) -> None:
         if not self._held:
             return
-        self._order.write(b"".join(self._held))
-        run = sorted(set(self._held))
-        self._runs.write(b"".join(run))
+        if self._files is None:
+            self._files = (
+                self._stack.enter_context(self._order_path.open("wb")),
+                self._stack.enter_context(self._runs_path.open("wb")),
+            )
+        order, runs = self._files
+        order.write(self._held)
+        run = sorted(set(_split(self._held)))
+        runs.write(b"".join(run))
         self._ends.append(len(run) + (self._ends[-1] if self._ends else 0))
-        self.count += len(self._held)
-        self._held = []
+        self._held.clear()
 
 
 def read_digests(path: Path) -> Iterator[bytes]:
     """Hashes of a file that is not sorted, one after the other."""
     with path.open("rb") as file:
         while block := file.read(HASH_BYTES << 12):
-            yield from chain.from_iterable(iter_unpack(f"{HASH_BYTES}s", block))
+            yield from _split(block)
+
+
+def _split(digests: bytes | bytearray) -> Iterator[bytes]:
+    return chain.from_iterable(iter_unpack(f"{HASH_BYTES}s", digests))
 
 
 def _between(run: Hashes, low: bytes, high: bytes) -> Hashes:

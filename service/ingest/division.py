@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.core.errors import NothingNew
-from service.ingest.digests import DigestSpool, read_digests
+from service.ingest.digests import DigestSpool
 from service.ingest.documents import (
     CANDIDATES_BELOW,
     DOCUMENTS,
@@ -24,10 +24,10 @@ from service.ingest.documents import (
     HOLDOUT,
     HOLDOUT_HASHES,
     DocumentSpool,
-    LineFile,
 )
+from service.ingest.hash_memory import Remembered
 from service.ingest.hashfile import HASH_BYTES, HashFile
-from service.ingest.reading import read_lines
+from service.ingest.lines import LineFile, read_lines
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,17 @@ def write_hashes(digests: DigestSpool, directory: Path) -> int:
 
 
 def divide(
-    digests: DigestSpool, earlier: Sequence[Path], given: Sequence[Path], fraction: float, directory: Path
+    digests: DigestSpool,
+    earlier: Sequence[Path],
+    given: Sequence[Path],
+    fraction: float,
+    directory: Path,
+    remembered: Remembered,
 ) -> Division:
     """Divide the documents of a body; writes ``hashes.bin`` and ``holdout.bin``.
 
-    ``earlier`` and ``given`` are artifact folders of earlier versions and of given evaluation sets. Raises
-    NothingNew where no document is new.
+    ``earlier`` and ``given`` are artifact folders of earlier versions and of given evaluation sets; ``remembered``
+    has the hashes of the other earlier versions. Raises NothingNew where no document is new.
     """
     distinct = fresh = new = 0
     with ExitStack() as stack:
@@ -80,7 +85,7 @@ def divide(
         for block in digests.merged():
             hashes.write(b"".join(block))
             distinct += len(block)
-            block = _without(block, earlier_hashes)
+            block = _without(block, [remembered, *earlier_hashes])
             fresh += len(block)
             block = _without(block, given_hashes)
             new += len(block)
@@ -120,13 +125,12 @@ def write_holdout(spool: DocumentSpool, directory: Path) -> None:
 
 def _documents_up_to(highest: bytes, spool: DocumentSpool, directory: Path) -> Iterator[tuple[bytes, bytes]]:
     """Hash and line of every document up to a hash, and maybe of others; in order."""
-    candidates = spool.candidates
     if highest < CANDIDATES_BELOW:
-        return zip(read_digests(candidates.order_path), read_lines(candidates.lines_path), strict=True)
-    return zip(read_digests(spool.digests.order_path), read_lines(directory / DOCUMENTS), strict=True)
+        return spool.candidates.read()
+    return zip(spool.digests.in_order(), read_lines(directory / DOCUMENTS), strict=True)
 
 
-def _without(block: list[bytes], others: Sequence[HashFile]) -> list[bytes]:
+def _without(block: list[bytes], others: Sequence[HashFile | Remembered]) -> list[bytes]:
     for hashes in others:
         found = hashes.among(block)
         if found:

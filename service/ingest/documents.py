@@ -1,17 +1,18 @@
 """Documents, and the file they are kept in: one normalised JSON object a line, compressed with zstd."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import zstandard
 from pydantic_core import to_json
 
-from service.ingest.digests import DigestSpool
+from service.ingest.digests import DigestSpool, read_digests
 from service.ingest.findings import Flaw
 from service.ingest.formats import Limits
 from service.ingest.hashfile import hash_at
+from service.ingest.lines import BATCH_BYTES, LineFile, read_lines
 
 DOCUMENTS = "documents.ndjson.zst"
 HASHES = "hashes.bin"
@@ -20,11 +21,6 @@ HOLDOUT_HASHES = "holdout.bin"
 
 OPTIONAL_FIELDS = ("id", "date", "source")
 FIELDS = ("text", *OPTIONAL_FIELDS)
-
-# Level 1 makes text 2 to 3 times smaller at 4 ms a MiB; level 3 takes three times as long for a fifth less.
-_LEVEL = 1
-_BATCH_BYTES = 1 << 18
-
 
 # The holdout of the default 2 % is in this range unless more than half of the documents are known. (Measured:
 # to search all documents for it takes 2 s a GiB.)
@@ -41,38 +37,6 @@ class Document(NamedTuple):
 def document_hash(text: str) -> bytes:
     """Hash that identifies a document: sha256 of its text in UTF-8, whatever its other fields say."""
     return sha256(text.encode()).digest()
-
-
-class LineFile:
-    """Writes lines into a zstd file, in batches that depend on them alone: equal lines give equal bytes."""
-
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        self._file: BinaryIO = path.open("wb")
-        compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, threads=threads)
-        self._compressor = compressor.compressobj()
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-
-    def write(self, line: bytes) -> None:
-        """Add a line, given with its line end."""
-        self._held.append(line)
-        self._held_bytes += len(line)
-        if self._held_bytes >= _BATCH_BYTES:
-            self._flush()
-
-    def seal(self) -> None:
-        """Write what is held and end the zstd frame."""
-        self._flush()
-        self._file.write(self._compressor.flush())
-        self._file.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _flush(self) -> None:
-        self._file.write(self._compressor.compress(b"".join(self._held)))
-        self._held = []
-        self._held_bytes = 0
 
 
 class DocumentSpool:
@@ -123,22 +87,43 @@ class DocumentSpool:
 
 
 class Candidates:
-    """The documents with the lowest hashes, in order: their lines, and their hashes beside them."""
+    """The documents with the lowest hashes, in order: lines and hashes. Those of a short body never become a file."""
 
     def __init__(self, directory: Path) -> None:
-        self.lines_path = directory / "candidates.ndjson.zst"
-        self.order_path = directory / "candidates.bin"
-        self._lines = LineFile(self.lines_path)
-        self._order: BinaryIO = self.order_path.open("wb")
+        self._lines_path = directory / "candidates.ndjson.zst"
+        self._order_path = directory / "candidates.bin"
+        self._files: tuple[LineFile, BinaryIO] | None = None
+        self._stack = ExitStack()
+        self._held: list[tuple[bytes, bytes]] = []
+        self._held_bytes = 0
 
     def add(self, digest: bytes, line: bytes) -> None:
-        self._lines.write(line)
-        self._order.write(digest)
+        self._held.append((digest, line))
+        self._held_bytes += len(line)
+        if self._held_bytes >= BATCH_BYTES:
+            self._spool()
 
     def seal(self) -> None:
-        self._lines.seal()
-        self._order.close()
+        if self._files is not None:
+            self._spool()
+            self._files[0].seal()
+        self.close()
+
+    def read(self) -> Iterator[tuple[bytes, bytes]]:
+        """Hash and line of each. To be sealed before."""
+        if self._files is None:
+            return iter(self._held)
+        return zip(read_digests(self._order_path), read_lines(self._lines_path), strict=True)
 
     def close(self) -> None:
-        self._lines.close()
-        self._order.close()
+        self._stack.close()
+
+    def _spool(self) -> None:
+        if self._files is None:
+            lines = self._stack.enter_context(closing(LineFile(self._lines_path)))
+            self._files = lines, self._stack.enter_context(self._order_path.open("wb"))
+        lines, order = self._files
+        for digest, line in self._held:
+            lines.write(line)
+            order.write(digest)
+        self._held, self._held_bytes = [], 0

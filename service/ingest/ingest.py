@@ -26,7 +26,7 @@ from service.ingest.division import divide, write_hashes, write_holdout
 from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, DocumentSpool
 from service.ingest.findings import Findings, Meter, bad_body
 from service.ingest.formats import ContentEncoding, DataFormat, Limits
-from service.ingest.hashfile import HashFile
+from service.ingest.hash_memory import NOTHING, SMALL_DOCUMENTS, Remembered
 from service.ingest.parquet import ParquetParser
 from service.ingest.parsing import NdjsonParser, Parser, TextParser
 from service.ingest.staging import staging
@@ -104,29 +104,33 @@ class Ingest:
         return self._body
 
     def publish_version(
-        self, earlier: Sequence[Path], given: Sequence[Path], holdout_fraction: float
+        self,
+        earlier: Sequence[Path],
+        given: Sequence[Path],
+        holdout_fraction: float,
+        remembered: Remembered = NOTHING,
     ) -> Ingested:
         """Publish the ended body as a data version: ``data/<fingerprint>``. Raises NothingNew.
 
-        ``earlier`` are the artifact folders of the earlier versions that are not excluded, ``given`` those of
-        the given evaluation sets. The fingerprint is sha256 of what the artifact depends on: the content's
+        ``earlier`` are the artifact folders of the earlier versions that are not excluded and not ``remembered``,
+        ``given`` those of the given evaluation sets. The fingerprint is sha256 of what the artifact depends on: the content's
         sha256 and format, the sha256 of the list of holdout hashes, and the counts. Can be called again where
         the earlier versions turn out to be others by now.
         """
         assert self._body is not None
         with room_for(_BODY):
-            division = divide(self._spool.digests, earlier, given, holdout_fraction, self._directory)
+            division = divide(
+                self._spool.digests, earlier, given, holdout_fraction, self._directory, remembered
+            )
             write_holdout(self._spool, self._directory)
         files = (DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES)
         return self._publish("data", self._body, division.duplicates, division.holdout, files)
 
-    def shares_nothing(self, others: Sequence[Path]) -> bool:
-        """Whether no document of the ended body is in any of these artifact folders."""
-        for folder in others:
-            with HashFile(folder / HASHES) as hashes:
-                if any(hashes.among(block) for block in self._spool.digests.merged()):
-                    return False
-        return True
+    def hashes(self) -> list[bytes] | None:
+        """The distinct hashes of the ended body's documents, sorted; None where they are more than SMALL_DOCUMENTS."""
+        if self._spool.digests.count > SMALL_DOCUMENTS:
+            return None
+        return [digest for block in self._spool.digests.merged() for digest in block]
 
     def publish_slice(self) -> Ingested:
         """Publish the ended body as a given evaluation set: ``slice/<fingerprint>``, likewise."""

@@ -1,6 +1,5 @@
 """What the artifacts of a data version or a slice hold, read back: all documents, and those trained on."""
 
-import io
 import json
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -8,22 +7,11 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-import zstandard
-
 from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT_HASHES, Document, document_hash
 from service.ingest.hashfile import HashFile
+from service.ingest.lines import read_lines
 
 _BLOCK_HASHES = 1 << 16
-
-
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a zstd file, each with its line end."""
-    with (
-        path.open("rb") as file,
-        zstandard.ZstdDecompressor().stream_reader(file, read_size=1 << 18, closefd=False) as stream,
-        io.BufferedReader(stream, 1 << 20) as lines,
-    ):
-        yield from lines
 
 
 def read_documents(folder: Path, file: str = DOCUMENTS) -> Iterator[Document]:

@@ -1,6 +1,7 @@
 """Datasets, their data versions and their given slices."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -11,6 +12,26 @@ from service.core.stage_specs import SliceRef
 from service.store.paging import page
 from service.store.tables import Dataset, DataVersion, Slice
 
+# Written once, because every registration asks them, and to write one takes as long as to have it answered.
+_OF_DATASET = DataVersion.dataset_id == Dataset.id
+_EXTENT = (
+    sa.select(sa.func.coalesce(sa.func.max(DataVersion.number), 0)).where(_OF_DATASET).scalar_subquery(),
+    sa.select(sa.func.count()).where(_OF_DATASET, DataVersion.excluded_at.is_not(None)).scalar_subquery(),
+    sa.select(sa.func.count()).where(Slice.dataset_id == Dataset.id).scalar_subquery(),
+)
+_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
+_EXTENTS = sa.select(Dataset.id, *_EXTENT).where(Dataset.id.in_(_IDS))
+_LOCKED = sa.select(Dataset.id).where(Dataset.id.in_(_IDS)).order_by(Dataset.id).with_for_update()
+_STANDING = sa.select(
+    Dataset.id,
+    Dataset.holdout_fraction,
+    sa.exists().where(_OF_DATASET, DataVersion.sha256 == sa.bindparam("sha256")),
+    *_EXTENT,
+).where(Dataset.name == sa.bindparam("name"))
+_OF_CONTENTS = sa.select(DataVersion).where(
+    sa.tuple_(DataVersion.dataset_id, DataVersion.sha256).in_(sa.bindparam("contents", expanding=True))
+)
+
 
 def dataset(session: Session, name: str, *, lock: bool = False) -> Dataset:
     """The dataset of that name, locked against other writers on request. Raises NotFound."""
@@ -19,6 +40,47 @@ def dataset(session: Session, name: str, *, lock: bool = False) -> Dataset:
     if row is None:
         raise NotFound(f"no dataset {name!r}")
     return row
+
+
+def lock_all(session: Session, dataset_ids: Collection[str]) -> None:
+    """Lock datasets against other writers, in one order for all who lock more than one."""
+    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        session.execute(_LOCKED, {"ids": list(dataset_ids)}).all()
+
+
+class Extent(NamedTuple):
+    """How much a dataset has: the number of its newest version, and how many excluded versions and given slices.
+
+    Nothing is ever removed, changed, or excluded no longer: of equal extents the content is equal.
+    """
+
+    newest: int
+    excluded: int
+    slices: int
+
+
+class Standing(NamedTuple):
+    """Where a dataset stands when a body comes. ``is_there``: whether it has the body's content already."""
+
+    dataset_id: str
+    holdout_fraction: float
+    is_there: bool
+    extent: Extent
+
+
+def standing(session: Session, name: str, sha256: str) -> Standing:
+    """Raises NotFound."""
+    row = session.execute(_STANDING, {"name": name, "sha256": sha256}).one_or_none()
+    if row is None:
+        raise NotFound(f"no dataset {name!r}")
+    dataset_id, holdout_fraction, is_there, *extent = row
+    return Standing(dataset_id, holdout_fraction, is_there, Extent(*extent))
+
+
+def extents(session: Session, dataset_ids: Collection[str]) -> dict[str, Extent]:
+    """Dataset id -> how much it has."""
+    rows = session.execute(_EXTENTS, {"ids": list(dataset_ids)})
+    return {dataset_id: Extent(*extent) for dataset_id, *extent in rows}
 
 
 def by_id(session: Session, dataset_id: str) -> Dataset:
@@ -37,12 +99,6 @@ def version(session: Session, dataset_id: str, number: int) -> DataVersion:
     return row
 
 
-def version_by_sha256(session: Session, dataset_id: str, sha256: str) -> DataVersion | None:
-    return session.scalar(
-        sa.select(DataVersion).where(DataVersion.dataset_id == dataset_id, DataVersion.sha256 == sha256)
-    )
-
-
 def version_by_id(session: Session, version_id: str) -> DataVersion:
     row = session.get(DataVersion, version_id)
     assert row is not None
@@ -59,12 +115,26 @@ def versions(session: Session, dataset_id: str, up_to: int | None = None) -> Seq
     return session.scalars(query.order_by(DataVersion.number)).all()
 
 
-def version_keys(session: Session, dataset_id: str) -> tuple[str, ...]:
-    """Artifacts of the data versions that are not excluded, in order of number, without the cost of their rows."""
-    query = sa.select(DataVersion.artifact_key).where(
-        DataVersion.dataset_id == dataset_id, DataVersion.excluded_at.is_(None)
+class VersionArtifact(NamedTuple):
+    number: int
+    key: str
+    documents: int
+
+
+def version_artifacts(session: Session, dataset_id: str, after: int) -> list[VersionArtifact]:
+    """Of the data versions above ``after`` that are not excluded, in order of number, without the cost of their rows."""
+    query = sa.select(DataVersion.number, DataVersion.artifact_key, DataVersion.documents).where(
+        DataVersion.dataset_id == dataset_id, DataVersion.number > after, DataVersion.excluded_at.is_(None)
     )
-    return tuple(session.scalars(query.order_by(DataVersion.number)))
+    return [VersionArtifact(*row) for row in session.execute(query.order_by(DataVersion.number))]
+
+
+def versions_by_sha256(
+    session: Session, contents: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], DataVersion]:
+    """Those data versions that there are of these contents, each the id of a dataset and a sha256."""
+    rows = session.scalars(_OF_CONTENTS, {"contents": list(contents)})
+    return {(row.dataset_id, row.sha256): row for row in rows}
 
 
 def versions_by_id(session: Session, version_ids: Sequence[str]) -> dict[str, DataVersion]:
@@ -87,11 +157,6 @@ def newest_version(session: Session, dataset_id: str) -> DataVersion | None:
         .order_by(DataVersion.number.desc())
         .limit(1)
     )
-
-
-def next_number(session: Session, dataset_id: str) -> int:
-    """The number that the dataset's next version gets. Call with the dataset locked."""
-    return newest_numbers(session, [dataset_id]).get(dataset_id, 0) + 1
 
 
 def page_of_datasets(session: Session, after: str | None, limit: int) -> tuple[Sequence[Dataset], bool]:

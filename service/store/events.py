@@ -29,7 +29,7 @@ def append(session: Session, type_: str, **data: Any) -> None:
     if not session.info.get(_PENDING):
         session.info[_PENDING] = []
         at_commit(session, _write)
-    session.info[_PENDING].append(Event(type=type_, data=data, created_at=now(session)))
+    session.info[_PENDING].append((type_, data))
     session.flush()
 
 
@@ -44,7 +44,9 @@ def latest(session: Session) -> int:
 
 
 def _write(session: Session) -> None:
+    present = now(session)
     if session.get_bind().dialect.name == "postgresql":
         session.execute(sa.text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
-    session.add_all(session.info.pop(_PENDING))
+    pending = session.info.pop(_PENDING)
+    session.add_all(Event(type=type_, data=data, created_at=present) for type_, data in pending)
     session.flush()

@@ -1,6 +1,7 @@
 """Models, their checkpoints and their versions."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -89,9 +90,13 @@ def standings(session: Session, model_ids: Sequence[str]) -> dict[str, Standing]
     return found
 
 
-def following(session: Session, dataset_id: str) -> Sequence[Model]:
-    """Models trained on the dataset that start an update for every data version by themselves."""
-    return [row for row in of_dataset(session, dataset_id) if row.spec["auto_update"]]
+def following(session: Session, dataset_ids: Collection[str]) -> dict[str, list[Model]]:
+    """Dataset id -> models trained on it that start an update for every data version by themselves."""
+    found: dict[str, list[Model]] = defaultdict(list)
+    for row in session.scalars(sa.select(Model).where(Model.dataset_id.in_(dataset_ids)).order_by(Model.id)):
+        if row.spec["auto_update"]:
+            found[row.dataset_id].append(row)
+    return found
 
 
 def of_dataset(session: Session, dataset_id: str) -> Sequence[Model]:

@@ -78,6 +78,13 @@ class DataVersion(Base):
         UniqueConstraint("dataset_id", "number"),
         UniqueConstraint("dataset_id", "sha256"),
         sa.CheckConstraint("(excluded_at IS NULL) = (excluded_reason IS NULL)", name="excluded"),
+        # Every registration counts the excluded versions, of which there are few.
+        Index(
+            "ix_data_versions_excluded",
+            "dataset_id",
+            sqlite_where=sa.text("excluded_at IS NOT NULL"),
+            postgresql_where=sa.text("excluded_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dv"))

@@ -102,7 +102,7 @@ def push(database: Database, name: str, number: int) -> None:
         if any(row.number == number for row in datasets.versions(session, dataset.id)):
             return
         row = add_data_version(session, dataset, number)
-        for model in models.following(session, dataset.id):
+        for model in models.following(session, [dataset.id]).get(dataset.id, ()):
             updates.add(session, model, row)
 
 

@@ -1,6 +1,6 @@
 """Registering data: what is written with a version, and what happens when others come in between."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from service.ingest.ingest import Ingest, Ingested
 from service.ingest.reading import read_documents, training_documents
 from service.register_data import (
     RegisteredSlice,
-    RegisteredVersion,
     check_slice,
     create_dataset,
     register_slice,
-    register_version,
 )
+from service.register_versions import RegisteredVersion, VersionRegistrar
 from service.store import datasets
 from service.store.database import Database
 from service.store.tables import DataVersion, Event, Update
@@ -33,12 +32,13 @@ class House:
     def __init__(self, database: Database, root: Path) -> None:
         self.database = database
         self.artifacts = Artifacts(root)
+        self.registrar = VersionRegistrar(database, self.artifacts)
         create_dataset(database, "d", holdout_fraction=0.25)
 
     def register(self, *texts: str, label: str | None = None, ingest: Any = Ingest) -> RegisteredVersion:
         with ingest(self.artifacts, DataFormat.NDJSON) as sink:
             sink.feed(ndjson(*texts))
-            return register_version(self.database, self.artifacts, "d", sink, sink.end(), label=label)
+            return self.registrar.register("d", sink, sink.end(), label=label)
 
     def give(self, name: str, *texts: str, data_version: int | None = None) -> RegisteredSlice:
         with Ingest(self.artifacts, DataFormat.NDJSON) as sink:
@@ -51,10 +51,8 @@ class House:
         left = list(happenings)
 
         class Interrupted(Ingest):
-            def publish_version(
-                self, earlier: Sequence[Path], given: Sequence[Path], holdout_fraction: float
-            ) -> Ingested:
-                published = super().publish_version(earlier, given, holdout_fraction)
+            def publish_version(self, *earlier: Any, **known: Any) -> Ingested:
+                published = super().publish_version(*earlier, **known)
                 if left:
                     left.pop(0)()
                 return published
@@ -131,9 +129,24 @@ def test_a_version_that_came_in_between_is_reckoned_with(house: House) -> None:
 
 
 def test_many_that_come_in_between_only_delay(house: House) -> None:
-    happenings = [lambda i=i: house.register(f"between {i}", "a") for i in range(4)]
-    row = house.register("a", "b", ingest=house.meanwhile(*happenings)).row
-    assert (row.number, row.duplicates) == (5, 1)
+    happenings = [lambda text=text: house.register(f"beside {text}", text) for text in "abcd"]
+    row = house.register(*"abcdef", ingest=house.meanwhile(*happenings)).row
+    assert (row.number, row.duplicates) == (5, 4)
+
+
+def test_what_came_in_between_and_was_a_duplicate_already_changes_nothing(house: House) -> None:
+    house.register("a", "x")
+    divided: list[int] = []
+
+    class Counted(Ingest):
+        def publish_version(self, *earlier: Any, **known: Any) -> Ingested:
+            divided.append(1)
+            if len(divided) == 1:
+                house.register("a", "y")
+            return super().publish_version(*earlier, **known)
+
+    row = house.register("a", "b", ingest=Counted).row
+    assert (row.number, row.duplicates, len(divided)) == (3, 1, 1)
 
 
 def test_the_same_content_that_came_in_between_is_its_row(house: House) -> None:

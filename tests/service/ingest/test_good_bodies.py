@@ -14,7 +14,8 @@ from service.artifacts import Artifacts
 from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, Document
 from service.ingest.formats import ContentEncoding
 from service.ingest.ingest import Ingest
-from service.ingest.reading import read_documents, read_lines
+from service.ingest.lines import read_lines
+from service.ingest.reading import read_documents
 from tests.service.ingest.support import (
     ENCODERS,
     GZIP,

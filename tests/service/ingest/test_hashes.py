@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.ingest.digests import DigestSpool, read_digests
+from service.ingest.digests import DigestSpool
 from service.ingest.hashfile import HashFile, hash_at
 
 
@@ -31,7 +31,7 @@ def test_runs_are_merged_into_the_sorted_distinct_hashes(
     spool.seal()
     merged = [found for block in spool.merged() for found in block]
     assert merged == sorted({digest(number) for number in numbers})
-    assert list(read_digests(spool.order_path)) == [digest(number) for number in numbers]
+    assert list(spool.in_order()) == [digest(number) for number in numbers]
     assert spool.count == len(numbers)
 
 

@@ -1,0 +1,242 @@
+"""Register data versions: write down ingested bodies as the next versions of their datasets.
+
+Duplicates and holdout depend on the versions and slices that came before. They are worked out and published without
+a lock, which may take minutes; the transaction that writes the row locks the dataset and looks whether what came before
+is still the same. Where it is not, and a look at what was added does not show that it changes nothing, they are worked
+out again: in every round somebody gets ahead. Rows that are ready at the same time are written in one transaction.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from service.artifacts import Artifacts
+from service.core.errors import ArtifactMissing
+from service.group_commit import GroupCommit
+from service.ingest.documents import HASHES
+from service.ingest.hash_memory import SMALL_DOCUMENTS, HashMemory, Remembered, VersionHashes
+from service.ingest.hashfile import HashFile
+from service.ingest.ingest import Body, Ingest, Ingested
+from service.store import datasets, events, models, updates
+from service.store.database import Database, commit_guard, now
+from service.store.datasets import Extent, VersionArtifact
+from service.store.in_use import share_artifacts
+from service.store.tables import DataVersion
+
+# What is looked up while the dataset is locked.
+_FEW_VERSIONS = 64
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """``created`` is False where the dataset had the same content already. ``updates``: ids, oldest first."""
+
+    row: DataVersion
+    created: bool
+    updates: list[str]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """What was published for a dataset of that extent. ``hashes``: of its documents, where they are few."""
+
+    dataset_id: str
+    dataset: str
+    extent: Extent
+    label: str | None
+    ingest: Ingest
+    ingested: Ingested
+    hashes: list[bytes] | None
+    guard: Callable[[Session], None] | None
+
+    @property
+    def content(self) -> tuple[str, str]:
+        return self.dataset_id, self.ingested.sha256
+
+
+class VersionRegistrar:
+    """One for a process, and for all of its threads."""
+
+    def __init__(self, database: Database, artifacts: Artifacts) -> None:
+        self._database = database
+        self._artifacts = artifacts
+        self._memory = HashMemory()
+        self._commits = GroupCommit(self._write)
+
+    def register(
+        self, name: str, ingest: Ingest, body: Body, *, label: str | None = None
+    ) -> RegisteredVersion:
+        """Register a body that was ingested to its end, with a pending update of every model that follows.
+
+        Raises NotFound for an unknown dataset, NothingNew where every document is known.
+        """
+        while True:
+            with self._database.reading() as session:
+                # One snapshot: content that appears later must not make its own documents known ones.
+                stands = datasets.standing(session, name, body.sha256)
+                if stands.is_there:
+                    [found] = _found(session, [(stands.dataset_id, body.sha256)]).values()
+                    return found
+                key, extent = stands.dataset_id, stands.extent
+                slices = datasets.given_slices(session, key) if extent.slices else ()
+                after = self._memory.newest(key, extent.excluded)
+                added = datasets.version_artifacts(session, key, after) if extent.newest > after else []
+            remembered = self._remember(key, extent, after, added)
+            if remembered is None:
+                continue
+            ingested = ingest.publish_version(
+                earlier=[self._folder(other) for _, other in remembered.others],
+                given=[self._folder(slice.artifact_key) for slice in slices],
+                holdout_fraction=stands.holdout_fraction,
+                remembered=remembered,
+            )
+            registered = self._commits.do(
+                _Candidate(key, name, extent, label, ingest, ingested, ingest.hashes(), commit_guard.get())
+            )
+            if registered is not None:
+                return registered
+
+    def _write(self, candidates: Sequence[_Candidate]) -> list[RegisteredVersion | None]:
+        """Write down those whose division still holds; None for the others."""
+        with self._database.transaction() as session:
+            dataset_ids = {candidate.dataset_id for candidate in candidates}
+            datasets.lock_all(session, dataset_ids)
+            places = {key: _Place(extent) for key, extent in datasets.extents(session, dataset_ids).items()}
+            share_artifacts(session)
+            there = _found(session, {candidate.content for candidate in candidates})
+            created: list[tuple[_Candidate, RegisteredVersion]] = []
+            outcomes: list[RegisteredVersion | None] = []
+            for candidate in candidates:
+                outcome = there.get(candidate.content)
+                place = places[candidate.dataset_id]
+                if outcome is None and self._holds(session, candidate, place):
+                    outcome = RegisteredVersion(_row(candidate, place.take(candidate)), True, [])
+                    created.append((candidate, outcome))
+                    there[candidate.content] = replace(outcome, created=False)
+                outcomes.append(outcome)
+            _add(session, created)
+            for candidate, outcome in zip(candidates, outcomes, strict=True):
+                if outcome is not None and candidate.guard is not None:
+                    candidate.guard(session)
+        for candidate, outcome in created:
+            number, key = outcome.row.number, outcome.row.artifact_key
+            excluded = places[candidate.dataset_id].extent.excluded
+            version = VersionHashes(number, key, candidate.hashes)
+            self._memory.add(candidate.dataset_id, excluded, number - 1, number, [version])
+        return outcomes
+
+    def _holds(self, session: Session, candidate: _Candidate, place: "_Place") -> bool:
+        """Whether what was worked out and published for a candidate is still right, and there."""
+        # It may have been found rather than written: left by a registration that died, and collected meanwhile.
+        return self._divides_alike(session, candidate, place) and candidate.ingest.has(candidate.ingested)
+
+    def _divides_alike(self, session: Session, candidate: _Candidate, place: "_Place") -> bool:
+        """Whether nothing was added to the dataset, or only small versions that have none of these documents."""
+        known, present = candidate.extent, place.extent
+        if known == present and not place.taken:
+            return True
+        if candidate.hashes is None or place.hashes is None or known[1:] != present[1:]:
+            return False
+        if not place.hashes.isdisjoint(candidate.hashes):
+            return False
+        if known == present:
+            return True
+        remembered = self._at_hand(session, candidate.dataset_id, present)
+        return (
+            remembered is not None
+            and all(number <= known.newest for number, _ in remembered.others)
+            and not remembered.has_since(known.newest, candidate.hashes)
+        )
+
+    def _at_hand(self, session: Session, dataset_id: str, extent: Extent) -> Remembered | None:
+        """What the versions of a dataset have, where it can be told while the dataset is locked."""
+        after = self._memory.newest(dataset_id, extent.excluded)
+        if after >= extent.newest:
+            return self._memory.remembered(dataset_id, extent.excluded, extent.newest)
+        if self._artifacts.is_remote or extent.newest - after > _FEW_VERSIONS:
+            return None
+        return self._remember(
+            dataset_id, extent, after, datasets.version_artifacts(session, dataset_id, after)
+        )
+
+    def _remember(
+        self, dataset_id: str, extent: Extent, after: int, added: Sequence[VersionArtifact]
+    ) -> Remembered | None:
+        """Read what was added to a dataset above ``after``. None where others were faster, or have excluded a version."""
+        versions = [VersionHashes(each.number, each.key, self._few_hashes(each)) for each in added]
+        self._memory.add(dataset_id, extent.excluded, after, extent.newest, versions)
+        return self._memory.remembered(dataset_id, extent.excluded, extent.newest)
+
+    def _few_hashes(self, version: VersionArtifact) -> list[bytes] | None:
+        if version.documents > SMALL_DOCUMENTS:
+            return None
+        with HashFile(self._folder(version.key) / HASHES) as hashes:
+            return list(hashes)
+
+    def _folder(self, key: str) -> Path:
+        # Not verified: that would read all data that the dataset has. Whoever packs it verifies it.
+        manifest = self._artifacts.manifest(key)
+        if manifest is None:
+            raise ArtifactMissing(f"{key}: no such artifact")
+        return self._artifacts.path(manifest, HASHES).parent
+
+
+class _Place:
+    """Where the next version of a dataset goes, in a round. ``hashes``: of what the round has added; None for too many."""
+
+    def __init__(self, extent: Extent) -> None:
+        self.extent = extent
+        self.taken = 0
+        self.hashes: set[bytes] | None = set()
+
+    def take(self, candidate: _Candidate) -> int:
+        """The number of the candidate's version."""
+        self.taken += 1
+        if candidate.hashes is None:
+            self.hashes = None
+        elif self.hashes is not None:
+            self.hashes.update(candidate.hashes)
+        return self.extent.newest + self.taken
+
+
+def _found(
+    session: Session, contents: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], RegisteredVersion]:
+    """What is registered of these contents."""
+    rows = datasets.versions_by_sha256(session, contents)
+    update_ids = updates.ids_by_data_version(session, [row.id for row in rows.values()]) if rows else {}
+    return {
+        content: RegisteredVersion(row, False, update_ids.get(row.id, [])) for content, row in rows.items()
+    }
+
+
+def _row(candidate: _Candidate, number: int) -> DataVersion:
+    ingested = candidate.ingested
+    return DataVersion(
+        dataset_id=candidate.dataset_id,
+        number=number,
+        label=candidate.label,
+        sha256=ingested.sha256,
+        bytes=ingested.bytes,
+        documents=ingested.documents,
+        duplicates=ingested.duplicates,
+        holdout_documents=ingested.holdout_documents,
+        artifact_key=ingested.manifest.key,
+    )
+
+
+def _add(session: Session, created: Sequence[tuple[_Candidate, RegisteredVersion]]) -> None:
+    """Add the rows, their events and their updates."""
+    present = now(session)
+    for _, outcome in created:
+        outcome.row.created_at = present
+        session.add(outcome.row)
+    session.flush()
+    followers = models.following(session, {candidate.dataset_id for candidate, _ in created})
+    for candidate, outcome in created:
+        row, name = outcome.row, candidate.dataset
+        events.append(session, "data_version.created", dataset=name, data_version=row.number, id=row.id)
+        for model in followers.get(candidate.dataset_id, ()):
+            outcome.updates.append(updates.add(session, model, row).id)

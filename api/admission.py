@@ -1,10 +1,26 @@
-"""How many uploads are taken in at once: each takes memory while it lasts, however large its body is."""
+"""How many uploads are taken in at once, and worked on: each takes memory while it lasts, however large its body is."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from service.core.errors import Unavailable
+
+MAX_WAITING = 256
+MAX_WAIT_SECONDS = 300.0
+
+
+class Lane:
+    """Turns to come in, and the threads on which those who have one are worked on."""
+
+    def __init__(self, name: str, *, at_once: int, threads: int) -> None:
+        self._admission = Admission(at_once, MAX_WAITING, MAX_WAIT_SECONDS)
+        self.turn = self._admission.turn
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+
+    def close(self) -> None:
+        self.threads.shutdown()
 
 
 class Admission:

@@ -2,14 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 from anyio import to_thread
 from fastapi import Depends, Path, Query, Request
 
-from api.admission import Admission
+from api.admission import Lane
 from service.artifacts import Artifacts
 from service.register_versions import VersionRegistrar
 from service.settings import Settings
@@ -17,9 +16,6 @@ from service.store.database import Database
 
 _T = TypeVar("_T")
 
-MAX_UPLOADS = 16
-MAX_WAITING_UPLOADS = 256
-MAX_WAIT_SECONDS = 300.0
 MAX_NUMBER = (1 << 31) - 1  # what an integer column holds
 
 
@@ -27,16 +23,16 @@ MAX_NUMBER = (1 << 31) - 1  # what an integer column holds
 class Services:
     """What a process has one of.
 
-    ``ingesting`` are the threads on which bodies are worked on, and ``uploads`` has each wait for its turn to come
-    in. ``closing`` is set when the process shall end.
+    ``uploads`` take in bodies that are streamed, and ``small_uploads`` those that are read whole first: neither waits for
+    the other. ``closing`` is set when the process shall end.
     """
 
     settings: Settings
     database: Database
     artifacts: Artifacts
     versions: VersionRegistrar
-    ingesting: ThreadPoolExecutor
-    uploads: Admission
+    uploads: Lane
+    small_uploads: Lane
     closing: threading.Event
 
 

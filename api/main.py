@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
@@ -15,10 +14,11 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
-from api.admission import Admission
+from api.admission import Lane
 from api.body_limit import BodyLimit
-from api.deps import MAX_UPLOADS, MAX_WAIT_SECONDS, MAX_WAITING_UPLOADS, Services
+from api.deps import Services
 from api.errors import RESPONSES, add_handlers
+from api.heap import give_memory_back
 from api.idempotency import PARAMETER, Idempotency
 from api.monitoring import QueueCollector, RequestMetrics
 from api.routes import (
@@ -45,8 +45,14 @@ from service.store.database import Database
 
 SHUTDOWN_SECONDS = 10
 
-# More than cores: a third of a small registration's time is spent waiting for fsyncs.
-INGESTING_THREADS = 8
+# A body that streams in takes 3 MiB while it does, and 6 more on a thread while its hashes are merged.
+MAX_UPLOADS = 8
+UPLOAD_THREADS = 4
+
+# More threads than cores: half of a small registration's time is spent waiting for fsyncs, and those that are ready at the
+# same time share a transaction.
+MAX_SMALL_UPLOADS = 64
+SMALL_UPLOAD_THREADS = 16
 
 NOUNS = (
     datasets,
@@ -89,8 +95,8 @@ def create_app(settings: Settings) -> FastAPI:
         database=database,
         artifacts=artifacts,
         versions=VersionRegistrar(database, artifacts),
-        ingesting=ThreadPoolExecutor(max_workers=INGESTING_THREADS, thread_name_prefix="ingest"),
-        uploads=Admission(MAX_UPLOADS, MAX_WAITING_UPLOADS, MAX_WAIT_SECONDS),
+        uploads=Lane("upload", at_once=MAX_UPLOADS, threads=UPLOAD_THREADS),
+        small_uploads=Lane("small", at_once=MAX_SMALL_UPLOADS, threads=SMALL_UPLOAD_THREADS),
         closing=threading.Event(),
     )
 
@@ -98,7 +104,8 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         services.closing.set()
-        services.ingesting.shutdown()
+        services.uploads.close()
+        services.small_uploads.close()
         database.close()
 
     app = ControlPlane(
@@ -138,6 +145,7 @@ class Server(uvicorn.Server):
 
 
 def main() -> None:
+    give_memory_back()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings()
     app = create_app(settings)

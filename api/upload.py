@@ -55,17 +55,17 @@ async def received(request: Request, services: Services, kind: type[Named]) -> A
         format, encoding = _format_of(request) if source is None else _format_of_source(source)
         limits = limits_of(services.settings)
         ingest = await in_worker(
-            lambda: Ingest(services.artifacts, format, encoding, limits), services.ingesting
+            lambda: Ingest(services.artifacts, format, encoding, limits), services.uploads.threads
         )
         try:
             if source is None:
-                body = await receive(request.stream(), ingest, services.ingesting)
+                body = await receive(request.stream(), ingest, services.uploads.threads)
             else:
                 uri = source.uri
-                body = await in_worker(lambda: _read(uri, services, ingest), services.ingesting)
+                body = await in_worker(lambda: _read(uri, services, ingest), services.uploads.threads)
             yield Received(ingest, body, source)
         finally:
-            await in_worker(ingest.close, services.ingesting)
+            await in_worker(ingest.close, services.uploads.threads)
 
 
 async def registered(
@@ -79,8 +79,8 @@ async def registered(
     if not _is_small(request):
         await in_thread(check)
         async with received(request, services, kind) as taken_in:
-            return await in_worker(lambda: register(taken_in), services.ingesting)
-    async with services.uploads.turn():
+            return await in_worker(lambda: register(taken_in), services.uploads.threads)
+    async with services.small_uploads.turn():
         raw = await request.body()
 
         def at_once() -> _T:
@@ -93,7 +93,7 @@ async def registered(
                 check()  # what it finds goes before flaws of the body, as for bodies that are large
                 raise
 
-        return await in_worker(at_once, services.ingesting)
+        return await in_worker(at_once, services.small_uploads.threads)
 
 
 def _is_small(request: Request) -> bool:

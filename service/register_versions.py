@@ -13,7 +13,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts
-from service.core.errors import ArtifactMissing
+from service.core.errors import ArtifactMissing, NothingNew
 from service.group_commit import GroupCommit
 from service.ingest.documents import HASHES
 from service.ingest.hash_memory import SMALL_DOCUMENTS, HashMemory, Remembered, VersionHashes
@@ -21,12 +21,14 @@ from service.ingest.hashfile import HashFile
 from service.ingest.ingest import Body, Ingest, Ingested
 from service.store import datasets, events, models, updates
 from service.store.database import Database, commit_guard, now
-from service.store.datasets import Extent, VersionArtifact
+from service.store.datasets import Extent, Standing, VersionArtifact
 from service.store.in_use import share_artifacts
 from service.store.tables import DataVersion
 
 # What is looked up while the dataset is locked.
 _FEW_VERSIONS = 64
+
+_MAX_STANDING = 1000
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,10 @@ class RegisteredVersion:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """What was published for a dataset of that extent. ``hashes``: of its documents, where they are few."""
+    """What was published for a dataset that stands there. ``hashes``: of its documents, where they are few."""
 
-    dataset_id: str
     dataset: str
-    extent: Extent
+    stands: Standing
     label: str | None
     ingest: Ingest
     ingested: Ingested
@@ -52,8 +53,22 @@ class _Candidate:
     guard: Callable[[Session], None] | None
 
     @property
+    def dataset_id(self) -> str:
+        return self.stands.dataset_id
+
+    @property
     def content(self) -> tuple[str, str]:
         return self.dataset_id, self.ingested.sha256
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """What a body is divided by: the dataset's small versions in memory, the folders of the others, and the given slices."""
+
+    stands: Standing
+    remembered: Remembered
+    earlier: tuple[Path, ...]
+    given: tuple[Path, ...]
 
 
 class VersionRegistrar:
@@ -64,6 +79,9 @@ class VersionRegistrar:
         self._artifacts = artifacts
         self._memory = HashMemory()
         self._commits = GroupCommit(self._write)
+        self._stands: dict[
+            str, Standing
+        ] = {}  # of datasets without given slices, as the last round left them
 
     def register(
         self, name: str, ingest: Ingest, body: Body, *, label: str | None = None
@@ -72,31 +90,71 @@ class VersionRegistrar:
 
         Raises NotFound for an unknown dataset, NothingNew where every document is known.
         """
+        # Where small bodies follow each other, the last one has left where the dataset stands: a query less.
+        left = self._left(name) if body.documents <= SMALL_DOCUMENTS else None
+        while True:
+            ground = left or self._look(name, body.sha256)
+            if isinstance(ground, RegisteredVersion):
+                return ground
+            try:
+                registered = self._register_on(ground, name, ingest, label)
+            except NothingNew:
+                if left is None:
+                    raise
+                registered = None  # it may be there already, which is no error
+            if registered is not None:
+                return registered
+            left = None
+
+    def _left(self, name: str) -> "_Ground | None":
+        """Where the last round left the dataset, if that is known."""
+        stands = self._stands.get(name)
+        if stands is None:
+            return None
+        return self._ground(
+            stands, self._memory.remembered(stands.dataset_id, stands.extent.excluded, stands.extent.newest)
+        )
+
+    def _look(self, name: str, sha256: str) -> "_Ground | RegisteredVersion":
+        """Where the dataset stands; or the content's row, where it has it. Raises NotFound."""
         while True:
             with self._database.reading() as session:
                 # One snapshot: content that appears later must not make its own documents known ones.
-                stands = datasets.standing(session, name, body.sha256)
-                if stands.is_there:
-                    [found] = _found(session, [(stands.dataset_id, body.sha256)]).values()
-                    return found
+                stands = datasets.standing(session, name, sha256)
                 key, extent = stands.dataset_id, stands.extent
+                if stands.is_there:
+                    [found] = _found(session, [(key, sha256)]).values()
+                    return found
                 slices = datasets.given_slices(session, key) if extent.slices else ()
                 after = self._memory.newest(key, extent.excluded)
                 added = datasets.version_artifacts(session, key, after) if extent.newest > after else []
             remembered = self._remember(key, extent, after, added)
-            if remembered is None:
-                continue
-            ingested = ingest.publish_version(
-                earlier=[self._folder(other) for _, other in remembered.others],
-                given=[self._folder(slice.artifact_key) for slice in slices],
-                holdout_fraction=stands.holdout_fraction,
-                remembered=remembered,
-            )
-            registered = self._commits.do(
-                _Candidate(key, name, extent, label, ingest, ingested, ingest.hashes(), commit_guard.get())
-            )
-            if registered is not None:
-                return registered
+            given = tuple(self._folder(slice.artifact_key) for slice in slices)
+            if (ground := self._ground(stands, remembered, given)) is not None:
+                return ground
+
+    def _ground(
+        self, stands: Standing, remembered: Remembered | None, given: tuple[Path, ...] = ()
+    ) -> "_Ground | None":
+        if remembered is None:
+            return None
+        earlier = tuple(self._folder(key) for _, key in remembered.others)
+        return _Ground(stands, remembered, earlier, given)
+
+    def _register_on(
+        self, ground: "_Ground", name: str, ingest: Ingest, label: str | None
+    ) -> RegisteredVersion | None:
+        """Publish the body and write it down; None where the dataset stands elsewhere by now."""
+        ingested = ingest.publish_version(
+            earlier=ground.earlier,
+            given=ground.given,
+            holdout_fraction=ground.stands.holdout_fraction,
+            remembered=ground.remembered,
+        )
+        candidate = _Candidate(
+            name, ground.stands, label, ingest, ingested, ingest.hashes(), commit_guard.get()
+        )
+        return self._commits.do(candidate)
 
     def _write(self, candidates: Sequence[_Candidate]) -> list[RegisteredVersion | None]:
         """Write down those whose division still holds; None for the others."""
@@ -125,7 +183,14 @@ class VersionRegistrar:
             excluded = places[candidate.dataset_id].extent.excluded
             version = VersionHashes(number, key, candidate.hashes)
             self._memory.add(candidate.dataset_id, excluded, number - 1, number, [version])
+            self._leave(candidate, Extent(number, *places[candidate.dataset_id].extent[1:]))
         return outcomes
+
+    def _leave(self, candidate: _Candidate, extent: Extent) -> None:
+        if len(self._stands) >= _MAX_STANDING:
+            self._stands.clear()
+        if not extent.slices:
+            self._stands[candidate.dataset] = candidate.stands._replace(extent=extent)
 
     def _holds(self, session: Session, candidate: _Candidate, place: "_Place") -> bool:
         """Whether what was worked out and published for a candidate is still right, and there."""
@@ -134,7 +199,7 @@ class VersionRegistrar:
 
     def _divides_alike(self, session: Session, candidate: _Candidate, place: "_Place") -> bool:
         """Whether nothing was added to the dataset, or only small versions that have none of these documents."""
-        known, present = candidate.extent, place.extent
+        known, present = candidate.stands.extent, place.extent
         if known == present and not place.taken:
             return True
         if candidate.hashes is None or place.hashes is None or known[1:] != present[1:]:

@@ -36,7 +36,7 @@ async def add_slice(
     async with received(request, services, Source) as (ingest, _, _):
         registered = await in_worker(
             lambda: register_slice(database, dataset, ingest, name=name, data_version=data_version),
-            services.ingesting,
+            services.uploads.threads,
         )
     response.status_code = 201 if registered.created else 200
     return _document(dataset, registered.row)

@@ -1,18 +1,18 @@
 """Documents, and the file they are kept in: one normalised JSON object a line, compressed with zstd."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from pydantic_core import to_json
 
-from service.ingest.digests import DigestSpool, read_digests
+from service.ingest.digests import DigestSpool
 from service.ingest.findings import Flaw
 from service.ingest.formats import Limits
-from service.ingest.hashfile import hash_at
-from service.ingest.lines import BATCH_BYTES, LineFile, read_lines
+from service.ingest.hashfile import HASH_BYTES, hash_at
+from service.ingest.lines import BATCH_BYTES, LineFile
 
 DOCUMENTS = "documents.ndjson.zst"
 HASHES = "hashes.bin"
@@ -48,8 +48,8 @@ class DocumentSpool:
 
     def __init__(self, directory: Path, limits: Limits) -> None:
         self._max_document_bytes = limits.max_document_bytes
-        # Compression is 5 of the 13 ms that a MiB takes, and can be on another core; the bytes are the same.
-        self._lines = LineFile(directory / DOCUMENTS, threads=1)
+        # Compression is 5 of the 13 ms that a MiB takes, and can be on another core.
+        self._lines = LineFile(directory / DOCUMENTS, beside=True)
         self.digests = DigestSpool(directory)
         self.candidates = Candidates(directory)
 
@@ -87,13 +87,14 @@ class DocumentSpool:
 
 
 class Candidates:
-    """The documents with the lowest hashes, in order: lines and hashes. Those of a short body never become a file."""
+    """The documents with the lowest hashes, in order: lines and hashes. Those of a short body never become a file.
+
+    Not compressed: it is the share of a few percent of a body that is thrown away again, and every compressor takes 1 MiB.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._lines_path = directory / "candidates.ndjson.zst"
-        self._order_path = directory / "candidates.bin"
-        self._files: tuple[LineFile, BinaryIO] | None = None
-        self._stack = ExitStack()
+        self._path = directory / "candidates.bin"
+        self._file: BinaryIO | None = None
         self._held: list[tuple[bytes, bytes]] = []
         self._held_bytes = 0
 
@@ -104,26 +105,25 @@ class Candidates:
             self._spool()
 
     def seal(self) -> None:
-        if self._files is not None:
+        if self._file is not None:
             self._spool()
-            self._files[0].seal()
         self.close()
 
     def read(self) -> Iterator[tuple[bytes, bytes]]:
         """Hash and line of each. To be sealed before."""
-        if self._files is None:
-            return iter(self._held)
-        return zip(read_digests(self._order_path), read_lines(self._lines_path), strict=True)
+        if self._file is None:
+            yield from self._held
+            return
+        with self._path.open("rb") as file:
+            while digest := file.read(HASH_BYTES):
+                yield digest, file.readline()
 
     def close(self) -> None:
-        self._stack.close()
+        if self._file is not None:
+            self._file.close()
 
     def _spool(self) -> None:
-        if self._files is None:
-            lines = self._stack.enter_context(closing(LineFile(self._lines_path)))
-            self._files = lines, self._stack.enter_context(self._order_path.open("wb"))
-        lines, order = self._files
-        for digest, line in self._held:
-            lines.write(line)
-            order.write(digest)
+        if self._file is None:
+            self._file = self._path.open("wb")
+        self._file.writelines(chain.from_iterable(self._held))
         self._held, self._held_bytes = [], 0

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,40 +16,61 @@ BATCH_BYTES = 1 << 18
 class LineFile:
     """Writes lines into a zstd file, in batches that depend on them alone: equal lines give equal bytes.
 
-    ``threads``: how many others compress, from the second batch on. To start one for a few lines costs more than they do.
+    ``beside``: compress on another thread, from the second batch on. To start one for a few lines costs more than they
+    do, and zstd's own threads take 12 MiB a file.
     """
 
-    def __init__(self, path: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, beside: bool = False) -> None:
         self._file: BinaryIO = path.open("wb")
-        self._threads = threads
-        self._compressor: Any = None  # its class has a name for type checkers only
+        self._zstd = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
+        self._stream: Any = None  # its class has a name for type checkers only
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._beside = beside
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: Future[None] | None = None
 
     def write(self, line: bytes) -> None:
-        """Add a line, given with its line end."""
+        """Add a line, given with its line end. Raises OSError where an earlier one could not be written."""
         self._held.append(line)
         self._held_bytes += len(line)
         if self._held_bytes >= BATCH_BYTES:
-            self._flush(self._threads)
+            self._flush()
 
     def seal(self) -> None:
         """Write what is held and end the zstd frame."""
-        compressor = self._flush(0)
-        self._file.write(compressor.flush())
-        self._file.close()
+        self._settle()
+        rest, self._held = b"".join(self._held), []
+        if self._stream is None:
+            self._file.write(self._zstd.compress(rest))  # of a known size: its state is as small
+        else:
+            self._compress(rest)
+            self._file.write(self._stream.flush())
+        self.close()
 
     def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown()
         self._file.close()
 
-    def _flush(self, threads: int) -> Any:
-        if self._compressor is None:
-            new = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, threads=threads)
-            self._compressor = new.compressobj()
-        self._file.write(self._compressor.compress(b"".join(self._held)))
-        self._held = []
-        self._held_bytes = 0
-        return self._compressor
+    def _flush(self) -> None:
+        batch, self._held, self._held_bytes = b"".join(self._held), [], 0
+        self._settle()
+        if self._stream is None:
+            self._stream = self._zstd.compressobj()
+        if self._thread is not None:
+            self._pending = self._thread.submit(self._compress, batch)
+            return
+        self._compress(batch)
+        if self._beside:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="compress")
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+    def _compress(self, batch: bytes) -> None:
+        self._file.write(self._stream.compress(batch))
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

@@ -65,10 +65,11 @@ def _documents(session: Session, rows: Sequence[tables.Update]) -> list[Update]:
     stages = updates.stages_of_updates(session, ids)
     numbers = models.numbers_of_updates(session, ids)
     data_versions = datasets.versions_by_id(session, [row.data_version_id for row in rows])
+    lines = models.by_ids(session, {row.model_id for row in rows})
     return [
         Update(
             id=row.id,
-            model=models.by_id(session, row.model_id).name,
+            model=lines[row.model_id].name,
             data_version=data_versions[row.data_version_id].number,
             paradigm=paradigm_of(row.paradigm),
             one_off=row.one_off,

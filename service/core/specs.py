@@ -221,9 +221,13 @@ ParadigmSpec = Annotated[
 ]
 
 
+# Made once: to make one takes longer than all that a row of a list takes otherwise.
+_PARADIGM: TypeAdapter[ParadigmSpec] = TypeAdapter(ParadigmSpec)
+
+
 def paradigm_of(plain: dict[str, Any]) -> ParadigmSpec:
     """The paradigm as it is stored. Raises pydantic's ValidationError."""
-    return TypeAdapter(ParadigmSpec).validate_python(plain)
+    return _PARADIGM.validate_python(plain)
 
 
 class TrainingSpec(Spec):

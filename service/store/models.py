@@ -28,6 +28,11 @@ def by_id(session: Session, model_id: str) -> Model:
     return row
 
 
+def by_ids(session: Session, model_ids: Collection[str]) -> dict[str, Model]:
+    rows = session.scalars(sa.select(Model).where(Model.id.in_(model_ids)))
+    return {row.id: row for row in rows}
+
+
 def all_models(session: Session) -> Sequence[Model]:
     return session.scalars(sa.select(Model).order_by(Model.id)).all()
 

@@ -12,6 +12,7 @@ only succeeds where none is. The root is a cache of files then, and holds no man
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ from service.object_store import ObjectStore
 from service.room import room_for
 
 MANIFEST = "manifest.json"
+
+_SMALL_BYTES = 1 << 16
 
 
 class FileEntry(BaseModel):
@@ -152,12 +155,12 @@ class Artifacts:
 
     def publish(self, key: str, directory: Path, result: dict[str, Any]) -> Manifest:
         """Publish what ``writing`` gave, inside its block. Returns the manifest that counts: ours, or whoever was first's."""
-        files = tuple(
-            _hash_and_sync(path, directory) for path in sorted(directory.rglob("*")) if path.is_file()
-        )
-        for folder in [directory, *(path for path in directory.rglob("*") if path.is_dir())]:
-            _sync_folder(folder)
-        manifest = Manifest(key=key, directory=directory.name, files=files, result=result)
+        files = []
+        for folder, _, names in os.walk(directory):
+            files += [_hash_and_sync(Path(folder, name), directory) for name in names]
+            _sync_folder(Path(folder))
+        files.sort(key=lambda entry: entry.path)
+        manifest = Manifest(key=key, directory=directory.name, files=tuple(files), result=result)
         created = self._upload(manifest, directory) if self._store else self._link(manifest)
         if not created:
             winner = self.manifest(key)
@@ -330,21 +333,28 @@ def _json_of(manifest: Manifest) -> bytes:
 def _is(path: Path, entry: FileEntry) -> bool:
     """Whether the file has the bytes that the manifest says."""
     try:
-        return path.stat().st_size == entry.bytes and _sha256(path) == entry.sha256
+        return path.stat().st_size == entry.bytes and sha256_of(path) == entry.sha256
     except FileNotFoundError:
         return False
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(file, path.stat().st_size)
+
+
+def _digest(file: io.BufferedReader, size: int) -> str:
+    """Hash of a file from where it stands. That of a small one takes less than the buffer of 256 KiB that file_digest makes."""
+    if size <= _SMALL_BYTES:
+        return hashlib.sha256(file.read()).hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hash_and_sync(path: Path, directory: Path) -> FileEntry:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
         size = os.fstat(file.fileno()).st_size
+        digest = _digest(file, size)
+        os.fsync(file.fileno())
     return FileEntry(path=path.relative_to(directory).as_posix(), sha256=digest, bytes=size)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import Artifacts, Manifest, sha256_of
 from service.ingest.decoding import decoder
 from service.ingest.division import divide, write_hashes, write_holdout
 from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, DocumentSpool
@@ -177,7 +177,7 @@ class Ingest:
         }
         depends_on = dict(result)
         if holdout:
-            depends_on["holdout_sha256"] = _file_sha256(self._directory / HOLDOUT_HASHES)
+            depends_on["holdout_sha256"] = sha256_of(self._directory / HOLDOUT_HASHES)
         fingerprint = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         key = f"{prefix}/{fingerprint}"
         with self._artifacts.writing(key) as directory:
@@ -187,8 +187,3 @@ class Ingest:
                 place(self._directory / name, directory / name)
             manifest = self._artifacts.publish(key, directory, result)
         return Ingested(manifest, body.sha256, body.bytes, body.documents, duplicates, holdout)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

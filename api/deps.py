@@ -24,7 +24,8 @@ class Services:
     """What a process has one of.
 
     ``uploads`` take in bodies that are streamed, and ``small_uploads`` those that are read whole first: neither waits for
-    the other. ``closing`` is set when the process shall end.
+    the other. ``closing`` is set when the process shall end, for what would never end by itself; ``cut_off`` when nobody
+    waits any more for what has not ended until then.
     """
 
     settings: Settings
@@ -34,6 +35,7 @@ class Services:
     uploads: Lane
     small_uploads: Lane
     closing: threading.Event
+    cut_off: threading.Event
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,11 @@ from api.routes import (
 from api.schemas.common import BASE, IDEMPOTENCY_KEY, Problem
 from api.schemas.data import LabelledSource, Source
 from service.artifacts import Artifacts
+from service.core.stopping import DRAIN_SECONDS
 from service.register_versions import VersionRegistrar
 from service.settings import Settings
+from service.stopping import end_in_time
 from service.store.database import Database
-
-SHUTDOWN_SECONDS = 10
 
 # A body that streams in takes 3 MiB while it does, and 6 more on a thread while its hashes are merged.
 MAX_UPLOADS = 8
@@ -98,12 +98,14 @@ def create_app(settings: Settings) -> FastAPI:
         uploads=Lane("upload", at_once=MAX_UPLOADS, threads=UPLOAD_THREADS),
         small_uploads=Lane("small", at_once=MAX_SMALL_UPLOADS, threads=SMALL_UPLOAD_THREADS),
         closing=threading.Event(),
+        cut_off=threading.Event(),
     )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         services.closing.set()
+        services.cut_off.set()
         services.uploads.close()
         services.small_uploads.close()
         database.close()
@@ -141,6 +143,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._closing.set()
+        end_in_time()
         super().handle_exit(sig, frame)
 
 
@@ -156,7 +159,7 @@ def main() -> None:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     Server(config, app.state.services.closing).run()
 

@@ -157,7 +157,7 @@ def _format_of_source(source: Source) -> tuple[DataFormat, ContentEncoding | Non
 
 def _read(uri: str, services: Services, ingest: Ingest) -> Body:
     for chunk in open_uri(uri, services.settings.import_roots):
-        if services.closing.is_set():  # no cancellation reaches a thread
+        if services.cut_off.is_set():  # no cancellation reaches a thread
             raise Unavailable("the service is stopping")
         ingest.feed(chunk)
     return ingest.end()

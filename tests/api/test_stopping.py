@@ -1,0 +1,160 @@
+"""The control plane is asked to stop: what it has accepted is answered whole, and it takes nothing new."""
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from api.client import Client
+from api.schemas.common import BASE
+from service.core.stopping import DRAIN_SECONDS, PROCESS_SECONDS
+from service.settings import Settings
+from service.store.migrate import upgrade
+from tests.bench.upload import ndjson_body
+from tests.support.control_plane import ndjson
+from tests.support.server_process import server_process
+
+MIB = 1 << 20
+NDJSON = {"Content-Type": "application/x-ndjson"}
+DOCUMENT = b'{"name": "accepted"}'
+LATE_SECONDS = 3.0  # so long after the signal what is under way comes to its end
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    roots = tmp_path / "imports"
+    roots.mkdir()
+    settings = Settings(home=tmp_path, import_roots=(roots,))
+    upgrade(settings.database)
+    return settings
+
+
+@pytest.fixture
+def server(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    with server_process(settings) as (url, process):
+        with Client(url) as client:
+            for name in ("sent", "imported", "slow"):
+                client.create_dataset(name)
+        yield url, process
+
+
+def test_what_was_accepted_is_answered_whole_and_nothing_else_is_taken(
+    settings: Settings, server: tuple[str, subprocess.Popen[bytes]]
+) -> None:
+    url, process = server
+    asked, late = threading.Event(), threading.Event()
+    file = settings.import_roots[0] / "large.ndjson"
+    file.write_bytes(b"".join(ndjson_body(64 * MIB)))
+
+    def body() -> Iterator[bytes]:
+        yield ndjson("a")
+        assert late.wait(60)
+        yield ndjson("b")
+
+    def upload() -> httpx.Response:
+        return httpx.post(f"{url}{BASE}/datasets/sent/versions", content=body(), headers=NDJSON, timeout=60)
+
+    def import_() -> httpx.Response:
+        assert asked.wait(60)
+        named = {"uri": file.as_uri()}
+        return httpx.post(f"{url}{BASE}/datasets/imported/versions", json=named, timeout=60)
+
+    def follow() -> list[str]:
+        headers = {"Accept": "text/event-stream"}
+        with httpx.stream("GET", f"{url}{BASE}/events", headers=headers, timeout=60) as response:
+            return list(response.iter_lines())  # raises where it does not end as a stream should
+
+    with (
+        ThreadPoolExecutor() as clients,
+        connected(url) as idle,
+        connected(url) as slow,
+        httpx.Client() as kept,
+    ):
+        assert kept.get(f"{url}/healthz").is_success
+        answers = [clients.submit(upload), clients.submit(follow)]
+        wait_until(lambda: staged(settings) == 1)
+        head = f"POST {BASE}/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: {len(DOCUMENT)}\r\n"
+        slow.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + DOCUMENT[:9])
+        asked.set()
+        answers.append(clients.submit(import_))
+        wait_until(lambda: staged(settings) == 2)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert idle.recv(1) == b"", "an idle connection is closed"
+        wait_until(lambda: refused(url))
+        with pytest.raises(httpx.ConnectError):
+            kept.get(f"{url}/healthz")
+        threading.Timer(LATE_SECONDS, late.set).start()
+        assert late.wait(60)
+        slow.sendall(DOCUMENT[9:])
+        assert process.poll() is None
+        sent, followed, imported = (answer.result() for answer in answers)
+        process.wait(PROCESS_SECONDS)
+        seconds = time.monotonic() - began
+        posted = received(slow)
+    print(f"stopped in {seconds:.1f} s")
+    assert LATE_SECONDS < seconds < PROCESS_SECONDS
+    assert (sent.status_code, sent.json()["documents"]) == (201, 2)
+    assert imported.status_code == 201
+    assert sum(line.startswith("event: dataset.created") for line in followed) == 3
+    assert posted.startswith(b"HTTP/1.1 201 ")
+    assert posted.endswith(b"}")
+    assert staged(settings) == 0
+
+
+@pytest.mark.slow
+def test_what_takes_longer_than_it_may_is_cut_off_and_leaves_nothing(
+    settings: Settings, server: tuple[str, subprocess.Popen[bytes]]
+) -> None:
+    url, process = server
+    with connected(url) as endless:
+        head = f"POST {BASE}/datasets/slow/versions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
+        endless.sendall(f"{head}Content-Type: application/x-ndjson\r\n\r\n".encode() + ndjson("a"))
+        wait_until(lambda: staged(settings) == 1)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        process.wait(PROCESS_SECONDS)
+        seconds = time.monotonic() - began
+    print(f"stopped in {seconds:.1f} s")
+    assert DRAIN_SECONDS - 1 < seconds < PROCESS_SECONDS
+    assert process.returncode != -signal.SIGALRM
+    assert staged(settings) == 0
+
+
+def connected(url: str) -> socket.socket:
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname, address.port), timeout=60)
+
+
+def refused(url: str) -> bool:
+    try:
+        connected(url).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def received(connection: socket.socket) -> bytes:
+    answer = b""
+    while more := connection.recv(1 << 16):
+        answer += more
+    return answer
+
+
+def staged(settings: Settings) -> int:
+    return len(list((settings.home / "artifacts").glob(".ingest-*")))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -8,12 +8,13 @@ The Ray executor hosts one of these in a detached actor for every stage that is 
 import logging
 import threading
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import count
 from queue import PriorityQueue, SimpleQueue
 
 from service.artifacts import Artifacts
+from service.core.errors import Stopped
 from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState, StageCall
 from service.core.stage_specs import TRAINING_KINDS
 from workers.capabilities import measure_capabilities
@@ -54,8 +55,8 @@ class LocalExecutor:
         self._lock = threading.Lock()
         self._waiting: PriorityQueue[tuple[bool, int, Run, _Progress]] = PriorityQueue()
         self._order = count()
+        self._turns: set[Future[None]] = set()
         self._pool = ThreadPoolExecutor(max_workers=processes, thread_name_prefix="stages")
-        self._closed = threading.Event()
 
     def capabilities(self, workers: int) -> Capabilities:
         return measure_capabilities(self._processes)
@@ -70,7 +71,9 @@ class LocalExecutor:
                 del self._runs[key]
         trains = any(call.kind in TRAINING_KINDS for call in run.calls)
         self._waiting.put((trains, next(self._order), run, progress))
-        self._pool.submit(self._run_next)
+        turn = self._pool.submit(self._run_next)
+        with self._lock:
+            self._turns = {other for other in self._turns if not other.done()} | {turn}
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
         with self._lock:
@@ -91,10 +94,17 @@ class LocalExecutor:
             if progress is not None:
                 progress.cancelled = True
 
+    def stop_all(self) -> None:
+        """Have every run stop at the next step, and wait for it: training leaves a checkpoint behind. What waits does not begin."""
+        with self._lock:
+            for progress in self._runs.values():
+                progress.cancelled = True
+            turns = tuple(self._turns)
+        wait(turns)
+
     def close(self) -> None:
-        """Stop at the next step boundary and wait for it: training leaves a checkpoint behind."""
-        self._closed.set()
-        self._pool.shutdown(cancel_futures=True)
+        self.stop_all()
+        self._pool.shutdown()
         while not self._children.empty():
             self._children.get().close()
 
@@ -121,12 +131,12 @@ class LocalExecutor:
                 progress.points.append(point)
 
         def should_stop() -> bool:
-            return progress.cancelled or self._closed.is_set()
+            return progress.cancelled
 
         context = StageContext(artifacts=self._artifacts, report=report, should_stop=should_stop)
         for call in run.calls:
             if should_stop():
-                return RunError(call.stage_id, "stopped", "stopped before it began", retryable=True)
+                return describe_failure(call.stage_id, Stopped("stopped before it began"))
             error = _run_here(call, context) if child is None else child.run(call, report, should_stop)
             if error is not None:
                 return error

@@ -103,5 +103,8 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of connections and of what this process started in itself; runs elsewhere go on."""
+        """Let go of runs that outlive this process. Have the others stop at the next step, and wait until polls say so.
+
+        A run that is stopped fails with the code of ``Stopped``.
+        """
         ...

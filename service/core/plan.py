@@ -130,6 +130,23 @@ def own_checkpoint_prefix(stage: TrainStage) -> str:
     return f"run-checkpoint/{_run_fingerprint(stage)}"
 
 
+def checkpoint_key(stage: TrainStage, step: int) -> str:
+    """Where a training stage's state at ``step`` is published: the trunk's for all, any other for itself."""
+    if stage.path is None:
+        return trunk_key(stage.line, stage.ledger, step)
+    return own_checkpoint_key(stage, step)
+
+
+def checkpoint_prefix(stage: TrainStage) -> str:
+    """Of the keys of all checkpoints that the stage may go on from; among the trunk's are some that have read other data."""
+    return trunk_prefix(stage.line) if stage.path is None else own_checkpoint_prefix(stage)
+
+
+def checkpoint_step(key: str) -> int:
+    """The step in the key of a checkpoint."""
+    return int(key.rsplit("/", 1)[1].split("-")[0])
+
+
 def merge_key(stage: MergeStage) -> str:
     return f"merge/{fingerprint('merge', stage)}"
 

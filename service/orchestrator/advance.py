@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from service.artifacts import Manifest
 from service.core import retry
-from service.core.errors import StageInputInvalid, Unavailable
+from service.core.errors import StageInputInvalid, Stopped, Unavailable
 from service.core.executor import RunError
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import StageState, UpdateState
@@ -70,11 +70,13 @@ def reject(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) 
     updates.cancel_open_stages(session, update.id)
 
 
-def fail_attempt(session: Session, stage_id: str, epoch: int, error: RunError) -> None:
+def fail_attempt(
+    session: Session, stage_id: str, epoch: int, error: RunError, *, advanced: bool = False
+) -> None:
     """A try has ended badly and its run is gone: another one after a while, or the end of the update.
 
     A stage whose needs have not all succeeded was claimed behind them in one chain and never had its turn: it waits
-    again, and no try is counted.
+    again, and no try is counted. Nor is one that has ``advanced``: it was interrupted, and the next one goes on from there.
     """
     at = now(session)
     stage = stages.get(session, stage_id)
@@ -84,11 +86,12 @@ def fail_attempt(session: Session, stage_id: str, epoch: int, error: RunError) -
         )
         return
     written, wasted = stages.lost_attempt(stage, error, at)
-    # A full disk or a store that is away says nothing about the stage: it is tried until it can be.
-    max_attempts = stage.max_attempts + (error.code == Unavailable.code)
+    # A full disk, a store that is away or a process that had to stop says nothing about the stage: it is tried until it can be.
+    max_attempts = stage.max_attempts + (advanced or error.code in (Unavailable.code, Stopped.code))
     again = retry.worth_another(stage.attempt, max_attempts, error.retryable)
     if again:
-        ready_at = at + timedelta(seconds=retry.wait_before(stage.attempt + 1))
+        wait = 0.0 if error.code == Stopped.code else retry.wait_before(2 if advanced else stage.attempt + 1)
+        ready_at = at + timedelta(seconds=wait)
         values: dict[str, Any] = {"state": StageState.READY, "ready_at": ready_at}
     else:
         values = {"state": StageState.FAILED, "finished_at": at}

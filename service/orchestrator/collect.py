@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 from service.artifacts import Artifacts, Manifest
 from service.core.errors import ArtifactCorrupt, Unavailable, WorkerLost
 from service.core.executor import Executor, Point, RunError, RunReport, RunState
-from service.core.stage_specs import TRAINING_KINDS
+from service.core.plan import checkpoint_key, checkpoint_prefix, checkpoint_step
+from service.core.stage_specs import TRAINING_KINDS, TrainStage
 from service.orchestrator import advance, heal
 from service.orchestrator.holding import Held, Holding
 from service.store import stages
@@ -60,12 +61,14 @@ def _record_progress(database: Database, holding: Holding, members: list[Held], 
     for held in members:
         points = [point for point in report.points if point.stage_id == held.stage_id]
         if points:
+            held.first_step = held.first_step or points[0].stage_step
             _guarded(database, holding, held, partial(_write_progress, held, points))
 
 
 def _write_progress(held: Held, points: list[Point], session: Session) -> None:
     last = points[-1]
     progress = {
+        "first_step": held.first_step,
         "step": last.stage_step,
         "total_steps": last.total_steps,
         "loss": last.loss,
@@ -105,14 +108,29 @@ def _settle(
         damaged = []
         if failure.code in heal.DAMAGE_CODES and failure.stage_id == held.stage_id:
             damaged = heal.damaged_inputs(database, artifacts, held.stage_id)
+        advanced = failure.code == WorkerLost.code and _has_advanced(database, artifacts, held)
 
         def fail(session: Session) -> None:
             healed = damaged and heal.make_again(session, held.stage_id, held.epoch, damaged, failure)
             if not healed:
-                advance.fail_attempt(session, held.stage_id, held.epoch, failure)
+                advance.fail_attempt(session, held.stage_id, held.epoch, failure, advanced=advanced)
 
         _guarded(database, holding, held, fail)
     holding.drop(held.stage_id)
+
+
+def _has_advanced(database: Database, artifacts: Artifacts, held: Held) -> bool:
+    """Whether the attempt has left a checkpoint beyond where it began: the next one need not repeat all of it."""
+    if held.first_step is None:
+        return False
+    with database.reading() as session:
+        spec = TrainStage.model_validate(stages.get(session, held.stage_id).spec)
+    published = set(artifacts.keys(checkpoint_prefix(spec)))
+    steps = range(spec.from_step + held.first_step, spec.to_step)
+    return any(
+        checkpoint_step(key) in steps and checkpoint_key(spec, checkpoint_step(key)) == key
+        for key in published
+    )
 
 
 def _settled_points(artifacts: Artifacts, manifest: Manifest) -> list[dict[str, object]]:

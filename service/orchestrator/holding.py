@@ -8,13 +8,17 @@ from service.store.tables import Stage
 
 @dataclass
 class Held:
-    """``key`` is None for a release, which waits for a row rather than for a run."""
+    """``key`` is None for a release, which waits for a row rather than for a run.
+
+    ``first_step`` is the step of the stage that the present attempt began with, once it has trained one.
+    """
 
     stage_id: str
     epoch: int
     kind: str
     key: str | None
     run_id: str | None
+    first_step: int | None = None
 
 
 class Holding:
@@ -28,7 +32,8 @@ class Holding:
         self._renewed = time.monotonic()
 
     def add(self, stage: Stage) -> None:
-        self.stages[stage.id] = Held(stage.id, stage.epoch, stage.kind, stage.key, stage.run_id)
+        first_step = (stage.progress or {}).get("first_step")
+        self.stages[stage.id] = Held(stage.id, stage.epoch, stage.kind, stage.key, stage.run_id, first_step)
 
     def drop(self, stage_id: str) -> None:
         held = self.stages.pop(stage_id, None)

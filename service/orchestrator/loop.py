@@ -20,7 +20,7 @@ from service.core.serving import Serving
 from service.orchestrator import advance, collect, dispatch, release, rescue
 from service.orchestrator.holding import Holding
 from service.orchestrator.start import start_update
-from service.store import migrate, updates
+from service.store import migrate, stages, updates
 from service.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,19 @@ class Orchestrator:
             logger.info("the database answers again")
         self._database_answers = True
         return moved
+
+    def let_go(self) -> None:
+        """The last thing a process does, when the executor is closed: write down what has ended, and end the leases of the rest.
+
+        What runs elsewhere is adopted by whoever comes next, at once instead of when the leases have run out.
+        """
+        try:
+            collect.collect(self.database, self.artifacts, self.executor, self.holding)
+            with self.database.transaction() as session:
+                held = {stage.stage_id: stage.epoch for stage in self.holding.stages.values()}
+                stages.renew(session, held, lease_seconds=0)
+        except PathswitchError as error:
+            logger.warning("what is held stays so until the leases have run out: %s", error.detail)
 
     def _look(self) -> bool:
         """Not before the migrations that this code relies on; from then on the database only goes further ahead."""

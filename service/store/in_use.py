@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from service.core.plan import own_checkpoint_prefix, trunk_prefix
+from service.core.plan import checkpoint_prefix
 from service.core.stage_specs import TRAINING_KINDS, StageKind, TrainStage, artifact_keys
 from service.core.states import CheckpointState, StageState, UpdateState
 from service.store import lines
@@ -81,7 +81,7 @@ def artifacts_in_use(session: Session, keep_versions: int | None = None) -> InUs
         keys.update([stage.key] if stage.key else [])
         if stage.kind in TRAINING_KINDS and stage.state != StageState.SUCCEEDED:
             spec = TrainStage.model_validate(stage.spec)
-            prefixes.add(trunk_prefix(spec.line) if spec.path is None else own_checkpoint_prefix(spec))
+            prefixes.add(checkpoint_prefix(spec))
     return InUse(frozenset(keys), frozenset(prefixes))
 
 

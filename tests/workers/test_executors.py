@@ -13,13 +13,12 @@ import pytest
 from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Executor, Run, RunReport, RunState, StageCall
-from service.core.plan import run_key, trunk_key
+from service.core.plan import checkpoint_key, run_key, trunk_key
 from service.core.stage_specs import StageKind, TrainStage
 from tests.support.training import branch_stage, prepare_line, trunk_stage
 from workers import local_executor
 from workers.local_executor import LocalExecutor
 from workers.stages.context import StageContext
-from workers.training.checkpoint import checkpoint_key
 
 PATIENCE_SECONDS = 240.0
 T = TypeVar("T")
@@ -141,6 +140,23 @@ def test_two_runs_run_at_once_and_a_stage_leaves_a_checkpoint_when_it_is_stopped
         assert report.error.retryable
         stage = TrainStage.model_validate(run.calls[0].spec)
         assert artifacts.manifest(checkpoint_key(stage, report.points[-1].step)) is not None
+
+
+def test_after_everything_was_stopped_it_takes_the_next_run(tmp_path: Path) -> None:
+    artifacts = Artifacts(tmp_path)
+    executor = LocalExecutor(artifacts)
+    under_way, waiting = (long_run(artifacts, f"run-{n}", seed=n) for n in range(2))
+    executor.submit(under_way)
+    until(lambda: bool(executor.poll(under_way.id, 0).points))
+    executor.submit(waiting)
+    executor.stop_all()
+    for run in (under_way, waiting):
+        error = executor.poll(run.id, 0).error
+        assert error is not None
+        assert error.code == "stopped"
+    assert not executor.poll(waiting.id, 0).points
+    check(artifacts, executor, chain(artifacts, "run-b1"))
+    executor.close()
 
 
 def test_what_does_not_train_goes_ahead_of_what_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import uvicorn
 from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.serving import ReplicaReport, ServedTarget
+from service.core.stopping import DRAIN_SECONDS
 from workers.serving.generation import Answer, Generation, unknown_model
 from workers.serving.openai_app import build_app
 from workers.serving.replica import Replica
@@ -26,7 +27,12 @@ class LocalServing:
         self._socket = socket.create_server((host, port))
         self._url = f"http://{host}:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(
-            uvicorn.Config(build_app(self._directory), log_level="warning", lifespan="off")
+            uvicorn.Config(
+                build_app(self._directory),
+                log_level="warning",
+                lifespan="off",
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
         )
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="serving", daemon=True
@@ -53,8 +59,8 @@ class LocalServing:
         return {model: [replica.report()] for model, replica in self._directory.replicas.copy().items()}
 
     def close(self) -> None:
-        """Stop answering; requests in flight are cut off."""
-        self._server.should_exit = self._server.force_exit = True
+        """Take no more connections, and wait for the answers that are under way."""
+        self._server.should_exit = True
         self._thread.join()
         for replica in self._directory.replicas.values():
             replica.close()

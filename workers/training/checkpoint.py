@@ -23,7 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, ArtifactMissing
-from service.core.plan import own_checkpoint_key, own_checkpoint_prefix, trunk_key, trunk_prefix
+from service.core.plan import checkpoint_key, checkpoint_prefix, checkpoint_step
 from service.core.stage_specs import TrainStage
 from workers.training.optimizer import Optimizer, beta2_of, change_beta2, load_optimizer, optimizer_tensors
 
@@ -45,22 +45,14 @@ class TrainingState:
     points: list[dict[str, float | int]] = field(default_factory=list)
 
 
-def checkpoint_key(stage: TrainStage, step: int) -> str:
-    """Where the stage's state at ``step`` is published: the trunk's for all, any other for itself."""
-    if stage.path is None:
-        return trunk_key(stage.line, stage.ledger, step)
-    return own_checkpoint_key(stage, step)
-
-
 def newest_checkpoint(stage: TrainStage, artifacts: Artifacts) -> str | None:
     """Key of the newest intact checkpoint that the stage may go on from; None for the initial weights.
 
     A run that has none of its own begins at ``start_key``, and cannot do without it. For the trunk that is
     one of many checkpoints: where one is corrupt, the one before it costs steps, not the stage.
     """
-    prefix = trunk_prefix(stage.line) if stage.path is None else own_checkpoint_prefix(stage)
-    published = set(artifacts.keys(prefix))
-    steps = {_step_of(key) for key in published}
+    published = set(artifacts.keys(checkpoint_prefix(stage)))
+    steps = {checkpoint_step(key) for key in published}
     for step in sorted((step for step in steps if step <= stage.to_step), reverse=True):
         key = checkpoint_key(stage, step)
         if key not in published:  # a trunk of this line that has read other data
@@ -157,7 +149,3 @@ def _weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     saved = model.state_dict(keep_vars=True)
     once = {id(tensor): name for name, tensor in reversed(saved.items())}
     return {name: tensor for name, tensor in saved.items() if once[id(tensor)] == name}
-
-
-def _step_of(key: str) -> int:
-    return int(key.rsplit("/", 1)[1].split("-")[0])

@@ -17,13 +17,13 @@ from service.artifacts import Artifacts, Manifest
 from service.core.costs import training_flops
 from service.core.errors import Diverged, Stopped
 from service.core.executor import Point
+from service.core.plan import checkpoint_key
 from service.core.schedules import run_rate, trunk_rate, warmup_steps
 from service.core.stage_specs import TrainStage
 from workers.training.batches import Batches
 from workers.training.checkpoint import (
     Snapshot,
     TrainingState,
-    checkpoint_key,
     load_checkpoint,
     load_start,
     newest_checkpoint,

@@ -1,6 +1,7 @@
 """The orchestrator process: the one place that joins the service and the workers. ``python -m service.main``.
 
-Reads its settings from the environment, connects to Ray (unless the executor is local), and ticks until SIGTERM.
+Reads its settings from the environment, connects to Ray (unless the executor is local), and ticks until SIGTERM. Then
+what runs in it, or in a Ray that ends with it, is brought to a good end; what runs in a Ray that stays goes on.
 """
 
 import logging
@@ -9,6 +10,7 @@ import signal
 import socket
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from service.artifacts import Artifacts
@@ -16,16 +18,19 @@ from service.core.executor import Executor
 from service.core.serving import Serving
 from service.orchestrator.loop import Orchestrator
 from service.settings import Settings
+from service.stopping import end_in_time
 from service.store.database import Database
 
 logger = logging.getLogger("pathswitch.orchestrator")
 
 READY_FILE_VARIABLE = "PATHSWITCH_READY_FILE"
+RAY_ENDS_VARIABLE = "PATHSWITCH_RAY_ENDS"
+"""Set by whoever ends the Ray cluster as soon as this process has ended."""
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = Settings()
+    settings, parent = Settings(), os.getppid()
     database = Database(settings.database)
     artifacts = Artifacts.from_url(settings.artifacts)
     artifacts.check()
@@ -35,6 +40,7 @@ def main() -> None:
     def stop(number: int, frame: object) -> None:
         logger.info("stopping on signal %d", number)
         stopping.set()
+        end_in_time()
 
     # After ray.init, which puts a handler of its own in place.
     signal.signal(signal.SIGTERM, stop)
@@ -45,8 +51,10 @@ def main() -> None:
     try:
         tick_until(stopping, orchestrator, settings.tick_seconds, Path(ready) if ready else None)
     finally:
-        serving.close()
-        executor.close()
+        # Where who ends the Ray was killed, that is ending as well: it would be waited for in vain, and the next start with it.
+        if not (RAY_ENDS_VARIABLE in os.environ and os.getppid() != parent):
+            bring_to_an_end(executor, serving)
+            orchestrator.let_go()
         database.close()
 
 
@@ -61,6 +69,13 @@ def tick_until(
             ready = None
         if not moved:
             stopping.wait(tick_seconds)
+
+
+def bring_to_an_end(executor: Executor, serving: Serving) -> None:
+    """Both at once: a stream goes on to its end while a training step does."""
+    with ThreadPoolExecutor(thread_name_prefix="ending") as ending:
+        for each in [ending.submit(part.close) for part in (serving, executor)]:
+            each.result()
 
 
 def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, Serving]:
@@ -80,8 +95,9 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
 
     context = ray.init(address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False)
     jobs_url = f"http://{context.dashboard_url}"
-    serving = RayServing(artifacts.url, settings.serve_host, settings.serve_port)
-    return RayExecutor(artifacts, jobs_url), serving
+    ends = RAY_ENDS_VARIABLE in os.environ
+    serving = RayServing(artifacts.url, settings.serve_host, settings.serve_port, ends_with_us=ends)
+    return RayExecutor(artifacts, jobs_url, ends_with_us=ends), serving
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import shlex
 import sys
+import time
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +20,13 @@ from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Capabilities, Run, RunError, RunReport, RunState
 from service.core.stage_specs import TRAINING_KINDS
+from service.core.stopping import DRAIN_SECONDS
 from workers.run_board import NAMESPACE, board
 
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0
+POLL_SECONDS = 0.2
 # One GPU must hold a trainer, the stage host and serving replicas together, but never two trainers.
 HOST_GPUS = 0.1
 
@@ -32,6 +35,7 @@ _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 # more that every run would start and never needs.
 _JOB_ENVIRONMENT = _ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
+_UNDER_WAY = {JobStatus.PENDING, JobStatus.RUNNING}
 _FINAL = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 
 
@@ -58,6 +62,9 @@ class StageHost:
     def cancel(self, run_id: str) -> None:
         self._executor.cancel(run_id)
 
+    def stop_all(self) -> None:
+        self._executor.stop_all()
+
 
 def host_name(artifacts_url: str) -> str:
     """Name of the stage host: services with artifacts of their own may share a cluster, and each finds its own host."""
@@ -65,11 +72,17 @@ def host_name(artifacts_url: str) -> str:
 
 
 class RayExecutor:
-    """Submits to the cluster that this process is connected to (``ray.init`` was called) and whose Jobs API is at ``jobs_url``."""
+    """Submits to the cluster that this process is connected to (``ray.init`` was called) and whose Jobs API is at ``jobs_url``.
 
-    def __init__(self, artifacts: Artifacts, jobs_url: str, python: str = sys.executable) -> None:
+    ``ends_with_us``: whoever runs the cluster ends it when this process has ended.
+    """
+
+    def __init__(
+        self, artifacts: Artifacts, jobs_url: str, python: str = sys.executable, *, ends_with_us: bool = False
+    ) -> None:
         self._artifacts = artifacts
         self._python = python
+        self._ends_with_us = ends_with_us
         self._jobs = JobSubmissionClient(jobs_url)
         self._training: set[str] = set()
         _ = self._host  # it takes seconds to import torch: let it begin before the first update asks for it
@@ -99,11 +112,28 @@ class RayExecutor:
         _answer(self._board.stop.remote(run_id))
         if run_id not in self._training:
             _answer(self._host.cancel.remote(run_id))
-        if self._job_status(run_id) in (JobStatus.PENDING, JobStatus.RUNNING):
+        if self._job_status(run_id) in _UNDER_WAY:
             self._jobs.stop_job(run_id)
 
     def close(self) -> None:
-        """Nothing to let go of: what runs belongs to the cluster."""
+        """What runs belongs to the cluster and goes on. Where that is about to end, training leaves its checkpoints first."""
+        if not self._ends_with_us:
+            return
+        deadline = time.monotonic() + DRAIN_SECONDS
+        try:
+            host = self._host.stop_all.remote()
+            for run_id in _answer(self._board.stop_all.remote()):
+                if self._job_status(run_id) in _UNDER_WAY:
+                    self._jobs.stop_job(run_id)
+            while self._any_under_way() and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+            _answer(host, max(0.0, deadline - time.monotonic()))
+        except (Unavailable, RuntimeError, OSError) as error:
+            logger.warning("what runs may not have stopped: %s", error)
+
+    def _any_under_way(self) -> bool:
+        # Whatever is connected is in the list too, this process among it, but has not been submitted.
+        return any(job.submission_id and job.status in _UNDER_WAY for job in self._jobs.list_jobs())
 
     @cached_property
     def _board(self) -> Any:

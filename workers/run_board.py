@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from service.core.errors import Stopped
 from service.core.executor import Point, Run, RunError
 
 BOARD_NAME = "pathswitch-run-board"
@@ -60,6 +61,18 @@ class RunBoard:
     def stop(self, run_id: str) -> None:
         if run_id in self._runs:
             self._runs[run_id]["stop"] = True
+
+    def stop_all(self) -> list[str]:
+        """Have every run stop at its next step. Returns those that have trained none yet, which need not be waited for."""
+        unbegun = []
+        for run_id, entry in self._runs.items():
+            entry["stop"] = True
+            if not (entry["points"] or entry["finished"] or entry["error"]):
+                stage_id = entry["run"].calls[0].stage_id
+                error = Stopped("stopped before its first step")
+                entry["error"] = RunError(stage_id, error.code, error.detail, error.retryable)
+                unbegun.append(run_id)
+        return unbegun
 
     def look(self, run_id: str, cursor: int) -> dict[str, Any] | None:
         """What is known of a run, with the points after ``cursor``; None where nothing is."""

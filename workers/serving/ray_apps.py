@@ -20,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from service.artifacts import Artifacts
 from service.core.serving import ReplicaReport
+from workers.serving.draining import Door, Doorkeeper
 from workers.serving.generation import (
     Answer,
     Generation,
@@ -88,12 +89,24 @@ class Ingress:
 
     def __init__(self) -> None:
         self._directory = _RayDirectory()
+        self._door = Door()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_app(self._directory)
+        app = build_app(self._directory)
+        app.add_middleware(Doorkeeper, door=self._door)
+        return app
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         self._directory.update(config["models"])
+
+    async def drain(self) -> int:
+        """Refuse what comes from now on. How many requests are still being answered."""
+        self._door.shut()
+        return self._door.inside
+
+    async def admit(self) -> None:
+        """Take requests again: whoever had it drain has not ended everything."""
+        self._door.open()
 
 
 class _RayDirectory:

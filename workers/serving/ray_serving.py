@@ -21,19 +21,23 @@ from ray.serve.schema import ServeDeploySchema
 
 from service.core.errors import Unavailable
 from service.core.serving import ReplicaReport, ServedTarget
+from service.core.stopping import DRAIN_SECONDS
 from workers.serving import ray_config
-from workers.serving.ray_config import JSON, REPLICA, ReplicaOptions, app_name
+from workers.serving.ray_config import INGRESS, INGRESS_APP, JSON, REPLICA, ReplicaOptions, app_name
 
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 1.0  # of Serve's controller and of replicas; past it they do not answer
 FAILED_RETRY_SECONDS = 30.0
+DRAIN_LOOK_SECONDS = 0.25
+QUIET_LOOKS = 3  # in a row: what the ingress has answered with, the proxy passes on a moment later
+INGRESS_SECONDS = 3.0  # beside decoding replicas and a trainer on two cores
 REPLICA_GPUS = 0.05  # so that one GPU holds several model lines beside a trainer and the stage host
 
 
 class RayServing:
     """Serves over the Ray this process is connected to. ``num_gpus`` a replica; None: a share where there is
-    a GPU.
+    a GPU. ``ends_with_us``: whoever runs that Ray ends it when this process has ended.
     """
 
     def __init__(
@@ -45,11 +49,14 @@ class RayServing:
         num_replicas: int = 1,
         num_cpus: float = 0.1,
         num_gpus: float | None = None,
+        ends_with_us: bool = False,
     ) -> None:
         self._host = host
         self._port = port
         self._options = ReplicaOptions(artifacts_url, num_replicas, num_cpus, num_gpus or 0.0)
         self._gpus_known = num_gpus is not None
+        self._ends_with_us = ends_with_us
+        self._admits = False
         self._released: dict[str, bool] = {}
         self._starting: threading.Thread | None = None
         self._start_error: str | None = None
@@ -82,6 +89,8 @@ class RayServing:
         reason = ray_config.why_not_answering(details)
         if reason is not None:
             raise Unavailable(f"serving does not answer yet: {reason}")
+        if self._ends_with_us and not self._admits:
+            self._admit()
 
     def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
         deadline = time.monotonic() + ANSWER_SECONDS
@@ -91,7 +100,25 @@ class RayServing:
         }
 
     def close(self) -> None:
-        """Let go; Serve and its applications go on answering."""
+        """Let go; Serve and its applications go on answering. Where Ray is about to end: until what is in flight is answered."""
+        if not self._ends_with_us:
+            return
+        deadline = time.monotonic() + DRAIN_SECONDS
+        quiet = 0
+        try:
+            while quiet < QUIET_LOOKS and time.monotonic() < deadline:
+                quiet = 0 if sum(_tell_ingress("drain")) else quiet + 1
+                time.sleep(DRAIN_LOOK_SECONDS)
+        except (RayError, RayServeException, TimeoutError) as error:
+            logger.warning("requests in flight may be cut off: %s", error)
+
+    def _admit(self) -> None:
+        """Once: an orchestrator before this one may have drained the ingress, and then have ended alone."""
+        try:
+            _tell_ingress("admit")
+        except (RayError, RayServeException, TimeoutError) as error:
+            raise Unavailable(f"the ingress does not answer: {error}") from error
+        self._admits = True
 
     def _controller(self) -> Any:
         """Serve's controller. Raises Unavailable while there is none, and starts one."""
@@ -124,6 +151,13 @@ class RayServing:
             logger.debug("replicas of %s do not answer: %s", model, error)
         silent = range(len(reports), self._options.num_replicas)
         return reports + [ReplicaReport(f"{model}-{position}", None) for position in silent]
+
+
+def _tell_ingress(method: str) -> list[Any]:
+    """What every replica of the ingress answers."""
+    handle = serve.get_deployment_handle(INGRESS, INGRESS_APP, _check_exists=False)
+    answers: list[Any] = handle.broadcast(method).results(timeout_s=INGRESS_SECONDS)
+    return answers
 
 
 def _declare(controller: Any, applications: Sequence[JSON]) -> None:

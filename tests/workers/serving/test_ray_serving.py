@@ -198,6 +198,29 @@ def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing) -> None
     assert time.monotonic() - began < 10
 
 
+def test_before_its_ray_ends_what_is_in_flight_is_answered_and_newcomers_are_told_to_come_back(
+    serving: RayServing, artifacts: Artifacts
+) -> None:
+    release(serving, target(1))
+    port = int(serving.url().rpartition(":")[2])
+    body = {**ANSWER, "prompt": [PROMPT] * 48, "max_tokens": 100, "stream": True}
+    ending = threading.Thread(target=RayServing(artifacts.url, "127.0.0.1", port, ends_with_us=True).close)
+    with httpx.stream("POST", f"{serving.url()}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        ending.start()
+        eventually(lambda: complete(serving).status_code == 503)
+        assert complete(serving).json()["error"]["code"] == "service_stopping"
+        assert ending.is_alive(), "it waits for the stream"
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    ending.join(10)
+    assert not ending.is_alive()
+    # It has ended alone. Who comes next takes requests again.
+    following = RayServing(artifacts.url, "127.0.0.1", port, ends_with_us=True)
+    eventually(lambda: applied(following, target(1)))
+    assert complete(serving).status_code == 200
+
+
 @pytest.mark.slow
 def test_a_replica_that_dies_comes_back_and_waiting_requests_are_answered(serving: RayServing) -> None:
     release(serving, target(1))

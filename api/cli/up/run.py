@@ -18,12 +18,13 @@ from api.cli.up.record import HomeLock, Record, end_leftovers
 from api.cli.up.supervisor import Part, Supervisor
 from service.artifacts import Artifacts
 from service.core.errors import PathswitchError
+from service.core.stopping import PROCESS_SECONDS
 from service.settings import Settings
 from service.store import migrate
 
-# A training step ends and a checkpoint is written before the orchestrator goes.
-ORCHESTRATOR_GRACE_SECONDS = 30.0
 PROBE_SECONDS = 2.0
+# It has nothing to bring to an end any more by then, and takes about 3 s.
+RAY_GRACE_SECONDS = 5.0
 
 
 def up(settings: Settings) -> None:
@@ -99,7 +100,7 @@ def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
             command=ray.command,
             environment=lambda: _environment(settings) | ray.environment(),
             prepare=ray.prepare,
-            grace_seconds=15.0,
+            grace_seconds=RAY_GRACE_SECONDS,
         )
         parts.append(head)
     elif settings.ray_address is not None:
@@ -110,10 +111,10 @@ def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
         describe=lambda: f"log {logs / 'orchestrator.log'}",
         log=logs / "orchestrator.log",
         command=lambda: [sys.executable, "-m", "service.main"],
-        environment=lambda: environment() | {"PATHSWITCH_READY_FILE": str(ready_file)},
+        environment=lambda: environment() | _orchestrator_environment(ready_file, ray),
         prepare=lambda: ready_file.unlink(missing_ok=True),
         needs=tuple(parts),
-        grace_seconds=ORCHESTRATOR_GRACE_SECONDS,
+        grace_seconds=PROCESS_SECONDS,
     )
     control_plane = Part(
         name="control plane",
@@ -122,6 +123,7 @@ def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
         log=logs / "api.log",
         command=lambda: [sys.executable, "-m", "api.main"],
         environment=environment,
+        grace_seconds=PROCESS_SECONDS,
     )
     serve = Part(
         name="serve",
@@ -146,6 +148,12 @@ def _environment(settings: Settings) -> dict[str, str]:
     }
     environment.pop("RAY_ADDRESS", None)  # it would win over the address that is meant
     return environment
+
+
+def _orchestrator_environment(ready_file: Path, ray: LocalRay | None) -> dict[str, str]:
+    """What it is told by whoever starts it and, where that is so, ends its Ray."""
+    environment = {"PATHSWITCH_READY_FILE": str(ready_file)}
+    return environment | ({"PATHSWITCH_RAY_ENDS": "1"} if ray else {})
 
 
 def _answers(url: str) -> Callable[[], bool]:

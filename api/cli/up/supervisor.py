@@ -1,4 +1,4 @@
-"""Keeps the parts running: started when what they need is ready, again when they die, ended in reverse order.
+"""Keeps the parts running: started when what they need is ready, again when they die, ended when nothing needs them.
 
 One loop on the main thread, since children are tied to the thread that starts them. Each pass looks at every
 part as it is now and closes the difference.
@@ -25,6 +25,8 @@ STARTS_BEFORE_GIVING_UP = 3
 LONGEST_BACKOFF_SECONDS = 30.0
 STEADY_SECONDS = 60.0
 TAIL_LINES = 15
+ABANDONED_SECONDS = 2.0
+STRAYS_SECONDS = 1.0
 
 Say = Callable[[str, str], None]
 """Prints a line about a part: its name, and a text."""
@@ -95,7 +97,8 @@ class Supervisor:
     def _tend(self, part: Part) -> None:
         """One part, one step nearer to running and ready."""
         if not all(need.is_ready for need in part.needs):
-            self._end(part)
+            # What it would bring to an end is gone with what it needs, and it would wait for that to answer.
+            self._end(part, grace_seconds=ABANDONED_SECONDS)
         elif part.command is None or self._runs(part):
             part.started_at = part.started_at or time.monotonic()
             if part.is_ready:
@@ -143,15 +146,21 @@ class Supervisor:
         self._end(part)
         part.start_at = time.monotonic() + wait
 
-    def _end(self, part: Part) -> None:
-        """End it with everything below it. What needs it is ended by its own step."""
-        part.is_ready, part.started_at = False, 0.0
-        if part.child is None:
-            return
-        assert part.process is not None
-        processes.end([part.process], part.grace_seconds, below=part.tree, hurry=lambda: self._signals > 1)
-        part.child.wait()
-        part.child, part.process, part.tree = None, None, set()
+    def _end(self, *parts: Part, grace_seconds: float | None = None) -> None:
+        """End them at once, with everything below them. What needs them is ended by its own step."""
+        roots = [part.process for part in parts if part.process is not None]
+        if roots:
+            processes.end(
+                roots,
+                max(part.grace_seconds for part in parts) if grace_seconds is None else grace_seconds,
+                below=set().union(*(part.tree for part in parts)),
+                hurry=lambda: self._signals > 1,
+            )
+        for part in parts:
+            part.is_ready, part.started_at = False, 0.0
+            if part.child is not None:
+                part.child.wait()
+                part.child, part.process, part.tree = None, None, set()
 
     def _note_completeness(self) -> None:
         complete = all(part.is_ready for part in self._parts)
@@ -175,13 +184,18 @@ class Supervisor:
         self._watched_at = time.monotonic()
 
     def _stop(self) -> None:
+        """End everything: at once what nothing needs, and what that needed afterwards."""
         self._watch()
-        for part in reversed(self._parts):
-            if part.child is not None:
+        left = [part for part in reversed(self._parts) if part.child is not None]
+        while left:
+            needed = {need for part in left for need in part.needs}
+            ending = [part for part in left if part not in needed]
+            for part in ending:
                 self._say(part.name, "stopping")
-            self._end(part)
+            self._end(*ending)
+            left = [part for part in left if part in needed]
         strays = processes.descendants([os.getpid()], processes.all_processes())
-        processes.end(strays, 5.0, hurry=lambda: self._signals > 1)
+        processes.end(strays, STRAYS_SECONDS, hurry=lambda: self._signals > 1)
         processes.reap_orphans(processes.all_processes(), ())
         self._record.remove()
 

@@ -1,106 +1,16 @@
 """`pathswitch up` for real: started, stopped, killed, started again on what it had left."""
 
-import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from api.cli.up import ports, processes
-from api.cli.up.processes import Process
+from api.cli.up import processes
 from api.client import Client
-
-START_SECONDS = 200.0
-STOP_SECONDS = 60.0
-
-
-class Up:
-    """One `pathswitch up` on free ports. ``started`` is what descends from it, once it is ready."""
-
-    def __init__(self, home: Path, **environment: str) -> None:
-        self.home = home
-        command = [sys.executable, "-m", "api.cli.main", "up", "--home", str(home)]
-        self.process = subprocess.Popen(
-            [*command, "--api-port", "0", "--serve-port", "0"],
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.output = self.process.stdout
-        self.started: set[Process] = set()
-
-    def wait_until_ready(self) -> list[str]:
-        deadline = time.monotonic() + START_SECONDS
-        lines: list[str] = []
-        while not lines or lines[-1] != "pathswitch: ready":
-            assert time.monotonic() < deadline
-            line = self.output.readline()
-            assert line, "\n".join(lines)
-            lines.append(line.rstrip())
-        self.started = processes.descendants([self.process.pid], processes.all_processes())
-        return lines
-
-    @property
-    def urls(self) -> dict[str, str]:
-        urls: dict[str, str] = json.loads((self.home / "processes.json").read_text())["urls"]
-        return urls
-
-    def ended_with(self, number: signal.Signals) -> list[str]:
-        """Send the signal, and return what it prints until it has ended well."""
-        self.process.send_signal(number)
-        with self.output:
-            lines = self.output.read().splitlines()
-        assert self.process.wait(STOP_SECONDS) == 0
-        return lines
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A home of whose processes none outlives the test, also where that fails."""
-    yield tmp_path / "home"
-    for process in started_on(tmp_path / "home"):
-        os.kill(process.pid, signal.SIGKILL)
-
-
-def started_on(home: Path) -> set[Process]:
-    """What has the home in its environment: found without asking the code under test."""
-    mark = f"PATHSWITCH_HOME={home}\0".encode()
-    found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
-                status = processes.status(int(entry.name))
-                if status is not None and not status.zombie:
-                    found.add(status.process)
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-    return found
-
-
-def assert_nothing_is_left(up: Up, urls: dict[str, str]) -> None:
-    assert not {process for process in up.started if processes.alive(process)}
-    assert not started_on(up.home)
-    for url in urls.values():
-        port = urlsplit(url).port
-        assert port is not None
-        assert ports.is_free("127.0.0.1", port)
-
-
-def up_that_ends(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "api.cli.main", "up", *arguments]
-    return subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
-    )
+from tests.api.cli.up.running import Up, assert_nothing_is_left, up_that_ends
 
 
 @pytest.mark.ray
@@ -119,9 +29,7 @@ def test_up_starts_carries_on_after_kill_9_and_leaves_nothing(home: Path) -> Non
     assert other.returncode == 1
     assert f"another `pathswitch up` (process {first.process.pid}) runs on the home" in other.stderr
 
-    first.process.kill()
-    first.process.wait()
-    first.output.close()
+    first.kill()
     time.sleep(2)
     again = Up(home)
     again.wait_until_ready()

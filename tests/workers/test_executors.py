@@ -15,6 +15,7 @@ from service.core.errors import Unavailable
 from service.core.executor import Executor, Run, RunReport, RunState, StageCall
 from service.core.plan import checkpoint_key, run_key, trunk_key
 from service.core.stage_specs import StageKind, TrainStage
+from service.core.stopping import DRAIN_SECONDS
 from tests.support.training import branch_stage, prepare_line, trunk_stage
 from workers import local_executor
 from workers.local_executor import LocalExecutor
@@ -210,6 +211,32 @@ def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path
     check(remote, over_ray, chain(remote, f"run-{tmp_path.name}-a1"))
     for call in run.calls:
         assert weights(remote, call.key) == weights(local, call.key)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_before_its_ray_ends_a_run_leaves_a_checkpoint_and_one_without_a_step_is_not_waited_for(
+    tmp_path: Path, ray_cluster
+) -> None:
+    from workers.ray_executor import RayExecutor
+
+    artifacts = Artifacts(tmp_path)
+    over_ray = RayExecutor(artifacts, ray_cluster.dashboard_url, ends_with_us=True)
+    training, starting = (long_run(artifacts, f"run-{tmp_path.name}-{n}", seed=n) for n in range(2))
+    patiently(lambda: over_ray.submit(training))
+    until(lambda: bool(patiently(lambda: over_ray.poll(training.id, 0)).points))
+    patiently(lambda: over_ray.submit(starting))
+    began = time.monotonic()
+    over_ray.close()
+    assert time.monotonic() - began < DRAIN_SECONDS
+    reports = [over_ray.poll(run.id, 0) for run in (training, starting)]
+    for report in reports:
+        assert report.state == RunState.FAILED
+        assert report.error is not None
+        assert report.error.code == "stopped"
+    assert not reports[1].points
+    stage = TrainStage.model_validate(training.calls[0].spec)
+    assert artifacts.manifest(checkpoint_key(stage, reports[0].points[-1].step)) is not None
 
 
 @pytest.mark.ray

@@ -35,11 +35,12 @@ LONGER: dict[str, Any] = LONG | {"training": LONG["training"] | {"epochs": 24}}
 LATE_SECONDS = 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("executor", "model"),
     [
         pytest.param("local", LONG, id="without Ray"),
-        pytest.param("ray", LONGER, marks=[pytest.mark.ray, pytest.mark.slow], id="over Ray"),
+        pytest.param("ray", LONGER, marks=pytest.mark.ray, id="over Ray"),
     ],
 )
 def test_up_lets_everything_in_flight_finish_and_goes_on_training_where_it_stopped(

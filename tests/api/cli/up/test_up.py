@@ -10,7 +10,7 @@ import pytest
 
 from api.cli.up import processes
 from api.client import Client
-from tests.api.cli.up.running import Up, assert_nothing_is_left, up_that_ends
+from tests.support.up import Up, assert_nothing_is_left, up_that_ends
 
 
 @pytest.mark.ray

@@ -14,7 +14,6 @@ from api.client import Client
 from service.core.retry import MAX_ATTEMPTS
 from service.settings import Settings
 from service.store.database import Database
-from tests.api.cli.up.running import Up
 from tests.support.stopping import (
     LONG,
     push,
@@ -24,6 +23,7 @@ from tests.support.stopping import (
     wait_until_released,
 )
 from tests.support.story import DATASET
+from tests.support.up import Up
 
 PAUSE_SECONDS = 2.0  # what was killed is still about then, and holds ports
 OFTEN: dict[str, Any] = LONG | {"training": LONG["training"] | {"checkpoint_every": 10}}

@@ -15,7 +15,6 @@ from service.artifacts import Artifacts
 from service.core.stopping import ALL_SECONDS
 from service.settings import Settings
 from service.store.database import Database
-from tests.api.cli.up.running import Up, assert_nothing_is_left
 from tests.support.control_plane import ndjson
 from tests.support.stopping import (
     LONG,
@@ -29,6 +28,7 @@ from tests.support.stopping import (
     wait_until_released,
 )
 from tests.support.story import DATASET
+from tests.support.up import Up, assert_nothing_is_left
 
 # Over Ray points arrive twice a second, and a step is asked to be the last one as rarely.
 LONGER: dict[str, Any] = LONG | {"training": LONG["training"] | {"epochs": 24}}

@@ -1,4 +1,4 @@
-"""One `pathswitch up` as a process: started, watched, ended, and what is left of it found without asking the code under test."""
+"""`pathswitch up` as a child process of the tests, on free ports and a home of its own."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,13 +44,17 @@ class Up:
             line = self.output.readline()
             assert line, "\n".join(lines)
             lines.append(line.rstrip())
-        self.started = processes.descendants([self.process.pid], processes.all_processes())
+        self.started = self.descendants()
         return lines
 
     @property
     def urls(self) -> dict[str, str]:
         urls: dict[str, str] = json.loads((self.home / "processes.json").read_text())["urls"]
         return urls
+
+    def descendants(self) -> set[Process]:
+        """What descends from it now: it adopts what loses its parent."""
+        return processes.descendants([self.process.pid], processes.all_processes())
 
     def ended_with(self, number: signal.Signals) -> list[str]:
         """Send the signal, and return what it prints until it has ended well."""
@@ -63,6 +69,25 @@ class Up:
         self.process.kill()
         self.process.wait()
         self.output.close()
+
+
+@contextmanager
+def running_up(home: Path, **environment: str) -> Iterator[Up]:
+    """Ready at the beginning, ended in good order, and whatever happens nothing of it is left."""
+    up = Up(home, **environment)
+    try:
+        up.wait_until_ready()
+        yield up
+        up.ended_with(signal.SIGTERM)
+    finally:
+        up.kill()  # first: it would start again what is killed below it
+        kill_leftovers(home)
+
+
+def kill_leftovers(home: Path) -> None:
+    for process in started_on(home):
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def started_on(home: Path) -> set[Process]:

@@ -11,6 +11,7 @@ import pytest
 from service.artifacts import Artifacts
 from tests.support.control_plane import ControlPlane, serve, settings_of
 from tests.support.story import DATASET
+from tests.support.undisturbed import Undisturbed, undisturbed_line
 from workers.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
@@ -35,6 +36,12 @@ def new_plane(migrated_sqlite: Path, tmp_path: Path) -> Iterator[NewPlane]:
             return plane
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Undisturbed:
+    """A line that nothing ever happened to, to compare with."""
+    return undisturbed_line(tmp_path_factory.mktemp("undisturbed"), migrated_sqlite)
 
 
 @pytest.fixture

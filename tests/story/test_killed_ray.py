@@ -1,0 +1,72 @@
+"""Training over the Ray of `pathswitch up`, killed with SIGKILL on the way: the line ends as if nothing had happened."""
+
+from pathlib import Path
+
+import pytest
+
+from api.client import Client
+from service.artifacts import Artifacts
+from service.core.errors import WorkerLost
+from service.core.stage_specs import StageKind
+from service.core.states import UpdateState
+from service.store.database import Database
+from tests.support.ray_processes import VICTIMS, all_gone, kill, trainers
+from tests.support.undisturbed import CHECKPOINT_EVERY, MODEL, Undisturbed, push_second
+from tests.support.up import running_up
+from tests.support.watched_update import WatchedUpdate, until
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize(
+    ("victim", "kind"),
+    [
+        pytest.param("worker", StageKind.TRAIN_TRUNK, marks=pytest.mark.slow),
+        pytest.param("controller", StageKind.TRAIN_BRANCH, marks=pytest.mark.slow),
+        pytest.param("driver", StageKind.TRAIN_TRUNK, marks=pytest.mark.slow),
+        pytest.param("board", StageKind.TRAIN_TRUNK, marks=pytest.mark.slow),
+        pytest.param("raylet", StageKind.TRAIN_BRANCH, marks=pytest.mark.slow),
+        ("ray", StageKind.TRAIN_TRUNK),
+    ],
+)
+def test_what_is_killed_while_it_trains_goes_on_from_its_last_checkpoint_to_the_same_bits(
+    undisturbed: Undisturbed, tmp_path: Path, victim: str, kind: StageKind
+) -> None:
+    home = undisturbed.home_between(tmp_path / "home")
+    database = Database(f"sqlite:///{home / 'pathswitch.db'}")
+    with running_up(home) as up, Client(up.urls["api"]) as client:
+        watched = WatchedUpdate(client, database, Artifacts(home / "artifacts"), push_second(client))
+        until(lambda: watched.is_past_a_checkpoint(kind))
+        [trainer] = trainers(up.process.pid)
+        victims = VICTIMS[victim](up.process.pid)
+        assert victims
+        kill(victims)
+        # What trains may go on for a moment when what it belongs to is gone.
+        until(lambda: all_gone({trainer} | victims))
+        committed, begun = watched.checkpoints(kind)[-1], watched.checkpoints_begun(kind)[-1]
+        until(lambda: bool(watched.failed_attempts()))
+        seen = max(watched.losses(kind))
+        until(watched.has_ended)
+
+        update, row = watched.update(), watched.row(kind)
+        assert update.state == UpdateState.SUCCEEDED, update.error
+        [failed] = watched.failed_attempts()
+        assert (failed["stage"], failed["attempt"], failed["code"]) == (row.id, 1, WorkerLost.code)
+        assert {stage.kind for stage in update.stages if stage.attempt > 1} == {kind}
+        assert row.attempt == 2
+
+        # Nothing before the last checkpoint was trained again, and what came after it was less than a second interval:
+        # it had not begun another one, or was writing it.
+        spec, result = watched.spec(kind), row.result
+        assert result is not None
+        assert spec.from_step < result["resumed_from_step"] == committed
+        assert seen - committed <= CHECKPOINT_EVERY
+        assert begun in (committed, committed + CHECKPOINT_EVERY)
+
+        second, costs = client.model_version(MODEL, 2), client.costs(MODEL)
+        assert second.artifact.sha256 == undisturbed.second.artifact.sha256
+        assert second.evaluations == undisturbed.second.evaluations
+        assert {one: watched.losses(one) for one in undisturbed.losses} == undisturbed.losses
+        assert costs.totals.spent.tokens == undisturbed.costs.totals.spent.tokens
+        assert undisturbed.costs.totals.wasted.device_seconds == 0 < costs.totals.wasted.device_seconds
+    database.close()

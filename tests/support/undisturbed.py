@@ -1,0 +1,92 @@
+"""A line of two versions that nothing ever happened to, and its service's home as it was between them.
+
+Long enough to be met on its way: either training stage of the second version takes some seconds and has several
+checkpoints. The first version is made without Ray, which comes to the same bits and does not take a minute.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from api.client import Client, DataFormat
+from api.schemas.costs import Costs
+from api.schemas.models import ModelVersion
+from service.artifacts import Artifacts
+from service.core.executor import Executor
+from service.core.serving import Serving
+from service.core.stage_specs import StageKind
+from service.store.backup import backup
+from tests.support.control_plane import ControlPlane, ndjson, serve, settings_of
+from tests.support.story import DATASET, SPEC, push_and_release, released
+from tests.support.training import texts_of
+from tests.support.watched_update import WatchedUpdate
+from workers.local_executor import LocalExecutor
+from workers.serving.local_serving import LocalServing
+
+# A step takes 15 to 25 ms on a core, so an interval two seconds: four times what points are late.
+CHECKPOINT_EVERY = 100
+LONG: dict[str, Any] = SPEC | {
+    "training": SPEC["training"]
+    | {"batch_tokens": 1024, "epochs": 10, "checkpoint_every": CHECKPOINT_EVERY, "precision": "fp32"},
+    "paradigm": {"name": "path_switching", "decay": {"length": {"rule": "fixed", "fraction": 0.5}}},
+}
+MODEL = LONG["name"]
+NEW_DOCUMENTS = 300
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """``losses`` are those of the second version's training by step, ``costs`` those of the line with it."""
+
+    between: Path  # database and artifacts, when the first version had been released
+    second: ModelVersion
+    losses: dict[StageKind, dict[int, float]]
+    costs: Costs
+
+    def home_between(self, home: Path) -> Path:
+        """A home with a copy of the service as it was between the versions."""
+        shutil.copytree(self.between, home)
+        return home
+
+
+def undisturbed_line(folder: Path, database: Path) -> Undisturbed:
+    """Train both versions below ``folder``, on a copy of a migrated SQLite ``database``."""
+    with first_version(folder / "home", database) as (plane, executor, serving):
+        between = folder / "between"
+        between.mkdir()
+        backup(plane.settings.database, between / "pathswitch.db")
+        shutil.copytree(plane.artifacts.root, between / "artifacts")
+        update = WatchedUpdate(plane.client, plane.database, plane.artifacts, push_second(plane.client))
+        second = released(plane, executor, serving, MODEL)
+        losses = {kind: update.losses(kind) for kind in (StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH)}
+        return Undisturbed(between, second, losses, plane.client.costs(MODEL))
+
+
+@contextmanager
+def first_version(
+    home: Path, database: Path, **changes: Any
+) -> Iterator[tuple[ControlPlane, Executor, Serving]]:
+    """A service with the line's first version released; settings may be given."""
+    settings = settings_of(home, f"sqlite:///{home / 'pathswitch.db'}").model_copy(update=changes)
+    shutil.copyfile(database, home / "pathswitch.db")
+    artifacts = Artifacts.from_url(settings.artifacts)
+    executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
+    try:
+        with serve(settings) as plane:
+            plane.client.create_dataset(DATASET, holdout_fraction=0.1)
+            plane.client.create_model(LONG)
+            push_and_release(plane, 1, executor, serving, MODEL)
+            yield plane, executor, serving
+    finally:
+        serving.close()
+        executor.close()
+
+
+def push_second(client: Client) -> str:
+    """Push the second data version; the id of the update that it starts."""
+    body = ndjson(*texts_of(2, NEW_DOCUMENTS))
+    [update_id] = client.push_version(DATASET, [body], format=DataFormat.NDJSON).row.updates
+    return update_id

@@ -1,0 +1,93 @@
+"""An update watched from outside while it trains: over HTTP, in the database, and by what it has published."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from api.client import Client
+from api.schemas.updates import Stage as StageDocument
+from api.schemas.updates import Update
+from service.artifacts import Artifacts
+from service.core.plan import own_checkpoint_prefix, trunk_prefix
+from service.core.stage_specs import StageKind, TrainStage
+from service.core.states import FINISHED_UPDATES, StageState
+from service.store import stages
+from service.store.database import Database
+from service.store.tables import Stage
+
+PATIENCE_SECONDS = 300.0
+LOOK_SECONDS = 0.02
+
+
+def until(true: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not in {seconds:.0f} s"
+        time.sleep(LOOK_SECONDS)
+
+
+@dataclass(frozen=True)
+class WatchedUpdate:
+    client: Client
+    database: Database
+    artifacts: Artifacts
+    update_id: str
+
+    def update(self) -> Update:
+        return self.client.update(self.update_id)
+
+    def has_ended(self) -> bool:
+        return self.update().state in FINISHED_UPDATES
+
+    def stage(self, kind: StageKind) -> StageDocument:
+        [stage] = [stage for stage in self.update().stages if stage.kind == kind]
+        return stage
+
+    def row(self, kind: StageKind) -> Stage:
+        with self.database.reading() as session:
+            return stages.get(session, self.stage(kind).id)
+
+    def spec(self, kind: StageKind) -> TrainStage:
+        return TrainStage.model_validate(self.row(kind).spec)
+
+    def failed_attempts(self) -> list[dict[str, object]]:
+        """What the events tell of attempts at stages of the update, oldest first."""
+        events = [event.data for event in self.client.events() if event.type == "stage.attempt_failed"]
+        return [event for event in events if event["update"] == self.update_id]
+
+    def losses(self, kind: StageKind) -> dict[int, float]:
+        """By the line's step, as far as the stage has told."""
+        points = self.client.metrics(self.update_id, self.stage(kind).id)
+        return {point.step: point.loss for point in points}
+
+    def checkpoints(self, kind: StageKind) -> list[int]:
+        """Steps of the checkpoints that the stage may go on from, the one that it begins at among them for the trunk."""
+        return sorted(_step_of(key) for key in self.artifacts.keys(_prefix(self.spec(kind))))
+
+    def checkpoints_begun(self, kind: StageKind) -> list[int]:
+        """The same of those that it has begun to write, published or not. Not of an object store."""
+        return sorted(
+            _step_of(folder.name)
+            for folder in self.artifacts.root.joinpath(_prefix(self.spec(kind))).iterdir()
+        )
+
+    def is_past_a_checkpoint(self, kind: StageKind, after: int = 0) -> bool:
+        """Whether the stage runs, and is known to be past a checkpoint made on its way, and that past step ``after``."""
+        update = self.update()
+        assert update.state not in FINISHED_UPDATES, update
+        running = [
+            stage for stage in update.stages if stage.kind == kind and stage.state == StageState.RUNNING
+        ]
+        if not running or running[0].progress is None:
+            return False
+        spec = self.spec(kind)
+        newest = max(self.checkpoints(kind), default=0)
+        return newest > max(after, spec.from_step) and spec.from_step + running[0].progress.step > newest
+
+
+def _prefix(spec: TrainStage) -> str:
+    return trunk_prefix(spec.line) if spec.path is None else own_checkpoint_prefix(spec)
+
+
+def _step_of(key: str) -> int:
+    return int(key.rsplit("/", 1)[-1].split("-")[0])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import MANIFEST, Artifacts, Manifest
 from tests.support.s3 import BUCKET
 
 KEY = "pack/3f9c"
@@ -27,3 +27,9 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
+
+
+def published_keys(artifacts: Artifacts) -> list[str]:
+    """Keys of everything that is published, whatever it is of."""
+    paths = (file.path for file in artifacts.files())
+    return [path.removesuffix(f"/{MANIFEST}") for path in paths if path.endswith(f"/{MANIFEST}")]

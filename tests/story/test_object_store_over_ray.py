@@ -1,0 +1,112 @@
+"""Training over Ray whose object store goes away for a minute and a half: nothing half-written is seen, and the same bits come out."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from api.client import Client
+from service.artifacts import Artifacts
+from service.core.errors import Unavailable
+from service.core.retry import MAX_ATTEMPTS
+from service.core.stage_specs import StageKind
+from service.core.states import StageState, UpdateState
+from service.object_store import RETRY_SECONDS
+from service.store.database import Database
+from service.store.tables import Stage
+from tests.support.artifacts import published_keys
+from tests.support.s3 import BUCKET, s3_server
+from tests.support.undisturbed import MODEL, Undisturbed, first_version, push_second
+from tests.support.up import running_up
+from tests.support.watched_update import WatchedUpdate, until
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+URL = f"s3://{BUCKET}/over-ray"
+# A minute, and as long as it takes for an attempt to be lost: the two checkpoints that the trunk has still to make, and its
+# end, each wait for the store in turn.
+DOWN_SECONDS = 30 + 3 * RETRY_SECONDS
+LOOK_SECONDS = 0.2
+
+
+class Visible:
+    """Looks at the store all the time, as a host that has no copies: whatever is published is whole when it is seen."""
+
+    def __init__(self, cache: Path) -> None:
+        self.seen: set[str] = set()
+        self.damaged: list[str] = []
+        self.silences = 0
+        self._artifacts = Artifacts.from_url(f"{URL}#cache={cache}")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look_until_stopped)
+
+    def __enter__(self) -> "Visible":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.look()
+
+    def look(self) -> None:
+        for key in published_keys(self._artifacts):
+            if key not in self.seen:
+                try:
+                    self._artifacts.open(key)
+                except Unavailable:
+                    raise
+                except Exception as error:
+                    self.damaged.append(f"{key}: {error!r}")
+                self.seen.add(key)
+
+    def _look_until_stopped(self) -> None:
+        while not self._stop.wait(LOOK_SECONDS):
+            try:
+                self.look()
+            except Unavailable:
+                self.silences += 1
+
+
+def test_a_store_that_is_down_for_more_than_a_minute_costs_an_update_over_ray_nothing_but_time(
+    undisturbed: Undisturbed, migrated_sqlite: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    with s3_server() as s3:
+        with first_version(home, migrated_sqlite, artifacts_url=URL):
+            pass
+        database = Database(f"sqlite:///{home / 'pathswitch.db'}")
+        artifacts = Artifacts.from_url(f"{URL}#cache={tmp_path / 'cache'}")
+        with (
+            running_up(home, PATHSWITCH_ARTIFACTS_URL=URL) as up,
+            Client(up.urls["api"]) as client,
+            Visible(tmp_path / "seen") as visible,
+        ):
+            watched = WatchedUpdate(client, database, artifacts, push_second(client))
+            until(lambda: watched.is_past_a_checkpoint(StageKind.TRAIN_TRUNK))
+            with s3.down():
+                began = time.monotonic()
+                while time.monotonic() - began < DOWN_SECONDS:
+                    assert not watched.has_ended(), watched.update()
+                    time.sleep(LOOK_SECONDS)
+            until(watched.has_ended)
+            update, second = watched.update(), client.model_version(MODEL, 2)
+            failures = watched.failed_attempts()
+            assert update.state == UpdateState.SUCCEEDED, update.error
+            losses = {kind: watched.losses(kind) for kind in undisturbed.losses}
+        assert second.artifact.sha256 == undisturbed.second.artifact.sha256
+        assert second.evaluations == undisturbed.second.evaluations
+        assert losses == undisturbed.losses
+
+        assert visible.silences
+        assert not visible.damaged
+        with database.reading() as session:
+            rows = session.scalars(sa.select(Stage)).all()
+        assert {row.state for row in rows} == {StageState.SUCCEEDED}
+        assert {row.key for row in rows} - {None} <= visible.seen
+        # Attempts were lost, to the store alone, and none of them is counted.
+        assert {failed["code"] for failed in failures} == {Unavailable.code}
+        assert all(row.attempt - (row.max_attempts - MAX_ATTEMPTS) == 1 for row in rows if not row.reused)
+        database.close()

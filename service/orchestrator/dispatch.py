@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
 
@@ -26,8 +27,11 @@ logger = logging.getLogger(__name__)
 def dispatch(database: Database, artifacts: Artifacts, executor: Executor, holding: Holding) -> bool:
     """Move every ready stage on as far as it goes now. Returns whether any moved."""
     with database.reading() as session:
+        ours = stages.ids_running_of(session, holding.owner)
         ready = list(stages.ready(session))
-    moved = False
+    moved = _take_back(
+        database, executor, holding, [stage_id for stage_id in ours if stage_id not in holding.stages]
+    )
     for stage in ready:
         if stage.kind == StageKind.GATE:
             moved |= _judge(database, stage, holding)
@@ -73,19 +77,51 @@ def _run(
         )
         if claimed is None:
             return False
-        model = models.by_id(session, updates.update(session, stage.update_id).model_id)
-        workers = ModelSpec.model_validate(model.spec).training.workers
+        run = _run_of(session, run_id(stage), claimed)
     for row in claimed:
         holding.add(row)
-    run = Run(
-        id=run_id(stage),
+    _submit(database, executor, holding, run, began)
+    return True
+
+
+def _take_back(database: Database, executor: Executor, holding: Holding, stage_ids: Sequence[str]) -> bool:
+    """Go on with stages that rows say are ours, though we do not hold them: the answer to the claim was lost on its way.
+
+    So nothing was submitted; or, where we had taken them over, it was, and submitting it again adopts it.
+    """
+    if not stage_ids:
+        return False
+    began = time.monotonic()
+    with database.transaction() as session:
+        rows = stages.take_back(session, stage_ids, owner=holding.owner, lease_seconds=holding.lease_seconds)
+        chains: dict[str | None, list[Stage]] = {}
+        for row in rows:
+            chains.setdefault(row.run_id, []).append(row)
+        runs = {name: _run_of(session, name, chain) for name, chain in chains.items() if name is not None}
+    for name, chain in chains.items():
+        if name is not None:
+            logger.info("run %s is ours: the answer to its claim was lost", name)
+            _submit(database, executor, holding, runs[name], began)
+        for row in chain:
+            holding.add(row)
+    return bool(rows)
+
+
+def _run_of(session: Session, name: str, claimed: Sequence[Stage]) -> Run:
+    model = models.by_id(session, updates.update(session, claimed[0].update_id).model_id)
+    return Run(
+        id=name,
         calls=tuple(StageCall(row.id, row.attempt, row.kind, row.key or "", row.spec) for row in claimed),
-        workers=workers,
+        workers=ModelSpec.model_validate(model.spec).training.workers,
     )
+
+
+def _submit(database: Database, executor: Executor, holding: Holding, run: Run, began: float) -> None:
+    """Have a run that was claimed at ``began`` or later carried out."""
     if time.monotonic() - began > holding.lease_seconds:
         # We were stopped meanwhile. Whoever has taken the stage over may have found no run, and begun its next attempt.
         logger.warning("run %s: the claim has run out before it was submitted", run.id)
-        return True
+        return
     try:
         executor.submit(run)
         with database.reading() as session:
@@ -98,7 +134,6 @@ def _run(
     except Unavailable as error:
         # The claim stands. A poll will not know the run and hand the stage its next attempt.
         logger.warning("run %s: %s", run.id, error.detail)
-    return True
 
 
 def _is_missing(artifacts: Artifacts, stage: Stage) -> bool:

@@ -123,6 +123,26 @@ def take_over_expired(session: Session, *, owner: str, lease_seconds: float) -> 
     return list(rows)
 
 
+def ids_running_of(session: Session, owner: str) -> Sequence[str]:
+    """Stages that are running under that name."""
+    return session.scalars(
+        sa.select(Stage.id).where(Stage.state == StageState.RUNNING, Stage.owner == owner)
+    ).all()
+
+
+def take_back(session: Session, stage_ids: Sequence[str], *, owner: str, lease_seconds: float) -> list[Stage]:
+    """Of ``stage_ids`` those that still run under that name, with leases that begin anew."""
+    until = now(session) + timedelta(seconds=lease_seconds)
+    query = sa.select(Stage).where(
+        Stage.id.in_(stage_ids), Stage.state == StageState.RUNNING, Stage.owner == owner
+    )
+    rows = session.scalars(query.order_by(Stage.position).with_for_update()).all()
+    for row in rows:
+        row.lease_until = until
+    session.flush()
+    return list(rows)
+
+
 def guarded_update(session: Session, stage_id: str, epoch: int, **values: Any) -> None:
     """Write to a stage that is held under ``epoch``. Raises Fenced where it is not."""
     result = session.execute(

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -149,7 +150,8 @@ class ControlPlane:
         """One for the same workers: another would wait for the leases of what the one before it has running."""
         key = id(executor), id(serving)
         if key not in self._orchestrators:
-            self._orchestrators[key] = Orchestrator(self.database, self.artifacts, executor, serving, "tests")
+            owner = f"tests-{uuid.uuid4().hex[:6]}"  # as of processes: what is running under a name is the bearer's
+            self._orchestrators[key] = Orchestrator(self.database, self.artifacts, executor, serving, owner)
         return self._orchestrators[key]
 
     def add_model(self, name: str, dataset: str, **spec: object) -> None:

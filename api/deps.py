@@ -7,12 +7,13 @@ from typing import Annotated, TypeVar
 
 from anyio import to_thread
 from fastapi import Depends, Path, Query, Request
+from sqlalchemy.orm import Session
 
 from api.admission import Lane
 from service.artifacts import Artifacts
 from service.register_versions import VersionRegistrar
 from service.settings import Settings
-from service.store.database import Database
+from service.store.database import Database, patiently
 
 _T = TypeVar("_T")
 
@@ -67,6 +68,16 @@ ServicesHere = Annotated[Services, Depends(_services)]
 DatabaseHere = Annotated[Database, Depends(_database)]
 PlaceHere = Annotated[Place, Depends(_place)]
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
+
+
+def told(database: Database, document: Callable[[Session], _T]) -> _T:
+    """What to answer of what was carried out already: a database that is away now must not turn it into a failure."""
+
+    def read() -> _T:
+        with database.reading() as session:
+            return document(session)
+
+    return patiently(read)
 
 
 async def in_thread(function: Callable[[], _T]) -> _T:

@@ -1,11 +1,13 @@
 """POSTs with an Idempotency-Key are carried out once; the same request again has the first answer, for a day.
 
 The answer is kept before it is sent, so that whoever lost it on the way can ask again. What failed on our side, or
-was refused before its body was read, is not kept: nothing came of it, and it may be tried again.
+was refused before its body was read, is not kept: nothing came of it, and it may be tried again. A database that is away for
+a moment is asked again for everything that would otherwise have to wait for a lease.
 """
 
 import asyncio
 import hashlib
+import logging
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -23,8 +25,10 @@ from api.errors import no_database, problem
 from api.schemas.common import BASE, IDEMPOTENCY_KEY
 from service.core.errors import DatabaseAway
 from service.store import idempotency
-from service.store.database import Database, commit_guard
-from service.store.idempotency import Answer, Seen, Standing
+from service.store.database import Database, commit_guard, patiently
+from service.store.idempotency import Answer, Mark, Seen, Standing
+
+logger = logging.getLogger("pathswitch.api")
 
 REPLAYED_HEADER = "Idempotency-Replayed"
 MAX_KEY_LENGTH = 255
@@ -118,7 +122,7 @@ class Idempotency:
         while True:
             seen = await in_thread(partial(self._look, key))
             if seen.standing == Standing.FREE:
-                seen = await in_thread(partial(self._claim, key, target, owner))
+                seen = await in_thread(partial(patiently, partial(self._claim, key, target, owner)))
             if seen.standing != Standing.IN_FLIGHT or seen.target != target or loop.time() >= deadline:
                 return seen
             await asyncio.sleep(_POLL_SECONDS[min(polls, len(_POLL_SECONDS) - 1)])
@@ -140,7 +144,11 @@ class Idempotency:
             if sha256 is not None and outcome.status < 500 and outcome.status not in _NOT_KEPT:
                 answer = Answer(sha256, outcome.status, outcome.media_type, outcome.body)
         finally:
-            await in_thread(partial(self._settle, key, owner, answer))
+            try:
+                await in_thread(partial(patiently, partial(self._settle, key, owner, answer)))
+            except DatabaseAway as error:
+                # It was carried out or it was not, as its answer says; only whoever asks again is not told, or has to wait.
+                logger.error("the answer under %r is not kept: %s", key, error.__cause__)
         for message in outcome.messages:
             await send(message)
 
@@ -167,7 +175,7 @@ class Idempotency:
         async def captured(message: Message) -> None:
             messages.append(message)
 
-        token = commit_guard.set(partial(idempotency.mark_carried_out, key=key, owner=owner))
+        token = commit_guard.set(Mark(key, owner))
         try:
             await self._app(scope, hashed, captured)
         finally:

@@ -6,7 +6,7 @@ is still the same. Where it is not, and a look at what was added does not show t
 out again: in every round somebody gets ahead. Rows that are ready at the same time are written in one transaction.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from service.ingest.hash_memory import SMALL_DOCUMENTS, HashMemory, Remembered, 
 from service.ingest.hashfile import HashFile
 from service.ingest.ingest import Body, Ingest, Ingested
 from service.store import datasets, events, models, updates
-from service.store.database import Database, commit_guard, now
+from service.store.database import CommitGuard, Database, commit_guard, now
 from service.store.datasets import Extent, Standing, VersionArtifact
 from service.store.in_use import share_artifacts
 from service.store.tables import DataVersion
@@ -50,7 +50,7 @@ class _Candidate:
     ingest: Ingest
     ingested: Ingested
     hashes: list[bytes] | None
-    guard: Callable[[Session], None] | None
+    guard: CommitGuard | None
 
     @property
     def dataset_id(self) -> str:
@@ -175,9 +175,7 @@ class VersionRegistrar:
                     there[candidate.content] = replace(outcome, created=False)
                 outcomes.append(outcome)
             _add(session, created)
-            for candidate, outcome in zip(candidates, outcomes, strict=True):
-                if outcome is not None and candidate.guard is not None:
-                    candidate.guard(session)
+            commit_guard.set(_Guards.of(candidates, outcomes))
         for candidate, outcome in created:
             number, key = outcome.row.number, outcome.row.artifact_key
             excluded = places[candidate.dataset_id].extent.excluded
@@ -246,6 +244,28 @@ class VersionRegistrar:
         if manifest is None:
             raise ArtifactMissing(f"{key}: no such artifact")
         return self._artifacts.path(manifest, HASHES).parent
+
+
+class _Guards:
+    """The guards of all requests of a round: they share its transaction, so any of them can tell whether it was committed."""
+
+    def __init__(self, guards: Sequence[CommitGuard]) -> None:
+        self._guards = guards
+
+    @classmethod
+    def of(
+        cls, candidates: Sequence[_Candidate], outcomes: Sequence[RegisteredVersion | None]
+    ) -> "_Guards | None":
+        pairs = zip(candidates, outcomes, strict=True)
+        guards = [each.guard for each, outcome in pairs if each.guard is not None and outcome is not None]
+        return cls(guards) if guards else None
+
+    def __call__(self, session: Session) -> None:
+        for guard in self._guards:
+            guard(session)
+
+    def was_committed(self, session: Session) -> bool:
+        return any(guard.was_committed(session) for guard in self._guards)
 
 
 class _Place:

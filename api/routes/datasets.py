@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, PlaceHere
+from api.deps import DatabaseHere, PlaceHere, told
 from api.schemas.common import Page
 from api.schemas.data import Dataset, NewDataset
 from service.register_data import create_dataset
@@ -19,8 +19,7 @@ def add_dataset(body: NewDataset, database: DatabaseHere) -> Dataset:
     row = create_dataset(
         database, body.name, description=body.description, holdout_fraction=body.holdout_fraction
     )
-    with database.reading() as session:
-        return _documents(session, [row])[0]
+    return told(database, lambda session: _documents(session, [row])[0])
 
 
 @router.get("/datasets")

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from api.deps import Services, ServicesHere, in_thread
 from api.schemas.common import Page
 from api.schemas.events import Event
-from service.core.errors import InvalidRequest
+from service.core.errors import DatabaseAway, InvalidRequest
 from service.store import events
 
 router = APIRouter(tags=["events"])
@@ -62,7 +62,10 @@ async def _stream(services: Services, cursor: int) -> AsyncIterator[str]:
     yield f"retry: 1000\nid: {cursor}\n\n"
     quiet = 0.0
     while not services.closing.is_set():
-        rows = await in_thread(lambda: _read(services, cursor, _BATCH))  # noqa: B023  (awaited at once)
+        try:
+            rows = await in_thread(lambda: _read(services, cursor, _BATCH))  # noqa: B023  (awaited at once)
+        except DatabaseAway:
+            rows = []  # the stream lives on; what happens meanwhile comes after
         for row in rows:
             yield f"id: {row.id}\nevent: {row.type}\ndata: {row.model_dump_json()}\n\n"
             cursor = int(row.id)

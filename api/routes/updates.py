@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, PlaceHere
+from api.deps import DatabaseHere, PlaceHere, told
 from api.schemas.common import Page
 from api.schemas.updates import Failure, NewUpdate, Progress, Stage, Update
 from service.core.specs import paradigm_of
 from service.core.stage_specs import TRAINING_KINDS
 from service.run_update import cancel_update, retry_update, start_branch, start_one_off, start_update
 from service.store import datasets, models, tables, updates
-from service.store.database import Database
 
 router = APIRouter(tags=["updates"])
 
@@ -26,7 +25,7 @@ def add_update(model: str, database: DatabaseHere, body: NewUpdate | None = None
         row = start_one_off(database, model, body.paradigm, body.data_version)
     else:
         row = start_update(database, model, body.data_version)
-    return _document(database, row.id)
+    return told(database, lambda session: _document(session, row.id))
 
 
 @router.get("/models/{model}/updates")
@@ -39,25 +38,25 @@ def list_updates(model: str, database: DatabaseHere, place: PlaceHere) -> Page[U
 
 @router.get("/updates/{update}")
 def show_update(update: str, database: DatabaseHere) -> Update:
-    return _document(database, update)
+    with database.reading() as session:
+        return _document(session, update)
 
 
 @router.post("/updates/{update}/cancel")
 def cancel(update: str, database: DatabaseHere) -> Update:
     cancel_update(database, update)
-    return _document(database, update)
+    return told(database, lambda session: _document(session, update))
 
 
 @router.post("/updates/{update}/retry")
 def retry(update: str, database: DatabaseHere) -> Update:
     """A failed update goes on from its last good stage and checkpoint."""
     retry_update(database, update)
-    return _document(database, update)
+    return told(database, lambda session: _document(session, update))
 
 
-def _document(database: Database, update_id: str) -> Update:
-    with database.reading() as session:
-        return _documents(session, [updates.update(session, update_id)])[0]
+def _document(session: Session, update_id: str) -> Update:
+    return _documents(session, [updates.update(session, update_id)])[0]
 
 
 def _documents(session: Session, rows: Sequence[tables.Update]) -> list[Update]:

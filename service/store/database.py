@@ -5,11 +5,12 @@ becomes a writer cannot fail half-way; ``reading()`` begins deferred and rolls b
 for writers. Where the database is not there, is locked for too long or has no room left, both raise DatabaseAway.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pysqlite3.dbapi2
 import sqlalchemy as sa
@@ -23,11 +24,29 @@ from service.core.errors import DatabaseAway
 # keep its locks, and with them the stages that it held, for good.
 IDLE_SECONDS = 300
 
+# How long is asked again for what must not end as not known, and in which steps: a restart of PostgreSQL takes a second or two.
+PATIENCE_SECONDS = 5.0
+_PAUSES = (0.05, 0.1, 0.2, 0.5)
+
 _READ_ONLY = "pathswitch_read_only"
 _AT_COMMIT = "pathswitch_at_commit"
 
-# What whoever runs a request adds to each of its transactions; it raises where the transaction must not be.
-commit_guard: ContextVar[Callable[[Session], None] | None] = ContextVar("commit_guard", default=None)
+_T = TypeVar("_T")
+
+
+class CommitGuard(Protocol):
+    """What whoever runs a request adds to each of its transactions."""
+
+    def __call__(self, session: Session) -> None:
+        """Write a mark in the transaction. Raises where the transaction must not be."""
+        ...
+
+    def was_committed(self, session: Session) -> bool:
+        """Whether the transaction that was marked last is known, in another one, to be committed."""
+        ...
+
+
+commit_guard: ContextVar[CommitGuard | None] = ContextVar("commit_guard", default=None)
 
 
 class Database:
@@ -46,7 +65,11 @@ class Database:
                 guard(session)
             for write in session.info.pop(_AT_COMMIT, ()):
                 write(session)
-            session.commit()
+            try:
+                session.commit()
+            except exc.DBAPIError as error:
+                if guard is None or not _is_away(error) or not self._was_committed(session, guard):
+                    raise
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -61,6 +84,18 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def _was_committed(self, session: Session, guard: CommitGuard) -> bool:
+        """Whether a COMMIT that failed was carried out all the same. Asked in a transaction, which waits for one still open."""
+        connection = session.get_bind()
+        assert isinstance(connection, Connection)
+        connection.invalidate()  # what it did not commit is gone, and holds nothing up
+
+        def ask() -> bool:
+            with self._session(read_only=False) as other:
+                return guard.was_committed(other)
+
+        return patiently(ask)
 
     @contextmanager
     def _session(self, *, read_only: bool) -> Iterator[Session]:
@@ -79,6 +114,20 @@ class Database:
             if not _is_away(error):
                 raise
             raise DatabaseAway from error
+
+
+def patiently(act: Callable[[], _T]) -> _T:
+    """Act, and where the database is away act again, for a while. For what does no harm when it is done twice."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    tries = 0
+    while True:
+        try:
+            return act()
+        except DatabaseAway:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+        tries += 1
 
 
 def at_commit(session: Session, write: Callable[[Session], None]) -> None:

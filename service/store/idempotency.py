@@ -43,6 +43,25 @@ class Answer:
     body: bytes
 
 
+class Mark:
+    """The guard of a request's transactions: each marks the row of its key as carried out, while the claim is ``owner``'s."""
+
+    def __init__(self, key: str, owner: str) -> None:
+        self._key, self._owner = key, owner
+        self._marks = 0
+
+    def __call__(self, session: Session) -> None:
+        mark_carried_out(session, self._key, self._owner)
+        self._marks += 1
+
+    def was_committed(self, session: Session) -> bool:
+        """Of a second transaction the row cannot tell: the first has marked it."""
+        query = sa.select(IdempotentRequest.carried_out).where(
+            IdempotentRequest.key == self._key, IdempotentRequest.owner == self._owner
+        )
+        return self._marks == 1 and bool(session.scalar(query.with_for_update()))
+
+
 @dataclass(frozen=True)
 class Seen:
     """``target`` is what the key was first used for. ``answer``: where the standing is ANSWERED."""
@@ -69,7 +88,7 @@ def look(session: Session, key: str) -> Seen:
 
 
 def claim(session: Session, key: str, target: str, owner: str) -> Seen:
-    """Take the key, where it is free: OURS then. Otherwise what is known of it."""
+    """Take the key, where it is free or the owner's: OURS then. Otherwise what is known of it."""
     present = now(session)
     session.execute(sa.delete(IdempotentRequest).where(IdempotentRequest.created_at <= present - KEPT))
     values = {
@@ -88,6 +107,8 @@ def claim(session: Session, key: str, target: str, owner: str) -> Seen:
     row = session.get(IdempotentRequest, key, with_for_update=True, populate_existing=True)
     if row is None:  # it was released while we waited: to be asked again
         return Seen(Standing.IN_FLIGHT, target)
+    if row.owner == owner:  # by a claim whose answer was lost
+        return Seen(Standing.OURS, target)
     seen = look(session, key)
     if seen.standing != Standing.FREE or seen.target != target:
         return seen

@@ -1,0 +1,137 @@
+"""Whichever one call to the database fails, and done or not: the same request again has its answer, and was carried out once."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+
+from api import deps
+from api.main import create_app
+from api.routes import events
+from service.core.errors import DatabaseAway
+from service.store.database import Database
+from service.store.tables import Event
+from tests.support.control_plane import ControlPlane, ndjson, settings_of
+from tests.support.database_faults import Faults
+
+Send = Callable[..., httpx.Response]
+
+
+class OneFault(Faults):
+    """Fails the call that is ``armed`` for, counted from then on."""
+
+    def __init__(self, *, done: bool) -> None:
+        super().__init__(seed=0)
+        self._done = done
+        self._left = 0
+
+    def arm(self, at: int) -> None:
+        self._left = at
+
+    @property
+    def has_failed(self) -> bool:
+        return self._left <= 0
+
+    def _drawn(self, *, is_commit: bool) -> tuple[bool, bool]:
+        self._left -= 1
+        fails = self._left == 0
+        return fails and not self._done, fails and self._done
+
+
+@contextmanager
+def served(database: Database, home: Path, faults: Faults) -> Iterator[Send]:
+    """An application on that database, with the faults in it; requests go straight into it."""
+    app: FastAPI = create_app(settings_of(home, database.url))
+    faults.inject(app.state.services.database)
+
+    def send(method: str, path: str, **more: object) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                return await http.request(method, f"/api/v1{path}", **more)  # type: ignore[arg-type]
+
+        return asyncio.run(ask())
+
+    try:
+        yield send
+    finally:
+        app.state.services.ingesting.shutdown()
+        app.state.services.database.close()
+
+
+def request_for(what: str, send: Send, name: str) -> tuple[str, dict[str, object], str]:
+    """Path and content of a request, after what it needs is there; and the event that tells that it was carried out."""
+    if what == "dataset":
+        return "/datasets", {"json": {"name": name}}, "dataset.created"
+    send("POST", "/datasets", json={"name": name}).raise_for_status()
+    body: dict[str, object] = {"content": ndjson(f"{name} a", f"{name} b")}
+    body["headers"] = {"Content-Type": "application/x-ndjson"}
+    if what == "version":
+        return f"/datasets/{name}/versions", body, "data_version.created"
+    send("POST", f"/datasets/{name}/versions", **body).raise_for_status()
+    if what == "model":
+        return "/models", {"json": {"name": name, "dataset": name}}, "model.created"
+    send("POST", "/models", json={"name": name, "dataset": name, "auto_update": False}).raise_for_status()
+    return f"/models/{name}/updates", {"json": {}}, "update.created"
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
+@pytest.mark.parametrize("what", ["dataset", "version", "model", "update"])
+def test_the_same_again_has_the_answer_of_a_request_that_was_carried_out_once(
+    database: Database, tmp_path: Path, what: str, done: bool
+) -> None:
+    faults = OneFault(done=done)
+    at, has_failed = 0, True
+    with served(database, tmp_path / "home", faults) as send:
+        while has_failed:  # one call later each time, until the request has fewer
+            at += 1
+            path, content, event = request_for(what, send, f"n{at}")
+            headers = content.pop("headers", {}) | {"Idempotency-Key": uuid.uuid4().hex}
+            faults.arm(at)
+            answer = send("POST", path, headers=headers, **content)
+            has_failed = faults.has_failed
+            if answer.status_code == 503:
+                assert answer.headers["Retry-After"]
+                answer = send("POST", path, headers=headers, **content)
+            assert answer.status_code in (201, 202), answer.text
+            with database.reading() as session:
+                count = sa.select(sa.func.count()).where(Event.type == event)
+                assert session.scalar(count) == at
+    assert at > 15
+
+
+def test_a_stream_of_events_outlives_the_absence_of_the_database(
+    plane: ControlPlane, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, absences = events._read, iter([DatabaseAway(), DatabaseAway()])
+
+    def away_twice(*arguments: object) -> object:
+        for absence in absences:
+            raise absence
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.01)
+    headers = {"Accept": "text/event-stream"}
+    with plane.http.stream("GET", "/events", params={"after": "latest"}, headers=headers) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("retry")
+        monkeypatch.setattr(events, "_read", away_twice)
+        plane.client.create_dataset(name)
+        assert next(line for line in lines if name in line).startswith("data: ")
+    assert next(absences, None) is None
+
+
+def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.database.PATIENCE_SECONDS", 0.2)
+    away = Database("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    began = time.monotonic()
+    with pytest.raises(DatabaseAway):
+        deps.told(away, lambda session: session)
+    assert time.monotonic() - began >= 0.2

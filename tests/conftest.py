@@ -10,6 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.database import database, migrated_postgres, migrated_sqlite, sqlite
@@ -25,6 +27,28 @@ __all__ = [
     "ray_cluster",
     "sqlite",
 ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("pathswitch")
+    group.addoption(
+        "--database-faults", type=float, metavar="RATE", help="fail so many of the product's calls"
+    )
+    group.addoption("--faults-seed", type=int, default=1, metavar="N", help="which of the calls")
+    group.addoption("--faults-report", type=Path, metavar="FILE", help="write what was counted as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    rate = config.getoption("--database-faults")
+    if not rate:
+        return
+    if config.getoption("numprocesses", None):
+        raise pytest.UsageError("--database-faults counts in one process: -n 0")
+    from tests.support.database_faults import Faults
+    from tests.support.fault_mode import FaultMode
+
+    faults = Faults(config.getoption("--faults-seed"), rate)
+    config.pluginmanager.register(FaultMode(faults, config.getoption("--faults-report")))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -23,6 +23,8 @@ from service.store.tables import IdempotentRequest
 from tests.api.test_uploads_at_once import all_at_once
 from tests.support.control_plane import ControlPlane, ndjson
 
+BY_SOCKET = pytest.mark.no_database_faults("speaks through a socket of its own, which does not come again")
+
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
@@ -186,6 +188,7 @@ def until_claimed(plane: ControlPlane, key: str) -> IdempotentRequest:
     return row
 
 
+@BY_SOCKET
 def test_who_comes_while_the_first_is_at_it_waits_for_its_answer(
     each_plane: ControlPlane, name: str, key: str
 ) -> None:
@@ -204,6 +207,7 @@ def test_who_comes_while_the_first_is_at_it_waits_for_its_answer(
     assert answers[0].headers["Idempotency-Replayed"] == "true"
 
 
+@BY_SOCKET
 def test_who_has_waited_long_enough_is_told_to_come_again(
     plane: ControlPlane, name: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +222,7 @@ def test_who_has_waited_long_enough_is_told_to_come_again(
     assert push(plane, name, key, f"{name} a", "b").status_code == 201
 
 
+@BY_SOCKET
 def test_a_long_request_keeps_its_lease(
     plane: ControlPlane, name: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +240,7 @@ def test_a_long_request_keeps_its_lease(
 # --- what fails ---
 
 
+@BY_SOCKET
 def test_an_upload_that_was_cut_is_forgotten_and_may_come_again(
     each_plane: ControlPlane, name: str, key: str
 ) -> None:
@@ -279,6 +285,7 @@ def test_a_request_whose_process_died_is_carried_out_once(
         assert answer.status_code == 201
 
 
+@BY_SOCKET
 def test_who_was_taken_over_while_it_was_stalled_changes_nothing(
     each_plane: ControlPlane, name: str, key: str
 ) -> None:
@@ -325,6 +332,7 @@ def test_an_answer_is_kept_for_a_day(each_plane: ControlPlane, name: str, key: s
 # --- the client ---
 
 
+@BY_SOCKET
 def test_the_client_sends_a_post_again_whose_answer_was_lost(plane: ControlPlane, name: str) -> None:
     """Through a proxy that lets the first request through and drops its answer."""
     address = urlsplit(plane.url)

@@ -107,6 +107,7 @@ def test_the_same_again_has_the_answer_of_a_request_that_was_carried_out_once(
     assert at > 15
 
 
+@pytest.mark.no_database_faults("has a fault of its own")
 def test_a_stream_of_events_outlives_the_absence_of_the_database(
     plane: ControlPlane, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

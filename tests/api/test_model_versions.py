@@ -105,6 +105,7 @@ def test_a_file_is_served_in_ranges(plane: ControlPlane, made: str) -> None:
     assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(content)))
 
 
+@pytest.mark.no_database_faults("speaks through a socket of its own, which does not come again")
 @pytest.mark.parametrize(
     "path",
     [

@@ -21,6 +21,8 @@ from tests.bench.upload import ndjson_body
 from tests.support.control_plane import ControlPlane, ndjson
 from tests.support.server_process import MemoryWatch, server_process
 
+BY_SOCKET = pytest.mark.no_database_faults("speaks through a socket of its own, which does not come again")
+
 MIB = 1 << 20
 AT_ONCE = 8
 MANY = 16
@@ -88,6 +90,7 @@ def test_different_content_at_once_gets_numbers_and_duplicates_right(
     assert [row["duplicates"] for row in rows] == [0] + [1] * (AT_ONCE - 1)
 
 
+@BY_SOCKET
 def test_a_client_that_hangs_up_leaves_nothing(plane: ControlPlane, name: str) -> None:
     plane.add_dataset(name)
     address = urlsplit(plane.url)
@@ -174,6 +177,7 @@ def test_different_datasets_at_once_wait_for_each_other_in_one_order(
     assert [answer.status_code for answer in answers] == [201] * len(answers)
 
 
+@BY_SOCKET
 @pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
 @pytest.mark.parametrize("percent", [1, 50, 99])
 def test_an_upload_that_is_cut_leaves_nothing(

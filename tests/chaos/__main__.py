@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from tests.chaos import clocks, crash_points, faults, restarts, signals
+from tests.chaos import clocks, crash_points, faults, restarts, signals, suite
 from tests.chaos.databases import Databases
 from tests.chaos.report import Report, table
 from tests.support.postgres import run_server
 
-CHECKS = ("crash-points", "signals", "restarts", "clock", "faults")
+CHECKS = ("crash-points", "signals", "restarts", "clock", "faults", "suite")
 KINDS = ("sqlite", "postgresql")
 DEFAULT_MINUTES = 15.0
 RESTART_SECONDS = 90.0
@@ -48,6 +48,9 @@ def reports(options: argparse.Namespace, folder: Path) -> Iterator[Report]:
                     yield clocks.run(databases, folder, host=host, moves=scaled(MOVES), seed=options.seed)
             if "faults" in options.only:
                 yield faults.run(databases, folder, seeds=scaled(SEEDS), first_seed=options.seed)
+        if "suite" in options.only:
+            tests = suite.TESTS if longer >= 1 else suite.FASTEST
+            yield suite.run(kind, folder, tests=tests, seeds=scaled(1), first_seed=options.seed)
         if kind == "postgresql" and "restarts" in options.only:
             seconds = options.restart_minutes * 60 if options.restart_minutes else RESTART_SECONDS * longer
             with ExitStack() as stack:

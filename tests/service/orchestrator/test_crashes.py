@@ -106,6 +106,7 @@ def test_a_restarted_orchestrator_adopts_the_run_that_lives(house):
     assert house.finish(second, update_id).state == UpdateState.SUCCEEDED
 
 
+@pytest.mark.no_database_faults("calls a part of a tick, and only whole ticks come again")
 def test_the_one_that_was_presumed_dead_writes_nothing(house):
     update_id, first = held_in(house, StageKind.TRAIN_TRUNK)
     house.expire_leases()

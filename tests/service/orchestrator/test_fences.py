@@ -14,6 +14,8 @@ from service.store import stages
 from service.store.database import now
 from service.store.tables import Stage
 
+PART_OF_A_TICK = pytest.mark.no_database_faults("calls a part of a tick, and only whole ticks come again")
+
 
 def run_until(house, orchestrator, kind):
     """Tick until a stage of that kind runs, and stays at it."""
@@ -51,6 +53,7 @@ def test_after_a_release_that_failed_what_was_live_is_a_later_decision(house):
     assert (target.number, target.sequence) == (1, 3)
 
 
+@PART_OF_A_TICK
 def test_a_claim_that_ran_out_before_it_was_submitted_is_not_submitted(house, monkeypatch):
     update_id = house.add_update(house.add_model())
     orchestrator = house.orchestrator()
@@ -71,6 +74,7 @@ def test_a_claim_that_ran_out_before_it_was_submitted_is_not_submitted(house, mo
     assert house.stages(update_id)["tokenizer"].attempt == 2
 
 
+@PART_OF_A_TICK
 def test_a_run_that_is_submitted_after_it_was_given_up_is_cancelled(house, monkeypatch):
     update_id = house.add_update(house.add_model())
     slow, other = house.orchestrator(), house.orchestrator()
@@ -92,6 +96,7 @@ def test_a_run_that_is_submitted_after_it_was_given_up_is_cancelled(house, monke
     assert len(house.executor.executed) == len(set(house.executor.executed))
 
 
+@PART_OF_A_TICK
 def test_a_run_that_is_lost_to_another_is_read_from_its_beginning_when_it_is_held_again(house):
     house.add_update(house.add_model())
     first, second = house.orchestrator(), house.orchestrator()
@@ -112,6 +117,7 @@ def test_a_run_that_is_lost_to_another_is_read_from_its_beginning_when_it_is_hel
         assert stages.get(session, held.stage_id).progress["step"] == 1
 
 
+@PART_OF_A_TICK
 def test_a_renewal_that_failed_is_tried_at_the_next_tick(house, monkeypatch):
     house.add_update(house.add_model())
     orchestrator = house.orchestrator()

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import pytest
+
 from service.core.stage_specs import StageKind
 from service.core.states import UpdateState
 from service.store.database import Database
 from tests.service.orchestrator.conftest import House
+
+pytestmark = pytest.mark.no_database_faults("has a fault of its own")
 
 
 class Forgetful(Database):

@@ -2,12 +2,14 @@
 
 import logging
 
+import pytest
 import sqlalchemy as sa
 
 from service.core.states import UpdateState
 from service.store.migrate import downgrade, head, upgrade
 
 
+@pytest.mark.no_database_faults("tells by the log why it waits, which is told once")
 def test_new_code_waits_for_its_migrations(house, caplog):
     caplog.set_level(logging.INFO, logger="service.orchestrator.loop")
     update_id = house.add_update(house.add_model())

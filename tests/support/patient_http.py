@@ -57,7 +57,10 @@ def _comes_again(response: httpx.Response, *, asked_again: bool) -> bool:
     if response.status_code < httpx.codes.CONFLICT:
         return False
     response.read()
-    problem = response.headers.get("Content-Type") == "application/problem+json"
-    code = response.json()["code"] if problem else None
+    if response.headers.get("Content-Type") != "application/problem+json":
+        return False
+    problem = response.json()
+    code, parts = problem["code"], {error["location"] for error in problem.get("errors", ())}
     assert code != "internal", response.text
-    return code == "unavailable" or (code == "in_flight" and asked_again)
+    away = code == "unavailable" and (not parts or "database" in parts)  # /readyz names what does not answer
+    return away or (code == "in_flight" and asked_again)

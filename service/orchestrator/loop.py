@@ -7,7 +7,8 @@
     serve       make what should be served desired, and record what is
 
 What is held in memory (epoch and poll cursor per stage) may be lost at any time: leases run out and rescue finds it again.
-So a commit whose answer is lost does no harm: carried out, it is found in the rows; not carried out, it is done again.
+So a commit whose answer is lost does no harm: carried out, it is found in the rows; not carried out, it is done again. Also of
+a claim: what runs under this orchestrator's name, and is not held in memory, is held and submitted at the next tick.
 """
 
 import logging
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Orchestrator:
-    """One orchestrator process. ``owner`` names it in leases; several may share one database."""
+    """One orchestrator process. ``owner`` names it and no other, ever, in leases; several may share one database."""
 
     database: Database
     artifacts: Artifacts

@@ -1,4 +1,4 @@
-"""The ordinary tests of API, orchestrator and whole updates, while calls to the database fail: ``tests.support.fault_mode``."""
+"""The ordinary tests of orchestrator, API and whole updates, while calls to the database fail: ``tests.support.fault_mode``."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from tests.support.database_faults import RATE, FaultCounts
 
 ROOT = Path(__file__).parents[2]
 TESTS = ("tests/service/orchestrator", "tests/api", "tests/story")
-FASTEST = TESTS[:1]
 OF_KIND = {"sqlite": "not slow and not postgres", "postgresql": "not slow and postgres"}
 FAILURES_SHOWN = 20
 

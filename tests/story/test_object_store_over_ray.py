@@ -1,4 +1,4 @@
-"""Training over Ray whose object store goes away for a minute and a half: nothing half-written is seen, and the same bits come out."""
+"""Training over Ray whose object store goes away for a minute and a half: no half artifact is seen, and the same bits come out."""
 
 import threading
 import time

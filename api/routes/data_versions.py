@@ -11,9 +11,9 @@ from api.schemas.common import Page, Text
 from api.schemas.data import AffectedVersion, DataVersion, Excluded, Exclusion, LabelledSource
 from api.upload import Received, openapi_body, registered
 from service.exclude_data import exclude_version
-from service.register_versions import RegisteredVersion
 from service.store import datasets, tables, updates
 from service.store.database import Database
+from service.version_rounds import RegisteredVersion
 
 router = APIRouter(tags=["data"])
 

@@ -18,10 +18,11 @@ from service.register_data import (
     create_dataset,
     register_slice,
 )
-from service.register_versions import RegisteredVersion, VersionRegistrar
+from service.register_versions import VersionRegistrar
 from service.store import datasets
 from service.store.database import Database
 from service.store.tables import DataVersion, Event, Update
+from service.version_rounds import RegisteredVersion
 from tests.support.control_plane import ndjson
 from tests.support.rows import add_model
 

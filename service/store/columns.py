@@ -1,6 +1,7 @@
 """What columns are made of: ids, times and JSON that mean the same on SQLite and on PostgreSQL."""
 
 import secrets
+import threading
 import time
 from datetime import UTC, datetime
 
@@ -8,10 +9,34 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 
+_RANDOM_BITS = 64
+
+
+class _Ids:
+    """Numbers that grow within a process, whatever its clock does: 48 bits of time in ms, then 64 random ones."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def next(self) -> int:
+        now = (time.time_ns() // 1_000_000 << _RANDOM_BITS) | secrets.randbits(_RANDOM_BITS)
+        with self._lock:
+            if now >> _RANDOM_BITS <= self._last >> _RANDOM_BITS:
+                now = self._last + 1 + secrets.randbits(_RANDOM_BITS // 2)
+            self._last = now
+            return now
+
+
+_ids = _Ids()
+
 
 def new_id(prefix: str) -> str:
-    """An opaque id that sorts by creation time to the millisecond: prefix, 48 bits of time, 64 random bits."""
-    return f"{prefix}_{time.time_ns() // 1_000_000:012x}{secrets.token_hex(8)}"
+    """An opaque id: prefix, 48 bits of time, 64 random bits.
+
+    It sorts by creation: within a process always, between processes to the millisecond of their clocks.
+    """
+    return f"{prefix}_{_ids.next():028x}"
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):

@@ -1,5 +1,8 @@
 """What the hardware is, and what of it a line's numerics take."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -21,3 +24,15 @@ def test_bf16_on_a_cpu_needs_instructions_and_must_be_faster(monkeypatch: pytest
     monkeypatch.setattr(module, "_bf16_is_faster", lambda: False)
     assert measure_capabilities(1).bf16 is False
     assert measure_capabilities(1).device == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="describes a CPU")
+def test_a_busy_machine_is_described_as_an_idle_one() -> None:
+    idle = measure_capabilities(1)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]
+    try:
+        assert {measure_capabilities(1) for _ in range(10)} == {idle}
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()

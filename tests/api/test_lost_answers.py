@@ -62,7 +62,8 @@ def served(database: Database, home: Path, faults: Faults) -> Iterator[Send]:
     try:
         yield send
     finally:
-        app.state.services.ingesting.shutdown()
+        app.state.services.uploads.close()
+        app.state.services.small_uploads.close()
         app.state.services.database.close()
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from api.cli.up import processes
@@ -54,7 +55,8 @@ VICTIMS: dict[str, Callable[[int], set[Process]]] = {
 def kill(victims: Iterable[Process]) -> None:
     for victim in victims:
         if processes.alive(victim):
-            os.kill(victim.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended meanwhile, with what it belonged to
+                os.kill(victim.pid, signal.SIGKILL)
 
 
 def all_gone(victims: Collection[Process]) -> bool:

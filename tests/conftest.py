@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.database import database, migrated_postgres, migrated_sqlite, sqlite
+from tests.support.database import database, databases, migrated_postgres, migrated_sqlite, sqlite
 from tests.support.postgres import postgres_server, postgres_url
 from tests.support.ray_cluster import ray_cluster
 
 __all__ = [
     "database",
+    "databases",
     "migrated_postgres",
     "migrated_sqlite",
     "postgres_server",
@@ -55,5 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes: whole files to each, for what files share, and Ray in one only."""
     for item in items:
+        if item.get_closest_marker("slow_on_postgres") and item.get_closest_marker("postgres"):
+            item.add_marker("slow")
         group = "ray" if item.get_closest_marker("ray") else item.path.as_posix()
         item.add_marker(pytest.mark.xdist_group(group))

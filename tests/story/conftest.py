@@ -1,6 +1,5 @@
 """Control planes with a home of their own, where other tests share one, and workers in this process."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from service.artifacts import Artifacts
 from tests.support.control_plane import ControlPlane, serve, settings_of
+from tests.support.database import Databases
 from tests.support.story import DATASET
 from tests.support.undisturbed import Undisturbed, undisturbed_line
 from workers.local_executor import LocalExecutor
@@ -20,8 +20,8 @@ Workers = Callable[[ControlPlane], tuple[LocalExecutor, LocalServing]]
 
 
 @pytest.fixture
-def new_plane(migrated_sqlite: Path, tmp_path: Path) -> Iterator[NewPlane]:
-    """Starts a control plane that has nothing but the story's dataset; settings may be given."""
+def new_plane(databases: Databases, tmp_path: Path) -> Iterator[NewPlane]:
+    """Starts a control plane that has nothing but the story's dataset, on each kind of database; settings may be given."""
     with ExitStack() as running:
         started = 0
 
@@ -29,8 +29,8 @@ def new_plane(migrated_sqlite: Path, tmp_path: Path) -> Iterator[NewPlane]:
             nonlocal started
             started += 1
             home = tmp_path / f"home-{started}"
-            settings = settings_of(home, f"sqlite:///{home / 'pathswitch.db'}").model_copy(update=changes)
-            shutil.copyfile(migrated_sqlite, home / "pathswitch.db")
+            home.mkdir()
+            settings = settings_of(home, databases.new(home)).model_copy(update=changes)
             plane = running.enter_context(serve(settings))
             plane.client.create_dataset(DATASET, holdout_fraction=0.1)
             return plane
@@ -39,9 +39,21 @@ def new_plane(migrated_sqlite: Path, tmp_path: Path) -> Iterator[NewPlane]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Undisturbed:
-    """A line that nothing ever happened to, to compare with."""
-    return undisturbed_line(tmp_path_factory.mktemp("undisturbed"), migrated_sqlite)
+def undisturbed_lines() -> dict[type[Databases], Undisturbed]:
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    undisturbed_lines: dict[type[Databases], Undisturbed],
+    databases: Databases,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Undisturbed:
+    """A line that nothing ever happened to, to compare with: one a session, on each kind of database."""
+    kind = type(databases)
+    if kind not in undisturbed_lines:
+        undisturbed_lines[kind] = undisturbed_line(tmp_path_factory.mktemp("undisturbed"), databases)
+    return undisturbed_lines[kind]
 
 
 @pytest.fixture

@@ -1,8 +1,12 @@
 """A line whose branches choose their length: a tenth of all steps at first, then by what it has measured of itself."""
 
+import pytest
+
 from service.core.states import UpdateState
 from tests.story.conftest import NewPlane, Workers
 from tests.support.story import DATASET, SPEC, push_and_release
+
+pytestmark = pytest.mark.slow_on_postgres
 
 AUTO = {"name": "path_switching", "decay": {"length": {"rule": "auto", "tolerance": 0.01, "max": 0.6}}}
 VERSIONS = 4

@@ -18,6 +18,7 @@ from service.core.states import StageState
 from service.store.tables import Stage
 from tests.story.conftest import NewPlane, Workers
 from tests.support.control_plane import ControlPlane, serve, settings_of
+from tests.support.database import Databases, PostgresDatabases, name_of
 from tests.support.postgres import PostgresServer, find_binaries
 from tests.support.story import DATASET, DOCUMENTS, SPEC, push_and_release, released
 from tests.support.training import texts_of
@@ -37,6 +38,10 @@ def back_up_sqlite(plane: ControlPlane, folder: Path, monkeypatch: pytest.Monkey
 
 def dump(server: PostgresServer, name: str, file: Path) -> None:
     run_client(server, "pg_dump", "--format=custom", f"--file={file}", name)
+
+
+def restore(server: PostgresServer, file: Path) -> None:
+    run_client(server, "pg_restore", "--create", "--dbname=postgres", str(file))
 
 
 def run_client(server: PostgresServer, tool: str, *arguments: str) -> None:
@@ -69,12 +74,10 @@ def killed_in_the_middle(plane: ControlPlane) -> Iterator[None]:
         executor.close()
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def test_a_copy_made_in_the_middle_of_an_update_goes_on_elsewhere(
     new_plane: NewPlane,
+    databases: Databases,
     workers: Workers,
-    kind: str,
-    request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -85,40 +88,32 @@ def test_a_copy_made_in_the_middle_of_an_update_goes_on_elsewhere(
 
     copy = tmp_path / "backup"
     copy.mkdir()
-    changes, server, name = {}, None, ""
-    if kind == "postgresql":
-        server = request.getfixturevalue("postgres_server")
-        template, name = request.getfixturevalue("migrated_postgres"), f"lost_{tmp_path.name[-8:]}"
-        with server.connect() as connection:
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-        changes["database_url"] = server.url_of(name)
-    lost = new_plane(**changes)
+    lost = new_plane()
     lost.client.create_model(OFTEN)
     executor, serving = workers(lost)
     push_and_release(lost, 1, executor, serving)
     lost.push(DATASET, *texts_of(2, DOCUMENTS)).raise_for_status()
     hold_steps(monkeypatch)
     with killed_in_the_middle(lost):
-        if server is None:
-            back_up_sqlite(lost, copy, monkeypatch)
+        if isinstance(databases, PostgresDatabases):
+            dump(databases.server, name_of(lost.settings.database), copy / "pathswitch.dump")
         else:
-            dump(server, name, copy / "pathswitch.dump")
+            back_up_sqlite(lost, copy, monkeypatch)
         shutil.copytree(lost.settings.home / "artifacts", copy / "artifacts")
     monkeypatch.undo()
     shutil.rmtree(lost.settings.home / "artifacts")
 
     home = tmp_path / "restored"
-    settings = settings_of(
-        home, f"sqlite:///{home / 'pathswitch.db'}" if server is None else server.url_of(name)
-    )
     shutil.copytree(copy / "artifacts", home / "artifacts")
-    if server is None:
-        shutil.copyfile(copy / "pathswitch.db", home / "pathswitch.db")
-    else:
+    if isinstance(databases, PostgresDatabases):
+        url = lost.settings.database
         lost.database.close()
-        with server.connect() as connection:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-        run_client(server, "pg_restore", "--create", "--dbname=postgres", str(copy / "pathswitch.dump"))
+        databases.drop(url)
+        restore(databases.server, copy / "pathswitch.dump")
+    else:
+        url = f"sqlite:///{home / 'pathswitch.db'}"
+        shutil.copyfile(copy / "pathswitch.db", home / "pathswitch.db")
+    settings = settings_of(home, url)
     with serve(settings) as restored:
         executor, serving = workers(restored)
         assert released(restored, executor, serving, "m").artifact.sha256 == expected[1].artifact.sha256

@@ -1,10 +1,14 @@
 """Data that should not have come in is excluded: the line becomes, to the bit, the one that never saw it."""
 
+import pytest
+
 from api.schemas.models import ModelVersion
 from tests.story.conftest import NewPlane, Workers
 from tests.support.control_plane import ControlPlane
 from tests.support.story import DATASET, DOCUMENTS, SPEC, released
 from tests.support.training import texts_of
+
+pytestmark = pytest.mark.slow_on_postgres
 
 
 def push(plane: ControlPlane, seed: int) -> None:

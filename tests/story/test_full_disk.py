@@ -1,7 +1,6 @@
 """The disk of a service fills again and again, under database and artifacts: it gets through, to the same bits."""
 
 import random
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -13,9 +12,12 @@ from service.core.states import StageState, UpdateState
 from service.store.tables import DataVersion, Event, Stage
 from tests.story.conftest import Workers
 from tests.support.control_plane import ControlPlane, serve, settings_of
+from tests.support.database import Databases
 from tests.support.small_disk import SmallDisk, small_disk
 from tests.support.story import DATASET, DOCUMENTS, SPEC, push_and_release
 from tests.support.training import texts_of
+
+pytestmark = pytest.mark.slow_on_postgres
 
 MIB = 1 << 20
 OFTEN = SPEC | {"training": SPEC["training"] | {"checkpoint_every": 3}}
@@ -38,7 +40,7 @@ def until_taken(plane: ControlPlane, number: int) -> int:
 
 
 def test_a_disk_that_fills_again_and_again_loses_nothing(
-    migrated_sqlite: Path, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    databases: Databases, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.core.retry.LONGEST_WAIT_SECONDS", 0.2)
     monkeypatch.setattr("service.core.retry.FIRST_WAIT_SECONDS", 0.1)
@@ -47,8 +49,7 @@ def test_a_disk_that_fills_again_and_again_loses_nothing(
         made = {}
         for name, home in homes.items():
             home.mkdir(exist_ok=True)
-            shutil.copyfile(migrated_sqlite, home / "pathswitch.db")
-            with serve(settings_of(home, f"sqlite:///{home / 'pathswitch.db'}")) as plane:
+            with serve(settings_of(home, databases.new(home))) as plane:
                 plane.client.create_dataset(DATASET, holdout_fraction=0.1)
                 plane.client.create_model(OFTEN)
                 executor, serving = workers(plane)

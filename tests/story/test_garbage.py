@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 
 from service.artifacts import Artifacts
@@ -11,6 +12,8 @@ from tests.story.conftest import NewPlane, Workers
 from tests.support.control_plane import ControlPlane
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.story import SPEC, push_and_release
+
+pytestmark = pytest.mark.slow_on_postgres
 
 # Checkpoints of the trunk and of every branch, while they run.
 OFTEN = SPEC | {"training": SPEC["training"] | {"checkpoint_every": 3}}

@@ -28,6 +28,8 @@ from tests.support.stopping import (
     wait_until_released,
 )
 
+pytestmark = pytest.mark.slow_on_postgres
+
 # The first version alone trains for seconds after its first points have arrived, twice a second over Ray.
 LONGER: dict[str, Any] = LONG | {"training": LONG["training"] | {"epochs": 80}}
 

@@ -15,7 +15,7 @@ from tests.support.undisturbed import CHECKPOINT_EVERY, MODEL, Undisturbed, push
 from tests.support.up import running_up
 from tests.support.watched_update import WatchedUpdate, until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow_on_postgres]
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,10 @@ pytestmark = pytest.mark.ray
 def test_what_is_killed_while_it_trains_goes_on_from_its_last_checkpoint_to_the_same_bits(
     undisturbed: Undisturbed, tmp_path: Path, victim: str, kind: StageKind
 ) -> None:
-    home = undisturbed.home_between(tmp_path / "home")
-    database = Database(f"sqlite:///{home / 'pathswitch.db'}")
-    with running_up(home) as up, Client(up.urls["api"]) as client:
-        watched = WatchedUpdate(client, database, Artifacts(home / "artifacts"), push_second(client))
+    settings = undisturbed.service_between(tmp_path / "home")
+    database, artifacts = Database(settings.database), Artifacts.from_url(settings.artifacts)
+    with running_up(settings) as up, Client(up.urls["api"]) as client:
+        watched = WatchedUpdate(client, database, artifacts, push_second(client))
         until(lambda: watched.is_past_a_checkpoint(kind))
         [trainer] = trainers(up.process.pid)
         victims = VICTIMS[victim](up.process.pid)

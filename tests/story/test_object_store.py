@@ -14,6 +14,8 @@ from tests.support.s3 import BUCKET, s3_server
 from tests.support.story import DATASET, DOCUMENTS, SPEC, download, push_and_release
 from tests.support.training import texts_of
 
+pytestmark = pytest.mark.slow_on_postgres
+
 DOWN_SECONDS = 4.0
 
 

@@ -17,6 +17,7 @@ from service.object_store import RETRY_SECONDS
 from service.store.database import Database
 from service.store.tables import Stage
 from tests.support.artifacts import published_keys
+from tests.support.database import Databases
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.undisturbed import MODEL, Undisturbed, first_version, push_second
 from tests.support.up import running_up
@@ -71,16 +72,14 @@ class Visible:
 
 
 def test_a_store_that_is_down_for_more_than_a_minute_costs_an_update_over_ray_nothing_but_time(
-    undisturbed: Undisturbed, migrated_sqlite: Path, tmp_path: Path
+    undisturbed: Undisturbed, databases: Databases, tmp_path: Path
 ) -> None:
-    home = tmp_path / "home"
     with s3_server() as s3:
-        with first_version(home, migrated_sqlite, artifacts_url=URL):
-            pass
-        database = Database(f"sqlite:///{home / 'pathswitch.db'}")
+        settings = first_version(tmp_path / "home", databases, artifacts_url=URL)
+        database = Database(settings.database)
         artifacts = Artifacts.from_url(f"{URL}#cache={tmp_path / 'cache'}")
         with (
-            running_up(home, PATHSWITCH_ARTIFACTS_URL=URL) as up,
+            running_up(settings) as up,
             Client(up.urls["api"]) as client,
             Visible(tmp_path / "seen") as visible,
         ):

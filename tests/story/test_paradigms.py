@@ -15,6 +15,8 @@ from tests.support.control_plane import ControlPlane
 from tests.support.story import DATASET, DOCUMENTS, SPEC, released
 from tests.support.training import texts_of
 
+pytestmark = pytest.mark.slow_on_postgres
+
 BRANCH = {"decay": {"length": {"rule": "fixed", "fraction": 0.4}}}
 SHORTER = {"decay": {"length": {"rule": "fixed", "fraction": 0.2}}}
 REPLAYED = {

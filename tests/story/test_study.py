@@ -20,6 +20,8 @@ from tests.support.story import DOCUMENTS, SPEC
 from tests.support.study import data_of
 from tests.support.training import texts_of
 
+pytestmark = pytest.mark.slow_on_postgres
+
 PEAKS = (3e-3, 6e-3)
 LENGTH = {"rule": "fixed", "fraction": 0.4}
 CONFIG = StudyConfig.model_validate(

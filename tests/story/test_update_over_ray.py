@@ -20,7 +20,7 @@ from tests.support.training import texts_of
 from workers.ray_executor import RayExecutor
 from workers.serving.ray_serving import RayServing
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow_on_postgres]
 
 PROMPT = "1 a"
 TOKENS = 12

@@ -7,7 +7,6 @@ import pytest
 from service.artifacts import Artifacts
 from service.core.stage_specs import StageKind
 from service.core.states import UpdateState
-from service.settings import Settings
 from tests.support.control_plane import serve
 from tests.support.ray_cluster import RayCluster
 from tests.support.ray_processes import all_gone, kill, trainers
@@ -29,7 +28,7 @@ ROUNDING = 1e-5
 def test_one_worker_then_two_then_one_read_the_same_rows_and_come_to_the_same_losses_but_for_rounding(
     ray_cluster: RayCluster, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    settings = Settings(home=undisturbed.home_between(tmp_path / "home"))
+    settings = undisturbed.service_between(tmp_path / "home")
     artifacts = Artifacts.from_url(settings.artifacts)
     over_ray = RayExecutor(artifacts, ray_cluster.dashboard_url, interpreter(tmp_path / "python"))
     serving = LocalServing(artifacts, "127.0.0.1", 0)

@@ -1,4 +1,4 @@
-"""A migrated database, on SQLite and on PostgreSQL: what every store test runs on both of.
+"""A migrated database, on SQLite and on PostgreSQL: what every store test and every story runs on both of.
 
 Migrating takes most of a second, so each kind is migrated once a session and copied for every test.
 """
@@ -7,12 +7,74 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+import sqlalchemy as sa
 
+from service.store.backup import backup
 from service.store.database import Database
 from service.store.migrate import upgrade
 from tests.support.postgres import PostgresServer
+
+
+class Databases(Protocol):
+    """Databases of one kind, by their URLs."""
+
+    def new(self, home: Path) -> str:
+        """A fresh, migrated one for that home."""
+
+    def copy(self, url: str, home: Path) -> str:
+        """One for that home with what is in another, that nobody is connected to."""
+
+    def drop(self, url: str) -> None:
+        """Take one away, whoever is connected to it."""
+
+
+class SqliteDatabases:
+    def __init__(self, migrated: Path) -> None:
+        self._migrated = migrated
+
+    def new(self, home: Path) -> str:
+        shutil.copyfile(self._migrated, home / "pathswitch.db")
+        return f"sqlite:///{home / 'pathswitch.db'}"
+
+    def copy(self, url: str, home: Path) -> str:
+        backup(url, home / "pathswitch.db")
+        return f"sqlite:///{home / 'pathswitch.db'}"
+
+    def drop(self, url: str) -> None:
+        for end in ("", "-wal", "-shm"):
+            Path(f"{sa.make_url(url).database}{end}").unlink(missing_ok=True)
+
+
+class PostgresDatabases:
+    def __init__(self, server: PostgresServer, migrated: str) -> None:
+        self.server = server
+        self._migrated = migrated
+
+    def new(self, home: Path) -> str:
+        return self._made_of(self._migrated)
+
+    def copy(self, url: str, home: Path) -> str:
+        return self._made_of(name_of(url))
+
+    def drop(self, url: str) -> None:
+        with self.server.connect() as connection:
+            connection.execute(f'DROP DATABASE "{name_of(url)}" WITH (FORCE)')
+
+    def _made_of(self, template: str) -> str:
+        name = f"test_{uuid.uuid4().hex}"
+        with self.server.connect() as connection:
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return self.server.url_of(name)
+
+
+def name_of(url: str) -> str:
+    """What a PostgreSQL server calls the database of a URL."""
+    name = sa.make_url(url).database
+    assert name is not None
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -33,27 +95,26 @@ def migrated_postgres(postgres_server: PostgresServer) -> str:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """A fresh, migrated database of each kind."""
+def databases(request: pytest.FixtureRequest) -> Databases:
+    """Those of each kind."""
     if request.param == "sqlite":
-        yield request.getfixturevalue("sqlite")
-        return
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    template, name = request.getfixturevalue("migrated_postgres"), f"test_{uuid.uuid4().hex}"
-    with server.connect() as connection:
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-    database = Database(server.url_of(name))
+        return SqliteDatabases(request.getfixturevalue("migrated_sqlite"))
+    server = request.getfixturevalue("postgres_server")
+    return PostgresDatabases(server, request.getfixturevalue("migrated_postgres"))
+
+
+@pytest.fixture
+def database(databases: Databases, tmp_path: Path) -> Iterator[Database]:
+    """A fresh, migrated database of each kind."""
+    database = Database(databases.new(tmp_path))
     yield database
     database.close()
-    with server.connect() as connection:
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    databases.drop(database.url)
 
 
 @pytest.fixture
 def sqlite(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Database]:
     """A fresh, migrated SQLite database, for tests that are not about the database."""
-    path = tmp_path / "pathswitch.db"
-    shutil.copyfile(migrated_sqlite, path)
-    database = Database(f"sqlite:///{path}")
+    database = Database(SqliteDatabases(migrated_sqlite).new(tmp_path))
     yield database
     database.close()

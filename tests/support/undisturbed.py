@@ -18,8 +18,9 @@ from service.artifacts import Artifacts
 from service.core.executor import Executor
 from service.core.serving import Serving
 from service.core.stage_specs import StageKind
-from service.store.backup import backup
+from service.settings import Settings
 from tests.support.control_plane import ControlPlane, ndjson, serve, settings_of
+from tests.support.database import Databases
 from tests.support.story import DATASET, SPEC, push_and_release, released
 from tests.support.training import texts_of
 from tests.support.watched_update import WatchedUpdate
@@ -41,48 +42,54 @@ NEW_DOCUMENTS = 300
 class Undisturbed:
     """``losses`` are those of the second version's training by step, ``costs`` those of the line with it."""
 
-    between: Path  # database and artifacts, when the first version had been released
+    databases: Databases
+    between: Settings  # database and artifacts, when the first version had been released
     second: ModelVersion
     losses: dict[StageKind, dict[int, float]]
     costs: Costs
 
-    def home_between(self, home: Path) -> Path:
-        """A home with a copy of the service as it was between the versions."""
-        shutil.copytree(self.between, home)
-        return home
+    def service_between(self, home: Path) -> Settings:
+        """A copy, in a home of its own, of the service as it was between the versions."""
+        return _copy(self.databases, self.between, home)
 
 
-def undisturbed_line(folder: Path, database: Path) -> Undisturbed:
-    """Train both versions below ``folder``, on a copy of a migrated SQLite ``database``."""
-    with first_version(folder / "home", database) as (plane, executor, serving):
-        between = folder / "between"
-        between.mkdir()
-        backup(plane.settings.database, between / "pathswitch.db")
-        shutil.copytree(plane.artifacts.root, between / "artifacts")
+def undisturbed_line(folder: Path, databases: Databases) -> Undisturbed:
+    """Train both versions below ``folder``."""
+    settings = first_version(folder / "home", databases)
+    between = _copy(databases, settings, folder / "between")
+    with _service(settings) as (plane, executor, serving):
         update = WatchedUpdate(plane.client, plane.database, plane.artifacts, push_second(plane.client))
         second = released(plane, executor, serving, MODEL)
         losses = {kind: update.losses(kind) for kind in (StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH)}
-        return Undisturbed(between, second, losses, plane.client.costs(MODEL))
+        return Undisturbed(databases, between, second, losses, plane.client.costs(MODEL))
+
+
+def first_version(home: Path, databases: Databases, **changes: Any) -> Settings:
+    """A service, which nobody runs, with the line's first version released; settings may be given."""
+    home.mkdir()
+    settings = settings_of(home, databases.new(home)).model_copy(update=changes)
+    with _service(settings) as (plane, executor, serving):
+        plane.client.create_dataset(DATASET, holdout_fraction=0.1)
+        plane.client.create_model(LONG)
+        push_and_release(plane, 1, executor, serving, MODEL)
+    return settings
 
 
 @contextmanager
-def first_version(
-    home: Path, database: Path, **changes: Any
-) -> Iterator[tuple[ControlPlane, Executor, Serving]]:
-    """A service with the line's first version released; settings may be given."""
-    settings = settings_of(home, f"sqlite:///{home / 'pathswitch.db'}").model_copy(update=changes)
-    shutil.copyfile(database, home / "pathswitch.db")
+def _service(settings: Settings) -> Iterator[tuple[ControlPlane, Executor, Serving]]:
     artifacts = Artifacts.from_url(settings.artifacts)
     executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
     try:
         with serve(settings) as plane:
-            plane.client.create_dataset(DATASET, holdout_fraction=0.1)
-            plane.client.create_model(LONG)
-            push_and_release(plane, 1, executor, serving, MODEL)
             yield plane, executor, serving
     finally:
         serving.close()
         executor.close()
+
+
+def _copy(databases: Databases, settings: Settings, home: Path) -> Settings:
+    shutil.copytree(settings.home / "artifacts", home / "artifacts")
+    return settings_of(home, databases.copy(settings.database, home))
 
 
 def push_second(client: Client) -> str:

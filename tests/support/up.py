@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from api.cli.up import ports, processes
 from api.cli.up.processes import Process
+from service.settings import Settings
 
 START_SECONDS = 200.0
 STOP_SECONDS = 60.0
@@ -72,9 +73,10 @@ class Up:
 
 
 @contextmanager
-def running_up(home: Path, **environment: str) -> Iterator[Up]:
+def running_up(settings: Settings) -> Iterator[Up]:
     """Ready at the beginning, ended in good order, and whatever happens nothing of it is left."""
-    up = Up(home, **environment)
+    home = settings.home
+    up = Up(home, PATHSWITCH_DATABASE_URL=settings.database, PATHSWITCH_ARTIFACTS_URL=settings.artifacts)
     try:
         up.wait_until_ready()
         yield up

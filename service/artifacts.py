@@ -9,15 +9,18 @@ of a race adopts the winner's manifest. Every open verifies sizes and sha256s fi
 
 In an object store it is the same under its prefix: files are uploaded, and then the manifest is written with a write that
 only succeeds where none is. The root is a cache of files then, and holds no manifest: what exists is asked of the store.
+
+Files of a few KiB may be in the manifest itself ("content", base64): they are published with one write. Whoever opens such an
+artifact is given copies, in the directory that it names.
 """
 
+import builtins
 import hashlib
 import io
-import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from service import artifact_cache
 from service.core.errors import ArtifactCorrupt, ArtifactMissing, Unavailable
@@ -37,17 +41,20 @@ _SMALL_BYTES = 1 << 16
 
 
 class FileEntry(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    """``content`` where the manifest has the file in itself."""
+
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
     path: str
     sha256: str
     bytes: int
+    content: builtins.bytes | None = None
 
 
 class Manifest(BaseModel):
     """What an artifact is: its files by hash, and the ``result`` its stage computed (plain JSON)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
     key: str
     directory: str
@@ -57,6 +64,18 @@ class Manifest(BaseModel):
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the manifest has all of the files in itself."""
+        return all(file.content is not None for file in self.files)
+
+    def file(self, path: str) -> FileEntry:
+        """Raises ArtifactMissing."""
+        entry = next((entry for entry in self.files if entry.path == path), None)
+        if entry is None:
+            raise ArtifactMissing(f"{self.key}: no file {path!r}")
+        return entry
 
     @property
     def sha256(self) -> str:
@@ -138,13 +157,19 @@ class Artifacts:
         except ValueError as error:
             raise ArtifactCorrupt(f"{key}: unreadable manifest") from error
 
+    def exists(self, key: str) -> bool:
+        """Whether there is an artifact under ``key``."""
+        if self._store is not None:
+            return self._store.read(f"{key}/{MANIFEST}") is not None
+        return os.path.exists(self._folder(key) / MANIFEST)
+
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:
         """Give a fresh directory to write the files of ``key`` into; it is removed if the block raises.
 
         Raises NoRoom where the disk is full.
         """
-        directory = self._folder(key) / f"w-{uuid.uuid4().hex[:12]}"
+        directory = self._folder(key) / _attempt()
         with room_for(key):
             directory.mkdir(parents=True)
             try:
@@ -162,13 +187,42 @@ class Artifacts:
         files.sort(key=lambda entry: entry.path)
         manifest = Manifest(key=key, directory=directory.name, files=tuple(files), result=result)
         created = self._upload(manifest, directory) if self._store else self._link(manifest)
-        if not created:
-            winner = self.manifest(key)
-            assert winner is not None
-            if winner.directory != manifest.directory:
-                self._forget(manifest, directory)
-            return winner
-        return manifest
+        if created:
+            return manifest
+        winner = self._winner(key)
+        if winner.directory != manifest.directory:
+            self._forget(manifest, directory)
+        return winner
+
+    def publish_small(self, key: str, contents: Mapping[str, bytes], result: dict[str, Any]) -> Manifest:
+        """Publish files that are small enough for the manifest, by their names: with one write instead of one a file.
+
+        Returns the manifest that counts, as ``publish`` does. Raises NoRoom where the disk is full.
+        """
+        files = tuple(
+            FileEntry(
+                path=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), content=content
+            )
+            for name, content in sorted(contents.items())
+        )
+        manifest = Manifest(key=key, directory=_attempt(), files=files, result=result)
+        if self._store is not None:
+            created = self._store.create(f"{key}/{MANIFEST}", _json_of(manifest))
+        else:
+            folder = self._folder(key)
+            with room_for(key):
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    created = self._link(manifest)
+                except BaseException:
+                    _remove_empty(folder)
+                    raise
+        return manifest if created else self._winner(key)
+
+    def _winner(self, key: str) -> Manifest:
+        winner = self.manifest(key)
+        assert winner is not None
+        return winner
 
     def _link(self, manifest: Manifest) -> bool:
         """Put the manifest in place. False where one is."""
@@ -224,7 +278,7 @@ class Artifacts:
             path = folder / entry.path
             if _is(path, entry):
                 continue
-            if self._store is None:
+            if self._store is None and entry.content is None:
                 what = "differs from its manifest" if path.exists() else "is missing"
                 raise ArtifactCorrupt(f"{key}: {entry.path} {what}")
             self._fetch(manifest, entry)  # there is no copy, or a damaged one
@@ -235,15 +289,18 @@ class Artifacts:
 
     def path(self, manifest: Manifest, name: str) -> Path:
         """Where the file ``name`` of an artifact lies, unverified. Raises ArtifactMissing if the artifact has no such file."""
-        entry = next((entry for entry in manifest.files if entry.path == name), None)
-        if entry is None:
-            raise ArtifactMissing(f"{manifest.key}: no file {name!r}")
+        entry = manifest.file(name)
         path = self._folder(manifest.key) / manifest.directory / name
+        if (self._store is not None or entry.content is not None) and not path.exists():
+            self._fetch(manifest, entry)
         if self._store is not None:
-            if not path.exists():
-                self._fetch(manifest, entry)
             artifact_cache.mark_used(self._folder(manifest.key) / manifest.directory)
         return path
+
+    def read(self, manifest: Manifest, name: str) -> bytes:
+        """The content of the small file ``name``, unverified. Raises ArtifactMissing."""
+        content = manifest.file(name).content
+        return self.path(manifest, name).read_bytes() if content is None else content
 
     def location(self, manifest: Manifest) -> str:
         """Where the files of an artifact lie: a folder, or a prefix of the object store."""
@@ -281,8 +338,12 @@ class Artifacts:
         """Remove the manifests, for good: what is left belongs to no artifact, and whoever needs one makes it again."""
         paths = [f"{key}/{MANIFEST}" for key in keys]
         self.remove_files(paths)
-        if self._store is None:
-            for folder in {self._folder(key) for key in keys}:
+        folders = {self._folder(key) for key in keys}
+        if self._store is not None:
+            for copies in (copies for folder in folders for copies in folder.glob("w-*")):
+                shutil.rmtree(copies, ignore_errors=True)
+        else:
+            for folder in folders:
                 # Before any of its files: a manifest that came back after a power cut would promise what is not there.
                 if folder.is_dir():
                     _sync_folder(folder)
@@ -298,14 +359,13 @@ class Artifacts:
                     break
 
     def _fetch(self, manifest: Manifest, entry: FileEntry) -> None:
-        """Copy a file out of the store; another process that does the same at once does no harm."""
-        assert self._store is not None
+        """Copy a file out of the manifest or the store; another process that does the same at once does no harm."""
         path = self._folder(manifest.key) / manifest.directory / entry.path
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
         try:
             with room_for(manifest.key):
-                chunks = self._store.chunks(self._object(manifest, entry.path))
+                chunks = self._chunks(manifest, entry)
                 if chunks is None:
                     raise ArtifactCorrupt(f"{manifest.key}: {entry.path} is missing")
                 with temporary.open("wb") as file:
@@ -315,6 +375,12 @@ class Artifacts:
                 temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _chunks(self, manifest: Manifest, entry: FileEntry) -> Iterable[bytes] | None:
+        if entry.content is not None:
+            return [entry.content]
+        assert self._store is not None
+        return self._store.chunks(self._object(manifest, entry.path))
 
     def _object(self, manifest: Manifest, name: str) -> str:
         return f"{manifest.key}/{manifest.directory}/{name}"
@@ -326,8 +392,17 @@ class Artifacts:
         return self.root.joinpath(*parts)
 
 
+def _attempt() -> str:
+    """A name of its own for the directory of an attempt."""
+    return f"w-{uuid.uuid4().hex[:12]}"
+
+
 def _json_of(manifest: Manifest) -> bytes:
-    return json.dumps(manifest.model_dump(), indent=1, sort_keys=True).encode()
+    document = manifest.model_dump()
+    for file in document["files"]:
+        if file["content"] is None:
+            del file["content"]
+    return to_json(document, indent=1, bytes_mode="base64")
 
 
 def _is(path: Path, entry: FileEntry) -> bool:

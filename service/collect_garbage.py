@@ -104,13 +104,13 @@ def _garbage_under(
         return
     attempts = dict(stored.attempts)
     if published is not None:
-        if len(attempts) <= 1:
+        if len(attempts) <= 1 and all(map(ATTEMPT_DIRECTORY.fullmatch, attempts)):
             return
         try:
             manifest = artifacts.manifest(key)
         except ArtifactCorrupt:
             return  # which of them it was written for nobody knows
-        if manifest is None or attempts.pop(manifest.directory, None) is None:
+        if manifest is None or (attempts.pop(manifest.directory, None) is None and not manifest.is_whole):
             return
     for files in attempts.values():
         if max(file.modified for file in files) < before:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, Manifest
 from service.core.errors import ArtifactMissing
 from service.ingest.documents import HASHES
 from service.ingest.hash_memory import SMALL_DOCUMENTS, HashMemory, Remembered, VersionHashes
@@ -58,13 +58,16 @@ class KnownDocuments:
     def _few_hashes(self, version: VersionArtifact) -> list[bytes] | None:
         if version.documents > SMALL_DOCUMENTS:
             return None
-        with HashFile(self.folder(version.key) / HASHES) as hashes:
+        with HashFile(self._artifacts.read(self._manifest(version.key), HASHES)) as hashes:
             return list(hashes)
 
     def folder(self, key: str) -> Path:
         """Where the hashes of an artifact lie."""
+        return self._artifacts.path(self._manifest(key), HASHES).parent
+
+    def _manifest(self, key: str) -> Manifest:
         # Not verified: that would read all data that the dataset has. Whoever packs it verifies it.
         manifest = self._artifacts.manifest(key)
         if manifest is None:
             raise ArtifactMissing(f"{key}: no such artifact")
-        return self._artifacts.path(manifest, HASHES).parent
+        return manifest

@@ -8,9 +8,13 @@ from struct import iter_unpack
 from typing import BinaryIO
 
 from service.ingest.hashfile import HASH_BYTES, Hashes, HashFile, hash_at
+from service.ingest.scratch import Scratch
 
 # Hashes that are sorted at once, for which 65,536 bytes objects take about 6 MB. What waits for that takes 2 MB.
 RUN_LENGTH = 1 << 16
+
+_ORDER = "order.bin"
+_RUNS = "runs.bin"
 
 
 class DigestSpool:
@@ -19,11 +23,10 @@ class DigestSpool:
     Those of a short body, of less than a run, never become a file.
     """
 
-    def __init__(self, directory: Path, run_length: int = RUN_LENGTH) -> None:
+    def __init__(self, scratch: Scratch, run_length: int = RUN_LENGTH) -> None:
         self.count = 0
         self._run_length = run_length
-        self._order_path = directory / "order.bin"
-        self._runs_path = directory / "runs.bin"
+        self._scratch = scratch
         self._files: tuple[BinaryIO, BinaryIO] | None = None
         self._stack = ExitStack()
         self._ends: list[int] = []  # where each run ends in runs.bin, in hashes
@@ -49,7 +52,7 @@ class DigestSpool:
         if self._files is None:
             yield from _split(self._held)
         else:
-            yield from read_digests(self._order_path)
+            yield from read_digests(self._scratch.folder / _ORDER)
 
     def merged(self) -> Iterator[list[bytes]]:
         """The distinct hashes in ascending order, in blocks of about RUN_LENGTH.
@@ -60,7 +63,7 @@ class DigestSpool:
         if self._files is None:
             yield sorted(set(_split(self._held)))
             return
-        with HashFile(self._runs_path) as file:
+        with HashFile(self._scratch.folder / _RUNS) as file:
             runs = [file[start:end] for start, end in pairwise([0, *self._ends])]
             parts = max(1, len(file) // self._run_length)
             for part in range(parts):
@@ -77,9 +80,10 @@ class DigestSpool:
         if not self._held:
             return
         if self._files is None:
+            folder = self._scratch.folder
             self._files = (
-                self._stack.enter_context(self._order_path.open("wb")),
-                self._stack.enter_context(self._runs_path.open("wb")),
+                self._stack.enter_context((folder / _ORDER).open("wb")),
+                self._stack.enter_context((folder / _RUNS).open("wb")),
             )
         order, runs = self._files
         order.write(self._held)

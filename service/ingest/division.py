@@ -28,6 +28,7 @@ from service.ingest.documents import (
 from service.ingest.hash_memory import Remembered
 from service.ingest.hashfile import HASH_BYTES, HashFile
 from service.ingest.lines import LineFile, read_lines
+from service.ingest.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ def holdout_size(fraction: float, documents: int) -> int:
     return min(max(1, round(fraction * documents)), documents // 2) if fraction > 0 else 0
 
 
-def write_hashes(digests: DigestSpool, directory: Path) -> int:
+def write_hashes(digests: DigestSpool, scratch: Scratch) -> int:
     """Write ``hashes.bin``; return how many distinct documents there are."""
     distinct = 0
-    with (directory / HASHES).open("wb") as file:
+    with scratch.create(HASHES) as file:
         for block in digests.merged():
             file.write(b"".join(block))
             distinct += len(block)
@@ -67,7 +68,7 @@ def divide(
     earlier: Sequence[Path],
     given: Sequence[Path],
     fraction: float,
-    directory: Path,
+    scratch: Scratch,
     remembered: Remembered,
 ) -> Division:
     """Divide the documents of a body; writes ``hashes.bin`` and ``holdout.bin``.
@@ -79,9 +80,9 @@ def divide(
     with ExitStack() as stack:
         earlier_hashes = [stack.enter_context(HashFile(folder / HASHES)) for folder in earlier]
         given_hashes = [stack.enter_context(HashFile(folder / HASHES)) for folder in given]
-        hashes = stack.enter_context((directory / HASHES).open("wb"))
+        hashes = stack.enter_context(scratch.create(HASHES))
         # The lowest new hashes are the holdout, but how many they are is known only when all are counted.
-        lowest = stack.enter_context((directory / HOLDOUT_HASHES).open("wb"))
+        lowest = stack.enter_context(scratch.create(HOLDOUT_HASHES))
         for block in digests.merged():
             hashes.write(b"".join(block))
             distinct += len(block)
@@ -101,15 +102,15 @@ def divide(
     return Division(digests.count, distinct, distinct - fresh, fresh - new, new, holdout)
 
 
-def write_holdout(spool: DocumentSpool, directory: Path) -> None:
+def write_holdout(spool: DocumentSpool, scratch: Scratch) -> None:
     """Write ``holdout.ndjson.zst``: the lines that are held out, the first of each hash, in order."""
-    lines = LineFile(directory / HOLDOUT)
-    with closing(lines), HashFile(directory / HOLDOUT_HASHES) as holdout:
+    lines = LineFile(scratch.create(HOLDOUT))
+    with closing(lines), HashFile(scratch.source(HOLDOUT_HASHES)) as holdout:
         missing = len(holdout)
         if missing:
             highest = holdout[-1]
             written = bytearray(missing)
-            for digest, line in _documents_up_to(highest, spool, directory):
+            for digest, line in _documents_up_to(highest, spool, scratch):
                 if digest > highest:
                     continue
                 index = holdout.find(digest)
@@ -123,11 +124,11 @@ def write_holdout(spool: DocumentSpool, directory: Path) -> None:
         lines.seal()
 
 
-def _documents_up_to(highest: bytes, spool: DocumentSpool, directory: Path) -> Iterator[tuple[bytes, bytes]]:
+def _documents_up_to(highest: bytes, spool: DocumentSpool, scratch: Scratch) -> Iterator[tuple[bytes, bytes]]:
     """Hash and line of every document up to a hash, and maybe of others; in order."""
     if highest < CANDIDATES_BELOW:
         return spool.candidates.read()
-    return zip(spool.digests.in_order(), read_lines(directory / DOCUMENTS), strict=True)
+    return zip(spool.digests.in_order(), read_lines(scratch.open(DOCUMENTS)), strict=True)
 
 
 def _without(block: list[bytes], others: Sequence[HashFile | Remembered]) -> list[bytes]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from itertools import chain
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from pydantic_core import to_json
@@ -13,11 +12,13 @@ from service.ingest.findings import Flaw
 from service.ingest.formats import Limits
 from service.ingest.hashfile import HASH_BYTES, hash_at
 from service.ingest.lines import BATCH_BYTES, LineFile
+from service.ingest.scratch import Scratch
 
 DOCUMENTS = "documents.ndjson.zst"
 HASHES = "hashes.bin"
 HOLDOUT = "holdout.ndjson.zst"
 HOLDOUT_HASHES = "holdout.bin"
+_CANDIDATES = "candidates.bin"
 
 OPTIONAL_FIELDS = ("id", "date", "source")
 FIELDS = ("text", *OPTIONAL_FIELDS)
@@ -46,12 +47,12 @@ class DocumentSpool:
     is nearly always among them, and need not be searched for in all documents.
     """
 
-    def __init__(self, directory: Path, limits: Limits) -> None:
+    def __init__(self, scratch: Scratch, limits: Limits) -> None:
         self._max_document_bytes = limits.max_document_bytes
         # Compression is 5 of the 13 ms that a MiB takes, and can be on another core.
-        self._lines = LineFile(directory / DOCUMENTS, beside=True)
-        self.digests = DigestSpool(directory)
-        self.candidates = Candidates(directory)
+        self._lines = LineFile(scratch.create(DOCUMENTS), beside=True)
+        self.digests = DigestSpool(scratch)
+        self.candidates = Candidates(scratch)
 
     def add(self, fields: Mapping[str, str]) -> None:
         """Add a document: ``text``, and of OPTIONAL_FIELDS those it has, in that order; no lone surrogates.
@@ -92,8 +93,8 @@ class Candidates:
     Not compressed: it is the share of a few percent of a body that is thrown away again, and every compressor takes 1 MiB.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "candidates.bin"
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch = scratch
         self._file: BinaryIO | None = None
         self._held: list[tuple[bytes, bytes]] = []
         self._held_bytes = 0
@@ -114,7 +115,7 @@ class Candidates:
         if self._file is None:
             yield from self._held
             return
-        with self._path.open("rb") as file:
+        with (self._scratch.folder / _CANDIDATES).open("rb") as file:
             while digest := file.read(HASH_BYTES):
                 yield digest, file.readline()
 
@@ -124,6 +125,6 @@ class Candidates:
 
     def _spool(self) -> None:
         if self._file is None:
-            self._file = self._path.open("wb")
+            self._file = (self._scratch.folder / _CANDIDATES).open("wb")
         self._file.writelines(chain.from_iterable(self._held))
         self._held, self._held_bytes = [], 0

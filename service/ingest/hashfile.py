@@ -79,20 +79,17 @@ class Hashes(Sequence[bytes]):
 
 
 class HashFile(Hashes):
-    """Such a file, mapped; a context manager. Raises ValueError for a size that is no multiple of 32."""
+    """Such a file, mapped, or the content of one; a context manager. Raises ValueError for a size that is no multiple of 32."""
 
-    def __init__(self, path: Path) -> None:
-        self._map: mmap.mmap | None = None
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            size = os.fstat(descriptor).st_size
-            if size % HASH_BYTES:
-                raise ValueError(f"{path.name}: {size} bytes are not whole hashes")
-            if size:  # an empty file cannot be mapped
-                self._map = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
-        super().__init__(self._map or b"", 0, size // HASH_BYTES)
+    def __init__(self, source: Path | bytes) -> None:
+        self._map = None if isinstance(source, bytes) else _mapped(source)
+        content = source if isinstance(source, bytes) else self._map or b""
+        size = len(content)
+        if size % HASH_BYTES:
+            self.close()
+            name = source.name if isinstance(source, Path) else "a file"
+            raise ValueError(f"{name}: {size} bytes are not whole hashes")
+        super().__init__(content, 0, size // HASH_BYTES)
 
     def forget(self) -> None:
         """Give back the pages that were read, which count as this process's memory while they are mapped.
@@ -113,3 +110,12 @@ class HashFile(Hashes):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _mapped(path: Path) -> mmap.mmap | None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        return mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if size else None  # no map is empty
+    finally:
+        os.close(descriptor)

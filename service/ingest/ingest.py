@@ -13,8 +13,8 @@ changed meanwhile. Nothing here is for more than one thread at a time.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from service.ingest.formats import ContentEncoding, DataFormat, Limits
 from service.ingest.hash_memory import NOTHING, SMALL_DOCUMENTS, Remembered
 from service.ingest.parquet import ParquetParser
 from service.ingest.parsing import NdjsonParser, Parser, TextParser
-from service.ingest.staging import staging
+from service.ingest.scratch import SMALL_BYTES, Scratch
 from service.room import room_for
 
 DEFAULT_LIMITS = Limits()
@@ -73,8 +73,8 @@ class Ingest:
         self._findings = Findings()
         self._body: Body | None = None
         with room_for(_BODY), ExitStack() as stack:
-            self._directory = stack.enter_context(staging(artifacts.root))
-            self._spool = DocumentSpool(self._directory, limits)
+            self._scratch = stack.enter_context(closing(Scratch(artifacts.root)))
+            self._spool = DocumentSpool(self._scratch, limits)
             stack.callback(self._spool.close)
             self._parser = self._parser_of(format, limits)
             stack.callback(self._parser.close)
@@ -120,9 +120,9 @@ class Ingest:
         assert self._body is not None
         with room_for(_BODY):
             division = divide(
-                self._spool.digests, earlier, given, holdout_fraction, self._directory, remembered
+                self._spool.digests, earlier, given, holdout_fraction, self._scratch, remembered
             )
-            write_holdout(self._spool, self._directory)
+            write_holdout(self._spool, self._scratch)
         files = (DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES)
         return self._publish("data", self._body, division.duplicates, division.holdout, files)
 
@@ -136,12 +136,12 @@ class Ingest:
         """Publish the ended body as a given evaluation set: ``slice/<fingerprint>``, likewise."""
         assert self._body is not None
         with room_for(_BODY):
-            distinct = write_hashes(self._spool.digests, self._directory)
+            distinct = write_hashes(self._spool.digests, self._scratch)
         return self._publish("slice", self._body, self._body.documents - distinct, 0, (DOCUMENTS, HASHES))
 
     def has(self, ingested: Ingested) -> bool:
         """Whether it is published still. Where it is not, publish again."""
-        return self._artifacts.manifest(ingested.manifest.key) is not None
+        return self._artifacts.exists(ingested.manifest.key)
 
     def close(self) -> None:
         """Remove what is not published."""
@@ -164,10 +164,10 @@ class Ingest:
             case DataFormat.TEXT:
                 return TextParser(self._spool, self._findings, limits)
             case DataFormat.PARQUET:
-                return ParquetParser(self._spool, self._findings, limits, self._directory)
+                return ParquetParser(self._spool, self._findings, limits, self._scratch.folder)
 
     def _publish(
-        self, prefix: str, body: Body, duplicates: int, holdout: int, files: Iterable[str]
+        self, prefix: str, body: Body, duplicates: int, holdout: int, files: Sequence[str]
     ) -> Ingested:
         result = {
             **asdict(body),
@@ -177,13 +177,28 @@ class Ingest:
         }
         depends_on = dict(result)
         if holdout:
-            depends_on["holdout_sha256"] = sha256_of(self._directory / HOLDOUT_HASHES)
+            depends_on["holdout_sha256"] = _sha256(self._scratch.source(HOLDOUT_HASHES))
         fingerprint = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         key = f"{prefix}/{fingerprint}"
-        with self._artifacts.writing(key) as directory:
-            for name in files:
-                # Linked, so that the body can be published again; whatever is written again must not be.
-                place = os.link if name == DOCUMENTS else os.replace
-                place(self._directory / name, directory / name)
-            manifest = self._artifacts.publish(key, directory, result)
+        small = {name: content for name in files if (content := self._scratch.small(name)) is not None}
+        if len(small) == len(files) and sum(map(len, small.values())) <= SMALL_BYTES:
+            manifest = self._artifacts.publish_small(key, small, result)
+        else:
+            with self._artifacts.writing(key) as directory:
+                for name in files:
+                    self._place(name, directory)
+                manifest = self._artifacts.publish(key, directory, result)
         return Ingested(manifest, body.sha256, body.bytes, body.documents, duplicates, holdout)
+
+    def _place(self, name: str, directory: Path) -> None:
+        source = self._scratch.source(name)
+        if isinstance(source, bytes):
+            (directory / name).write_bytes(source)
+        else:
+            # Linked, so that the body can be published again; whatever is written again must not be.
+            place = os.link if name == DOCUMENTS else os.replace
+            place(source, directory / name)
+
+
+def _sha256(source: bytes | Path) -> str:
+    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else sha256_of(source)

@@ -3,10 +3,11 @@
 import io
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import zstandard
+
+from service.ingest.scratch import ScratchFile
 
 # Level 1 makes text 2 to 3 times smaller at 4 ms a MiB; level 3 takes three times as long for a fifth less.
 _LEVEL = 1
@@ -20,8 +21,8 @@ class LineFile:
     do, and zstd's own threads take 12 MiB a file.
     """
 
-    def __init__(self, path: Path, *, beside: bool = False) -> None:
-        self._file: BinaryIO = path.open("wb")
+    def __init__(self, file: ScratchFile, *, beside: bool = False) -> None:
+        self._file = file
         self._zstd = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
         self._stream: Any = None  # its class has a name for type checkers only
         self._held: list[bytes] = []
@@ -73,10 +74,10 @@ class LineFile:
         self._file.write(self._stream.compress(batch))
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a zstd file, each with its line end."""
+def read_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines of a zstd file, each with its line end; at the end, or when no more are wanted, it is closed."""
     with (
-        path.open("rb") as file,
+        file,
         zstandard.ZstdDecompressor().stream_reader(file, read_size=1 << 18, closefd=False) as stream,
         io.BufferedReader(stream, 1 << 20) as lines,
     ):

@@ -19,7 +19,7 @@ def read_documents(folder: Path, file: str = DOCUMENTS) -> Iterator[Document]:
 
     ``file`` is ``documents.ndjson.zst`` (all of a version or slice) or ``holdout.ndjson.zst``.
     """
-    for line in read_lines(folder / file):
+    for line in read_lines((folder / file).open("rb")):
         yield Document(**json.loads(line.decode()))
 
 

@@ -128,6 +128,79 @@ def test_settings_give_an_object_store_its_cache(tmp_path: Path) -> None:
     assert Artifacts.from_url(other.artifacts).root == tmp_path / "a b#c"
 
 
+# --- small ones: files in the manifest ---
+
+SMALL = {"a.bin": bytes(range(256)), "deep/b.json": b"{}", "empty": b""}
+
+
+def publish_small(artifacts: Artifacts, **files: bytes) -> Manifest:
+    return artifacts.publish_small(KEY, files or SMALL, {"rows": 3, "none": None})
+
+
+def test_small_files_are_published_with_one_write_and_opened_like_any(artifacts: Artifacts) -> None:
+    assert not artifacts.exists(KEY)
+    manifest = publish_small(artifacts)
+    assert [file.path for file in artifacts.files()] == [f"{KEY}/{MANIFEST}"]
+    assert artifacts.exists(KEY)
+    other = Artifacts.from_url(artifacts.url)
+    assert other.manifest(KEY) == manifest
+    assert (manifest.result, manifest.bytes, manifest.is_whole) == ({"rows": 3, "none": None}, 258, True)
+    assert other.read(manifest, "a.bin") == SMALL["a.bin"]
+    assert other.path(manifest, "deep/b.json").read_bytes() == b"{}"
+    assert content_of(other.open(KEY)) == SMALL
+    with pytest.raises(ArtifactMissing):
+        other.read(manifest, "deep")
+
+
+def test_a_small_artifact_has_the_hash_of_one_whose_files_lie_beside_the_manifest(
+    artifacts: Artifacts,
+) -> None:
+    beside = publish(artifacts, "pack/other", **SMALL)
+    assert not beside.is_whole
+    assert artifacts.read(beside, "a.bin") == SMALL["a.bin"]
+    assert publish_small(artifacts).sha256 == beside.sha256
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit flipped", "missing"])
+def test_a_damaged_copy_of_a_small_file_is_made_again(artifacts: Artifacts, damage: str) -> None:
+    manifest = publish_small(artifacts, a=bytes(1000))
+    path = artifacts.path(manifest, "a")
+    content = DAMAGES[damage](path.read_bytes())
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert content_of(artifacts.open(KEY)) == {"a": bytes(1000)}
+
+
+def test_of_many_small_ones_at_once_one_is_published_and_what_is_there_stays(artifacts: Artifacts) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        manifests = list(threads.map(lambda n: artifacts.publish_small(KEY, {"n": b"%d" % n}, {}), range(8)))
+    assert all(manifest == manifests[0] for manifest in manifests)
+    assert publish(artifacts) == manifests[0]
+    assert [file.path for file in artifacts.files()] == [f"{KEY}/{MANIFEST}"]
+
+
+def test_a_small_artifact_that_is_removed_leaves_no_copies(artifacts: Artifacts) -> None:
+    publish_small(artifacts)
+    artifacts.open(KEY)
+    artifacts.unpublish([KEY])
+    artifacts.remove_files([file.path for file in artifacts.files()])
+    assert not artifacts.exists(KEY)
+    assert not [path for path in artifacts.root.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("damage", ["content", "hash"])
+def test_a_small_artifact_whose_manifest_is_damaged_is_not_used(tmp_path: Path, damage: str) -> None:
+    artifacts = Artifacts(tmp_path)
+    manifest = publish_small(artifacts, a=b"abcdef")
+    path = tmp_path / KEY / MANIFEST
+    whole = path.read_bytes()
+    place = whole.index(b"YWJj" if damage == "content" else manifest.files[0].sha256.encode())
+    path.write_bytes(whole[:place] + (b"Z" if damage == "content" else b"!") + whole[place + 1 :])
+    with pytest.raises(ArtifactCorrupt, match=r"pack/3f9c: a differs"):
+        artifacts.open(KEY)
+
+
 # --- checkpoints that can't lie ---
 
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {

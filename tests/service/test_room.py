@@ -55,6 +55,25 @@ def test_an_artifact_is_whole_or_not_there_wherever_the_disk_ends(disk: SmallDis
     assert artifacts.manifest(KEY) is not None
 
 
+def test_a_small_artifact_is_whole_or_not_there_wherever_the_disk_ends(disk: SmallDisk) -> None:
+    artifacts = Artifacts(disk.path)
+    failed = 0
+    for pages in range(40):
+        disk.fill(leave=pages * PAGE)
+        try:
+            artifacts.publish_small(KEY, {"a": bytes(30_000), "b": bytes(10_000)}, {})
+        except NoRoom:
+            failed += 1
+            assert artifacts.manifest(KEY) is None
+            assert left_over(disk.path) == []
+        else:
+            break
+        finally:
+            disk.clear()
+    assert failed > 5
+    assert artifacts.open(KEY).joinpath("a").read_bytes() == bytes(30_000)
+
+
 def test_a_body_is_taken_whole_or_not_at_all(disk: SmallDisk) -> None:
     artifacts = Artifacts(disk.path)
     chance = random.Random(0)  # documents are compressed

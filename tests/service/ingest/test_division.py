@@ -105,6 +105,7 @@ def test_the_holdout_of_many_documents_is_the_lowest_hashes(artifacts: Artifacts
 
 def test_nothing_new_leaves_nothing_behind(artifacts: Artifacts) -> None:
     first = publish(artifacts, ndjson("a", "b"))
+    folder(artifacts, first)
     before = set(artifacts.root.rglob("*"))
     with pytest.raises(NothingNew, match="already in"):
         publish(artifacts, ndjson("b", "a", "b"), earlier=[folder(artifacts, first)])

@@ -123,7 +123,7 @@ def test_documents_are_normalised(artifacts: Artifacts) -> None:
         b'\xef\xbb\xbf{"z": [1, {}], "source": "s", "text": "caf\\u00e9", "id": null}\r\n\n  \n{"text":"b"}'
     )
     version = publish(artifacts, body)
-    lines = list(read_lines(folder(artifacts, version) / DOCUMENTS))
+    lines = list(read_lines((folder(artifacts, version) / DOCUMENTS).open("rb")))
     assert lines == ['{"text":"café","source":"s"}\n'.encode(), b'{"text":"b"}\n']
 
 

@@ -1,0 +1,42 @@
+"""Files of a body: in memory while they are small, in a staging folder from then on."""
+
+from pathlib import Path
+
+import pytest
+
+from service.ingest.scratch import SMALL_BYTES, Scratch
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL_BYTES, SMALL_BYTES + 1, 3 * SMALL_BYTES])
+@pytest.mark.parametrize("step", [1000, SMALL_BYTES, 10 * SMALL_BYTES])
+def test_a_file_is_what_was_written_wherever_it_is(tmp_path: Path, size: int, step: int) -> None:
+    content = bytes(range(256)) * (size // 256 + 1)
+    content = content[:size]
+    scratch = Scratch(tmp_path)
+    with scratch.create("a") as file:
+        for start in range(0, size, step):
+            file.write(content[start : start + step])
+    with scratch.open("a") as found:
+        assert found.read() == content
+    is_small = size <= SMALL_BYTES
+    assert scratch.small("a") == (content if is_small else None)
+    assert (list(tmp_path.iterdir()) == []) is is_small
+    source = scratch.source("a")
+    assert (source if isinstance(source, bytes) else source.read_bytes()) == content
+    scratch.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [100, 2 * SMALL_BYTES])
+def test_a_file_can_be_cut_and_written_again(tmp_path: Path, size: int) -> None:
+    scratch = Scratch(tmp_path)
+    with scratch.create("a") as file:
+        file.write(bytes(size))
+        file.truncate(10)
+    with scratch.open("a") as found:
+        assert found.read() == bytes(10)
+    with scratch.create("a") as file:
+        file.write(b"again")
+    with scratch.open("a") as found:
+        assert found.read() == b"again"
+    scratch.close()

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from sqlalchemy.orm import Session
 
@@ -10,7 +11,8 @@ from service.ingest.hash_memory import VersionHashes
 from service.ingest.ingest import Ingest, Ingested
 from service.known_documents import KnownDocuments
 from service.store import datasets, events, models, updates
-from service.store.database import CommitGuard, Database, commit_guard, now
+from service.store.columns import new_id
+from service.store.database import CommitGuard, Database, commit_guard
 from service.store.datasets import Extent, Standing
 from service.store.in_use import share_artifacts
 from service.store.tables import DataVersion
@@ -71,7 +73,7 @@ class VersionRounds:
             dataset_ids = {candidate.dataset_id for candidate in candidates}
             datasets.lock_all(session, dataset_ids)
             places = {key: _Place(extent) for key, extent in datasets.extents(session, dataset_ids).items()}
-            share_artifacts(session)
+            present = share_artifacts(session)
             there = found(session, {candidate.content for candidate in candidates})
             created: list[tuple[Candidate, RegisteredVersion]] = []
             outcomes: list[RegisteredVersion | None] = []
@@ -83,7 +85,7 @@ class VersionRounds:
                     created.append((candidate, outcome))
                     there[candidate.content] = replace(outcome, created=False)
                 outcomes.append(outcome)
-            _add(session, created)
+            _add(session, created, present)
             commit_guard.set(_Guards.of(candidates, outcomes))
         for candidate, outcome in created:
             version = VersionHashes(outcome.row.number, outcome.row.artifact_key, candidate.hashes)
@@ -176,6 +178,7 @@ def found(
 def _row(candidate: Candidate, number: int) -> DataVersion:
     ingested = candidate.ingested
     return DataVersion(
+        id=new_id("dv"),
         dataset_id=candidate.dataset_id,
         number=number,
         label=candidate.label,
@@ -188,13 +191,13 @@ def _row(candidate: Candidate, number: int) -> DataVersion:
     )
 
 
-def _add(session: Session, created: Sequence[tuple[Candidate, RegisteredVersion]]) -> None:
+def _add(session: Session, created: Sequence[tuple[Candidate, RegisteredVersion]], present: datetime) -> None:
     """Add the rows, their events and their updates."""
-    present = now(session)
+    if not created:
+        return
     for _, outcome in created:
         outcome.row.created_at = present
-        session.add(outcome.row)
-    session.flush()
+    datasets.add_versions(session, [outcome.row for _, outcome in created])
     followers = models.following(session, {candidate.dataset_id for candidate, _ in created})
     for candidate, outcome in created:
         row, name = outcome.row, candidate.dataset

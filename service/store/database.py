@@ -135,6 +135,18 @@ def at_commit(session: Session, write: Callable[[Session], None]) -> None:
     session.info.setdefault(_AT_COMMIT, []).append(write)
 
 
+def locked(session: Session, number: int, *, shared: bool = False) -> datetime:
+    """Hold the lock of that number until the end of the transaction; the time when it was got, as of ``now``.
+
+    SQLite has one writer at a time, who holds every lock.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return now(session)
+    function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+    _, present = session.execute(sa.text(f"SELECT {function}({number}), clock_timestamp()")).one()
+    return present.astimezone(UTC)  # type: ignore[no-any-return]
+
+
 def now(session: Session) -> datetime:
     """The database's present time, UTC: the only clock that leases and timestamps go by."""
     if session.get_bind().dialect.name == "postgresql":

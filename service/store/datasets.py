@@ -1,7 +1,7 @@
 """Datasets, their data versions and their given slices."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -19,6 +19,7 @@ _EXTENT = (
     sa.select(sa.func.count()).where(_OF_DATASET, DataVersion.excluded_at.is_not(None)).scalar_subquery(),
     sa.select(sa.func.count()).where(Slice.dataset_id == Dataset.id).scalar_subquery(),
 )
+_INSERT = sa.insert(cast(sa.Table, DataVersion.__table__))
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 _EXTENTS = sa.select(Dataset.id, *_EXTENT).where(Dataset.id.in_(_IDS))
 _LOCKED = sa.select(Dataset.id).where(Dataset.id.in_(_IDS)).order_by(Dataset.id).with_for_update()
@@ -113,6 +114,12 @@ def versions(session: Session, dataset_id: str, up_to: int | None = None) -> Seq
     if up_to is not None:
         query = query.where(DataVersion.number <= up_to)
     return session.scalars(query.order_by(DataVersion.number)).all()
+
+
+def add_versions(session: Session, rows: Sequence[DataVersion]) -> None:
+    """Write down rows that have all of their values. They are not the session's: what it would do for each is not needed."""
+    columns = DataVersion.__table__.columns.keys()
+    session.execute(_INSERT, [{name: getattr(row, name) for name in columns} for row in rows])
 
 
 class VersionArtifact(NamedTuple):

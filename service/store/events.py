@@ -7,18 +7,21 @@ nobody.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from service.store.database import at_commit, now
+from service.store.database import at_commit, locked
 from service.store.tables import Event
 
 _PENDING = "pathswitch_events"
 
 # Any fixed number but the one that migrations lock.
 _ADVISORY_LOCK = 7_204_102
+
+# Of the table and not of the class: nobody needs the ids, which would have to be asked for.
+_INSERT = sa.insert(cast(sa.Table, Event.__table__))
 
 
 def append(session: Session, type_: str, **data: Any) -> None:
@@ -44,9 +47,7 @@ def latest(session: Session) -> int:
 
 
 def _write(session: Session) -> None:
-    present = now(session)
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(sa.text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+    present = locked(session, _ADVISORY_LOCK)
     pending = session.info.pop(_PENDING)
-    session.add_all(Event(type=type_, data=data, created_at=present) for type_, data in pending)
-    session.flush()
+    rows = [{"type": type_, "data": data, "created_at": present} for type_, data in pending]
+    session.execute(_INSERT, rows)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -10,6 +11,7 @@ from service.core.plan import checkpoint_prefix
 from service.core.stage_specs import TRAINING_KINDS, StageKind, TrainStage, artifact_keys
 from service.core.states import CheckpointState, StageState, UpdateState
 from service.store import lines
+from service.store.database import locked
 from service.store.tables import (
     Checkpoint,
     DataVersion,
@@ -42,21 +44,14 @@ class InUse:
         return key in self.keys or key.rpartition("/")[0] in self.checkpoint_prefixes
 
 
-def share_artifacts(session: Session) -> None:
-    """Until the end of the transaction, no artifact is removed that is there now."""
-    _lock(session, "pg_advisory_xact_lock_shared")
+def share_artifacts(session: Session) -> datetime:
+    """Until the end of the transaction, no artifact is removed that is there now. The database's time."""
+    return locked(session, _ADVISORY_LOCK, shared=True)
 
 
 def stop_sharing_artifacts(session: Session) -> None:
     """Wait until nobody is about to refer to an artifact, and have others wait until the end of the transaction."""
-    _lock(session, "pg_advisory_xact_lock")
-
-
-def _lock(session: Session, function: str) -> None:
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(sa.text(f"SELECT {function}({_ADVISORY_LOCK})"))
-    else:
-        session.connection()  # which begins; on SQLite there is one writer at a time anyway
+    locked(session, _ADVISORY_LOCK)
 
 
 def artifacts_in_use(session: Session, keep_versions: int | None = None) -> InUse:

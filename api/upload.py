@@ -80,13 +80,14 @@ async def registered(
         await in_thread(check)
         async with received(request, services, kind) as taken_in:
             return await in_worker(lambda: register(taken_in), services.uploads.threads)
+    raw = await request.body()  # before its turn, which must not wait for whoever sends nothing
     async with services.small_uploads.turn():
-        raw = await request.body()
 
         def at_once() -> _T:
             try:
                 format, encoding = _format_of(request)
-                with Ingest(services.artifacts, format, encoding, limits_of(services.settings)) as ingest:
+                limits = limits_of(services.settings)
+                with Ingest(services.artifacts, format, encoding, limits, small=True) as ingest:
                     ingest.feed(raw)
                     return register(Received(ingest, ingest.end(), None))
             except PathswitchError:
@@ -97,9 +98,11 @@ async def registered(
 
 
 def _is_small(request: Request) -> bool:
-    """Whether the data is in the body, and the body says that it is small."""
+    """Whether the data is in the body, and the body says that it is small. What is compressed may be of any size."""
     length = request.headers.get("content-length", "")
-    return length.isdecimal() and int(length) <= _SMALL_BYTES and _media_type(request) != _JSON
+    if "content-encoding" in request.headers or _media_type(request) == _JSON:
+        return False
+    return length.isdecimal() and int(length) <= _SMALL_BYTES
 
 
 def _media_type(request: Request) -> str:

@@ -94,7 +94,7 @@ class StoredFile:
 
 
 class Artifacts:
-    """Artifacts under one root folder, or in an object store, of which the root holds copies.
+    """Artifacts under one root folder, or in an object store, of which the root holds copies, as of files in manifests.
 
     Keys are relative POSIX paths such as ``pack/3f9c…``. With an object store everything may raise Unavailable.
     """
@@ -189,13 +189,14 @@ class Artifacts:
         created = self._upload(manifest, directory) if self._store else self._link(manifest)
         if created:
             return manifest
-        winner = self._winner(key)
+        winner = self.manifest(key)
+        assert winner is not None
         if winner.directory != manifest.directory:
             self._forget(manifest, directory)
         return winner
 
     def publish_small(self, key: str, contents: Mapping[str, bytes], result: dict[str, Any]) -> Manifest:
-        """Publish files that are small enough for the manifest, by their names: with one write instead of one a file.
+        """Publish files of a few KiB in all, by their names, in the manifest: with one write instead of one a file.
 
         Returns the manifest that counts, as ``publish`` does. Raises NoRoom where the disk is full.
         """
@@ -206,23 +207,29 @@ class Artifacts:
             for name, content in sorted(contents.items())
         )
         manifest = Manifest(key=key, directory=_attempt(), files=files, result=result)
-        if self._store is not None:
-            created = self._store.create(f"{key}/{MANIFEST}", _json_of(manifest))
-        else:
-            folder = self._folder(key)
-            with room_for(key):
+        while True:
+            if self._store is not None:
+                created = self._store.create(f"{key}/{MANIFEST}", _json_of(manifest))
+            else:
+                created = self._link_small(manifest)
+            if created:
+                return manifest
+            # Between that and this, garbage collection may have removed the one that was there.
+            if (winner := self.manifest(key)) is not None:
+                return winner
+
+    def _link_small(self, manifest: Manifest) -> bool:
+        folder = self._folder(manifest.key)
+        while True:
+            with room_for(manifest.key):
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    created = self._link(manifest)
+                    return self._link(manifest)
+                except FileNotFoundError:
+                    continue  # a folder that was empty for a moment, and has been removed
                 except BaseException:
                     _remove_empty(folder)
                     raise
-        return manifest if created else self._winner(key)
-
-    def _winner(self, key: str) -> Manifest:
-        winner = self.manifest(key)
-        assert winner is not None
-        return winner
 
     def _link(self, manifest: Manifest) -> bool:
         """Put the manifest in place. False where one is."""
@@ -233,21 +240,25 @@ class Artifacts:
                 file.write(_json_of(manifest))
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(temporary, folder / MANIFEST)
-        except FileExistsError:
-            return False
+            try:
+                os.link(temporary, folder / MANIFEST)
+                created = True
+            except FileExistsError:
+                created = False
         finally:
             temporary.unlink(missing_ok=True)
         try:
-            # The whole chain of new folders must survive a power cut, not only the last one.
+            # The whole chain of new folders must survive a power cut, not only the last one; and what is taken over must,
+            # though its owner has not come that far.
             while folder != self.root.parent:
                 _sync_folder(folder)
                 folder = folder.parent
         except OSError:
-            # The files go with the attempt, which has failed: no manifest may promise them.
-            (self._folder(manifest.key) / MANIFEST).unlink(missing_ok=True)
+            if created and not manifest.is_whole:
+                # The files go with the attempt, which has failed: no manifest may promise them.
+                (self._folder(manifest.key) / MANIFEST).unlink(missing_ok=True)
             raise
-        return True
+        return created
 
     def _upload(self, manifest: Manifest, directory: Path) -> bool:
         """Files first, the manifest last. False where one is: perhaps this one, whose answer was lost."""
@@ -291,16 +302,28 @@ class Artifacts:
         """Where the file ``name`` of an artifact lies, unverified. Raises ArtifactMissing if the artifact has no such file."""
         entry = manifest.file(name)
         path = self._folder(manifest.key) / manifest.directory / name
-        if (self._store is not None or entry.content is not None) and not path.exists():
+        if entry.content is not None:
+            # A copy is not fsynced: after a power cut there may be one that is empty.
+            if not _is(path, entry):
+                self._fetch(manifest, entry)
+        elif self._store is not None and not path.exists():
             self._fetch(manifest, entry)
         if self._store is not None:
             artifact_cache.mark_used(self._folder(manifest.key) / manifest.directory)
         return path
 
     def read(self, manifest: Manifest, name: str) -> bytes:
-        """The content of the small file ``name``, unverified. Raises ArtifactMissing."""
-        content = manifest.file(name).content
-        return self.path(manifest, name).read_bytes() if content is None else content
+        """The verified content of the small file ``name``. Raises ArtifactMissing or ArtifactCorrupt."""
+        entry = manifest.file(name)
+        content = entry.content
+        if content is None:
+            try:
+                content = self.path(manifest, name).read_bytes()
+            except FileNotFoundError:
+                raise ArtifactCorrupt(f"{manifest.key}: {name} is missing") from None
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise ArtifactCorrupt(f"{manifest.key}: {name} differs from its manifest")
+        return content
 
     def location(self, manifest: Manifest) -> str:
         """Where the files of an artifact lie: a folder, or a prefix of the object store."""

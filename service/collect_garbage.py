@@ -104,8 +104,8 @@ def _garbage_under(
         return
     attempts = dict(stored.attempts)
     if published is not None:
-        if len(attempts) <= 1 and all(map(ATTEMPT_DIRECTORY.fullmatch, attempts)):
-            return
+        if not attempts or (artifacts.is_remote and len(attempts) == 1):
+            return  # of an object store the one is that of the manifest, which it would cost a request to ask
         try:
             manifest = artifacts.manifest(key)
         except ArtifactCorrupt:

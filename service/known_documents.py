@@ -13,8 +13,9 @@ from service.ingest.hashfile import HashFile
 from service.store import datasets
 from service.store.datasets import Extent, VersionArtifact
 
-# What is looked up while the dataset is locked.
+# What is looked up while the dataset is locked; of an object store, each is a request.
 _FEW_VERSIONS = 64
+_FEW_REMOTE_VERSIONS = 8
 
 
 class KnownDocuments:
@@ -49,7 +50,7 @@ class KnownDocuments:
         after = self.newest(dataset_id, extent)
         if after >= extent.newest:
             return self.now(dataset_id, extent)
-        if self._artifacts.is_remote or extent.newest - after > _FEW_VERSIONS:
+        if extent.newest - after > (_FEW_REMOTE_VERSIONS if self._artifacts.is_remote else _FEW_VERSIONS):
             return None
         return self.with_added(
             dataset_id, extent, after, datasets.version_artifacts(session, dataset_id, after)

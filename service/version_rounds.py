@@ -1,6 +1,7 @@
 """Data versions that are ready at the same time are written down in one transaction, each under its dataset's next number."""
 
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -40,6 +41,13 @@ class Candidate:
     ingested: Ingested
     hashes: list[bytes] | None
     guard: CommitGuard | None
+
+    def has_any(self, digests: Sequence[bytes]) -> bool:
+        """Whether one of the sorted hashes is that of one of its documents."""
+        if self.hashes is not None:
+            return not set(digests).isdisjoint(self.hashes)
+        with self.ingest.published_hashes(self.ingested) as hashes:
+            return bool(hashes.among(digests))
 
     @property
     def dataset_id(self) -> str:
@@ -97,7 +105,9 @@ class VersionRounds:
     def _leave(self, candidate: Candidate, extent: Extent) -> None:
         if len(self._left) >= _MAX_STANDING:
             self._left.clear()
-        if not extent.slices:
+        if extent.slices:
+            self._left.pop(candidate.dataset, None)
+        else:
             self._left[candidate.dataset] = candidate.stands._replace(extent=extent)
 
     def _holds(self, session: Session, candidate: Candidate, place: "_Place") -> bool:
@@ -110,18 +120,15 @@ class VersionRounds:
         known, present = candidate.stands.extent, place.extent
         if known == present and not place.taken:
             return True
-        if candidate.hashes is None or place.hashes is None or known[1:] != present[1:]:
+        if place.hashes is None or known[1:] != present[1:]:
             return False
-        if not place.hashes.isdisjoint(candidate.hashes):
-            return False
-        if known == present:
-            return True
-        remembered = self._known.at_hand(session, candidate.dataset_id, present)
-        return (
-            remembered is not None
-            and all(number <= known.newest for number, _ in remembered.others)
-            and not remembered.has_since(known.newest, candidate.hashes)
-        )
+        added = sorted(place.hashes)
+        if known != present:
+            remembered = self._known.at_hand(session, candidate.dataset_id, present)
+            if remembered is None or any(number > known.newest for number, _ in remembered.others):
+                return False
+            added = sorted({*added, *remembered.since(known.newest)})
+        return not candidate.has_any(added)
 
 
 class _Guards:
@@ -139,8 +146,15 @@ class _Guards:
         return cls(guards) if guards else None
 
     def __call__(self, session: Session) -> None:
+        with ExitStack() as undone:
+            for guard in self._guards:
+                guard(session)
+                undone.callback(guard.forget)
+            undone.pop_all()
+
+    def forget(self) -> None:
         for guard in self._guards:
-            guard(session)
+            guard.forget()
 
     def was_committed(self, session: Session) -> bool:
         return any(guard.was_committed(session) for guard in self._guards)

@@ -1,6 +1,7 @@
 """Which documents the small versions of datasets have, kept in memory: otherwise a file of each would have to be opened."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ SMALL_DOCUMENTS = 1000
 
 # In all, at about 200 bytes each.
 MAX_HASHES = 1 << 18
+
+# Datasets that are used at the same time must not throw each other out, for each would be read again every time.
+KEPT_SECONDS = 60.0
 
 
 class VersionHashes(NamedTuple):
@@ -37,9 +41,10 @@ class Remembered:
         """Those of a block of hashes that are in here."""
         return {digest for digest in block if 0 < self.first.get(digest, 0) <= self.newest}
 
-    def has_since(self, after: int, hashes: Iterable[bytes]) -> bool:
-        """Whether a version above ``after`` was the first to have one of the hashes."""
-        return any(after < self.first.get(digest, 0) <= self.newest for digest in hashes)
+    def since(self, after: int) -> list[bytes]:
+        """Hashes that a version above ``after`` was the first to have, sorted."""
+        # Copied at once, for others may be adding to it.
+        return sorted(digest for digest, number in list(self.first.items()) if after < number <= self.newest)
 
 
 NOTHING = Remembered()
@@ -53,6 +58,7 @@ class _Dataset:
     newest: int = 0
     first: dict[bytes, int] = field(default_factory=dict)
     others: list[tuple[int, str]] = field(default_factory=list)
+    used_at: float = field(default_factory=time.monotonic)
 
 
 class HashMemory:
@@ -85,7 +91,7 @@ class HashMemory:
             if known is None or known.excluded < excluded:
                 self._forget(dataset_id)
                 known = self._datasets[dataset_id] = _Dataset(excluded)
-            self._datasets.move_to_end(dataset_id)
+            self._use(dataset_id)
             if known.excluded != excluded or not after <= known.newest < newest:
                 return
             for number, key, hashes in versions:
@@ -106,18 +112,22 @@ class HashMemory:
             known = self._datasets.get(dataset_id)
             if known is None or known.excluded != excluded or known.newest < newest:
                 return None
-            self._datasets.move_to_end(dataset_id)
+            self._use(dataset_id)
             others = tuple(other for other in known.others if other[0] <= newest)
             return Remembered(newest, others, known.first)
 
     def _has_room(self, dataset_id: str, count: int) -> bool:
-        """Make room for that many hashes, if there is any without those of this dataset."""
+        """Make room for that many hashes, if there is any without those of this dataset and of those in use."""
         while self._held + count > self._max_hashes:
             oldest = next(iter(self._datasets))
-            if oldest == dataset_id:
+            if oldest == dataset_id or time.monotonic() - self._datasets[oldest].used_at < KEPT_SECONDS:
                 return False
             self._forget(oldest)
         return True
+
+    def _use(self, dataset_id: str) -> None:
+        self._datasets[dataset_id].used_at = time.monotonic()
+        self._datasets.move_to_end(dataset_id)
 
     def _forget(self, dataset_id: str) -> None:
         known = self._datasets.pop(dataset_id, None)

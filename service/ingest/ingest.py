@@ -27,6 +27,7 @@ from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES,
 from service.ingest.findings import Findings, Meter, bad_body
 from service.ingest.formats import ContentEncoding, DataFormat, Limits
 from service.ingest.hash_memory import NOTHING, SMALL_DOCUMENTS, Remembered
+from service.ingest.hashfile import HashFile
 from service.ingest.parquet import ParquetParser
 from service.ingest.parsing import NdjsonParser, Parser, TextParser
 from service.ingest.scratch import SMALL_BYTES, Scratch
@@ -64,7 +65,10 @@ class Ingest:
         format: DataFormat,
         encoding: ContentEncoding | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        *,
+        small: bool = False,
     ) -> None:
+        """``small``: the body is known to be of a few KiB, for which no staging folder is made."""
         self._artifacts = artifacts
         self._format = format
         self._decoder = decoder(encoding)
@@ -74,6 +78,10 @@ class Ingest:
         self._body: Body | None = None
         with room_for(_BODY), ExitStack() as stack:
             self._scratch = stack.enter_context(closing(Scratch(artifacts.root)))
+            if not small:
+                _ = (
+                    self._scratch.folder
+                )  # where the store cannot be written to, that is said before the body is read
             self._spool = DocumentSpool(self._scratch, limits)
             stack.callback(self._spool.close)
             self._parser = self._parser_of(format, limits)
@@ -138,6 +146,11 @@ class Ingest:
         with room_for(_BODY):
             distinct = write_hashes(self._spool.digests, self._scratch)
         return self._publish("slice", self._body, self._body.documents - distinct, 0, (DOCUMENTS, HASHES))
+
+    def published_hashes(self, ingested: Ingested) -> HashFile:
+        """The distinct hashes of the documents of what was published, to be closed."""
+        manifest = ingested.manifest
+        return HashFile(manifest.file(HASHES).content or self._artifacts.path(manifest, HASHES))
 
     def has(self, ingested: Ingested) -> bool:
         """Whether it is published still. Where it is not, publish again."""

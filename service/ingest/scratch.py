@@ -1,6 +1,7 @@
 """The files of a body while it is worked on: small ones in memory, the others in a staging folder."""
 
 import io
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,21 +16,24 @@ SMALL_BYTES = 1 << 16
 class Scratch:
     """Files by their names, for whoever makes one artifact of them. ``close`` removes them all.
 
-    The staging folder is made for the first file that is not small: a body of a few lines has none.
+    The staging folder is made when it is first asked for, by a file that is not small: a body of a few lines has none. What
+    compresses lines beside may ask for it at the same time as what reads them.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._stack = ExitStack()
         self._folder: Path | None = None
+        self._making = threading.Lock()
         self._small: dict[str, bytes] = {}
 
     @property
     def folder(self) -> Path:
         """Where the files are that are not small, and where others may be made."""
-        if self._folder is None:
-            self._folder = self._stack.enter_context(staging(self._root))
-        return self._folder
+        with self._making:
+            if self._folder is None:
+                self._folder = self._stack.enter_context(staging(self._root))
+            return self._folder
 
     def create(self, name: str) -> "ScratchFile":
         """A file to write, in place of the one of that name. It is there once it is closed."""

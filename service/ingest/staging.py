@@ -1,4 +1,4 @@
-"""Where a body is written until it is whole: a folder of its own beside the artifacts, held by a lock."""
+"""Where a body that is not small is written until it is whole: a folder of its own beside the artifacts, held by a lock."""
 
 import fcntl
 import os

@@ -41,6 +41,10 @@ class CommitGuard(Protocol):
         """Write a mark in the transaction. Raises where the transaction must not be."""
         ...
 
+    def forget(self) -> None:
+        """The transaction that was marked last is not committed, and never will be."""
+        ...
+
     def was_committed(self, session: Session) -> bool:
         """Whether the transaction that was marked last is known, in another one, to be committed."""
         ...
@@ -63,13 +67,16 @@ class Database:
             yield session
             if (guard := commit_guard.get()) is not None:
                 guard(session)
-            for write in session.info.pop(_AT_COMMIT, ()):
-                write(session)
             try:
-                session.commit()
-            except exc.DBAPIError as error:
-                if guard is None or not _is_away(error) or not self._was_committed(session, guard):
-                    raise
+                for write in session.info.pop(_AT_COMMIT, ()):
+                    write(session)
+                self._commit(session, guard)
+            except DatabaseAway:
+                raise  # from asking what became of the commit: nobody knows
+            except BaseException:
+                if guard is not None:
+                    guard.forget()
+                raise
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -84,6 +91,13 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def _commit(self, session: Session, guard: CommitGuard | None) -> None:
+        try:
+            session.commit()
+        except exc.DBAPIError as error:
+            if guard is None or not _is_away(error) or not self._was_committed(session, guard):
+                raise
 
     def _was_committed(self, session: Session, guard: CommitGuard) -> bool:
         """Whether a COMMIT that failed was carried out all the same. Asked in a transaction, which waits for one still open."""

@@ -54,6 +54,9 @@ class Mark:
         mark_carried_out(session, self._key, self._owner)
         self._marks += 1
 
+    def forget(self) -> None:
+        self._marks -= 1
+
     def was_committed(self, session: Session) -> bool:
         """Of a second transaction the row cannot tell: the first has marked it."""
         query = sa.select(IdempotentRequest.carried_out).where(

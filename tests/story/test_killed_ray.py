@@ -15,17 +15,17 @@ from tests.support.undisturbed import CHECKPOINT_EVERY, MODEL, Undisturbed, push
 from tests.support.up import running_up
 from tests.support.watched_update import WatchedUpdate, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow_on_postgres]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(
     ("victim", "kind"),
     [
-        pytest.param("worker", StageKind.TRAIN_TRUNK, marks=pytest.mark.slow),
-        pytest.param("controller", StageKind.TRAIN_BRANCH, marks=pytest.mark.slow),
-        pytest.param("driver", StageKind.TRAIN_TRUNK, marks=pytest.mark.slow),
-        pytest.param("board", StageKind.TRAIN_TRUNK, marks=pytest.mark.slow),
-        pytest.param("raylet", StageKind.TRAIN_BRANCH, marks=pytest.mark.slow),
+        ("worker", StageKind.TRAIN_TRUNK),
+        ("controller", StageKind.TRAIN_BRANCH),
+        ("driver", StageKind.TRAIN_TRUNK),
+        ("board", StageKind.TRAIN_TRUNK),
+        ("raylet", StageKind.TRAIN_BRANCH),
         ("ray", StageKind.TRAIN_TRUNK),
     ],
 )

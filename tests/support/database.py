@@ -64,7 +64,7 @@ class PostgresDatabases:
             connection.execute(f'DROP DATABASE "{name_of(url)}" WITH (FORCE)')
 
     def _made_of(self, template: str) -> str:
-        name = f"test_{uuid.uuid4().hex}"
+        name = f"made_{uuid.uuid4().hex}"
         with self.server.connect() as connection:
             connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.server.url_of(name)

@@ -172,6 +172,43 @@ def test_a_damaged_copy_of_a_small_file_is_made_again(artifacts: Artifacts, dama
     assert content_of(artifacts.open(KEY)) == {"a": bytes(1000)}
 
 
+def test_a_copy_that_a_power_cut_left_empty_is_made_again_before_it_is_read(artifacts: Artifacts) -> None:
+    manifest = publish_small(artifacts, a=bytes(1000))
+    artifacts.path(manifest, "a").write_bytes(b"")
+    assert artifacts.path(manifest, "a").read_bytes() == bytes(1000)
+
+
+def test_what_is_read_is_what_the_manifest_says(tmp_path: Path) -> None:
+    artifacts = Artifacts(tmp_path)
+    manifest = publish(artifacts)
+    artifacts.path(manifest, "a.bin").write_bytes(b"b" * 1000)
+    with pytest.raises(ArtifactCorrupt, match=r"a\.bin differs"):
+        artifacts.read(manifest, "a.bin")
+    artifacts.path(manifest, "a.bin").unlink()
+    with pytest.raises(ArtifactCorrupt, match=r"a\.bin is missing"):
+        artifacts.read(manifest, "a.bin")
+
+
+def test_a_small_artifact_outlives_a_collection_that_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts = Artifacts(tmp_path)
+    link, meetings = Artifacts._link, iter(["folder", "manifest"])
+
+    def met(self: Artifacts, manifest: Manifest) -> bool:
+        match next(meetings, None):
+            case "folder":  # empty, and removed as such
+                (tmp_path / KEY).rmdir()
+            case "manifest":  # one of the same key was there, and is no longer
+                return False
+        return link(self, manifest)
+
+    monkeypatch.setattr(Artifacts, "_link", met)
+    manifest = publish_small(artifacts)
+    assert artifacts.manifest(KEY) == manifest
+    assert next(meetings, None) is None
+
+
 def test_of_many_small_ones_at_once_one_is_published_and_what_is_there_stays(artifacts: Artifacts) -> None:
     with ThreadPoolExecutor(8) as threads:
         manifests = list(threads.map(lambda n: artifacts.publish_small(KEY, {"n": b"%d" % n}, {}), range(8)))

@@ -1,5 +1,7 @@
 """Files of a body: in memory while they are small, in a staging folder from then on."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,17 @@ def test_a_file_can_be_cut_and_written_again(tmp_path: Path, size: int) -> None:
     with scratch.open("a") as found:
         assert found.read() == b"again"
     scratch.close()
+
+
+def test_two_threads_that_ask_at_once_have_one_folder(tmp_path: Path) -> None:
+    for number in range(20):
+        scratch, together = Scratch(tmp_path / str(number)), threading.Barrier(2)
+
+        def ask(scratch: Scratch = scratch, together: threading.Barrier = together) -> Path:
+            together.wait()
+            return scratch.folder
+
+        with ThreadPoolExecutor(2) as threads:
+            asked = [threads.submit(ask) for _ in range(2)]
+        assert asked[0].result() == asked[1].result()
+        scratch.close()

@@ -109,6 +109,21 @@ def test_nothing_young_goes(house: House) -> None:
         assert keys(found(house, hours=24)) == {"pack/old"}
 
 
+def test_what_an_attempt_left_beside_a_small_artifact_goes(house: House) -> None:
+    house.add_model()
+    with house.database.reading() as session:
+        key = session.scalars(sa.select(DataVersion.artifact_key)).one()
+    house.artifacts.publish_small(key, {"a": b"a"}, {})
+    attempt = house.artifacts.root / key / "w-0123456789ab"
+    attempt.mkdir()
+    (attempt / "half").write_text("half")
+    house.artifacts.open(key)
+    assert [(item.key, item.reason) for item in found(house)] == [(key, Reason.LEFT_BEHIND)]
+    assert collect(house) == {key}
+    assert not attempt.exists()
+    house.artifacts.open(key)
+
+
 def test_an_unfinished_update_keeps_what_it_may_resume_from_until_it_ends_for_good(house: House) -> None:
     model = house.add_model()
     house.executor.hold.add(StageKind.TRAIN_BRANCH)

@@ -35,7 +35,7 @@ def test_a_line_goes_on_to_the_same_bits(new_plane: NewPlane, workers: Workers, 
     expected = [push_and_release(plane, number, executor, serving) for number in (1, 2, 3)]
 
     with s3_server():
-        stored = new_plane(artifacts_url=f"s3://{BUCKET}/collected")
+        stored = new_plane(artifacts_url=f"s3://{BUCKET}/{tmp_path.name}")
         for tidy in (new_plane(), stored):
             tidy.client.create_model(OFTEN)
             executor, serving = workers(tidy)
@@ -45,7 +45,7 @@ def test_a_line_goes_on_to_the_same_bits(new_plane: NewPlane, workers: Workers, 
                 assert made.evaluations == like.evaluations
                 assert collect(tidy) == {"trunk", "run-checkpoint"}
             executor.close()
-        empty = Artifacts.from_url(f"s3://{BUCKET}/collected#cache={tmp_path / 'empty'}")
+        empty = Artifacts.from_url(f"s3://{BUCKET}/{tmp_path.name}#cache={tmp_path / 'empty'}")
         with stored.database.reading() as session:
             exports = [row.export_key for row in session.scalars(sa.select(ModelVersion))]
         for key in exports:

@@ -29,7 +29,7 @@ def test_an_object_store_holds_the_same_line_through_an_outage(
     expected = [push_and_release(on_disk, number, executor, serving) for number in (1, 2)]
 
     with s3_server() as s3:
-        plane = new_plane(artifacts_url=f"s3://{BUCKET}/line")
+        plane = new_plane(artifacts_url=f"s3://{BUCKET}/{tmp_path.name}")
         plane.client.create_model(SPEC)
         executor, serving = workers(plane)
         first = push_and_release(plane, 1, executor, serving)
@@ -56,10 +56,10 @@ def test_an_object_store_holds_the_same_line_through_an_outage(
         for made, like in zip((first, second), expected, strict=True):
             assert made.artifact.sha256 == like.artifact.sha256
             assert made.evaluations == like.evaluations
-            assert made.artifact.path.startswith(f"s3://{BUCKET}/line/")
+            assert made.artifact.path.startswith(f"s3://{BUCKET}/{tmp_path.name}/")
 
         # A host that has no copy of anything.
-        empty = Artifacts.from_url(f"s3://{BUCKET}/line#cache={tmp_path / 'empty'}")
+        empty = Artifacts.from_url(f"s3://{BUCKET}/{tmp_path.name}#cache={tmp_path / 'empty'}")
         with plane.database.reading() as session:
             row = models.version(session, models.model(session, "m").id, 2)
         folder = empty.open(row.export_key)

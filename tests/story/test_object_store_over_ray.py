@@ -25,7 +25,6 @@ from tests.support.watched_update import WatchedUpdate, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-URL = f"s3://{BUCKET}/over-ray"
 # A minute, and as long as it takes for an attempt to be lost: the two checkpoints that the trunk has still to make, and its
 # end, each wait for the store in turn.
 DOWN_SECONDS = 30 + 3 * RETRY_SECONDS
@@ -35,11 +34,11 @@ LOOK_SECONDS = 0.2
 class Visible:
     """Looks at the store all the time, as a host that has no copies: whatever is published is whole when it is seen."""
 
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, url: str, cache: Path) -> None:
         self.seen: set[str] = set()
         self.damaged: list[str] = []
         self.silences = 0
-        self._artifacts = Artifacts.from_url(f"{URL}#cache={cache}")
+        self._artifacts = Artifacts.from_url(f"{url}#cache={cache}")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look_until_stopped)
 
@@ -74,14 +73,15 @@ class Visible:
 def test_a_store_that_is_down_for_more_than_a_minute_costs_an_update_over_ray_nothing_but_time(
     undisturbed: Undisturbed, databases: Databases, tmp_path: Path
 ) -> None:
+    url = f"s3://{BUCKET}/{tmp_path.name}"  # a server has what those before it in this process had
     with s3_server() as s3:
-        settings = first_version(tmp_path / "home", databases, artifacts_url=URL)
+        settings = first_version(tmp_path / "home", databases, artifacts_url=url)
         database = Database(settings.database)
-        artifacts = Artifacts.from_url(f"{URL}#cache={tmp_path / 'cache'}")
+        artifacts = Artifacts.from_url(f"{url}#cache={tmp_path / 'cache'}")
         with (
             running_up(settings) as up,
             Client(up.urls["api"]) as client,
-            Visible(tmp_path / "seen") as visible,
+            Visible(url, tmp_path / "seen") as visible,
         ):
             watched = WatchedUpdate(client, database, artifacts, push_second(client))
             until(lambda: watched.is_past_a_checkpoint(StageKind.TRAIN_TRUNK))

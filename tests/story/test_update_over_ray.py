@@ -17,6 +17,7 @@ from tests.support.control_plane import ControlPlane
 from tests.support.ray_cluster import RayCluster, free_ports
 from tests.support.story import DATASET, DOCUMENTS, SPEC, download, greedy, push_and_release, released
 from tests.support.training import texts_of
+from tests.support.watched_update import until
 from workers.ray_executor import RayExecutor
 from workers.serving.ray_serving import RayServing
 
@@ -87,6 +88,7 @@ def test_an_update_over_ray_is_served_to_openai_clients_and_is_the_one_without_r
         with Streams(client) as streams:
             second = push_and_release(plane, 2, over_ray, over_serve)
             chat = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])
+            until(lambda: any("m@2" in fingerprints for fingerprints, _ in streams.seen))
         with pytest.raises(openai.NotFoundError):
             client.completions.create(model="other", prompt=PROMPT)
     assert (first.number, second.number) == (1, 2)

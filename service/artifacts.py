@@ -14,7 +14,6 @@ Files of a few KiB may be in the manifest itself ("content", base64): they are p
 artifact is given copies, in the directory that it names.
 """
 
-import builtins
 import hashlib
 import io
 import os
@@ -27,61 +26,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
 
-from pydantic import BaseModel, ConfigDict
-from pydantic_core import to_json
-
 from service import artifact_cache
 from service.core.errors import ArtifactCorrupt, ArtifactMissing, Unavailable
+from service.core.manifest import MANIFEST, SMALL_BYTES, FileEntry, Manifest
 from service.object_store import ObjectStore
 from service.room import room_for
-
-MANIFEST = "manifest.json"
-
-_SMALL_BYTES = 1 << 16
-
-
-class FileEntry(BaseModel):
-    """``content`` where the manifest has the file in itself."""
-
-    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
-
-    path: str
-    sha256: str
-    bytes: int
-    content: builtins.bytes | None = None
-
-
-class Manifest(BaseModel):
-    """What an artifact is: its files by hash, and the ``result`` its stage computed (plain JSON)."""
-
-    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
-
-    key: str
-    directory: str
-    files: tuple[FileEntry, ...]
-    result: dict[str, Any]
-
-    @property
-    def bytes(self) -> int:
-        return sum(file.bytes for file in self.files)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the manifest has all of the files in itself."""
-        return all(file.content is not None for file in self.files)
-
-    def file(self, path: str) -> FileEntry:
-        """Raises ArtifactMissing."""
-        entry = next((entry for entry in self.files if entry.path == path), None)
-        if entry is None:
-            raise ArtifactMissing(f"{self.key}: no file {path!r}")
-        return entry
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the sorted file list: equal artifacts have equal hashes whatever the attempt was called."""
-        lines = "".join(f"{f.sha256}  {f.path}\n" for f in sorted(self.files, key=lambda f: f.path))
-        return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -196,20 +145,15 @@ class Artifacts:
         return winner
 
     def publish_small(self, key: str, contents: Mapping[str, bytes], result: dict[str, Any]) -> Manifest:
-        """Publish files of a few KiB in all, by their names, in the manifest: with one write instead of one a file.
+        """Publish files of SMALL_BYTES in all at most, by their names, in the manifest: with one write instead of one a file.
 
         Returns the manifest that counts, as ``publish`` does. Raises NoRoom where the disk is full.
         """
-        files = tuple(
-            FileEntry(
-                path=name, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), content=content
-            )
-            for name, content in sorted(contents.items())
-        )
+        files = tuple(FileEntry.holding(name, content) for name, content in sorted(contents.items()))
         manifest = Manifest(key=key, directory=_attempt(), files=files, result=result)
         while True:
             if self._store is not None:
-                created = self._store.create(f"{key}/{MANIFEST}", _json_of(manifest))
+                created = self._store.create(f"{key}/{MANIFEST}", manifest.to_json())
             else:
                 created = self._link_small(manifest)
             if created:
@@ -237,7 +181,7 @@ class Artifacts:
         temporary = folder / f".{MANIFEST}-{uuid.uuid4().hex}"
         try:
             with temporary.open("wb") as file:
-                file.write(_json_of(manifest))
+                file.write(manifest.to_json())
                 file.flush()
                 os.fsync(file.fileno())
             try:
@@ -265,7 +209,7 @@ class Artifacts:
         assert self._store is not None
         for entry in manifest.files:
             self._store.upload(self._object(manifest, entry.path), directory / entry.path)
-        return self._store.create(f"{manifest.key}/{MANIFEST}", _json_of(manifest))
+        return self._store.create(f"{manifest.key}/{MANIFEST}", manifest.to_json())
 
     def _forget(self, manifest: Manifest, directory: Path) -> None:
         """What lost a race. Objects that stay because the store does not answer belong to no manifest, and harm nobody."""
@@ -420,14 +364,6 @@ def _attempt() -> str:
     return f"w-{uuid.uuid4().hex[:12]}"
 
 
-def _json_of(manifest: Manifest) -> bytes:
-    document = manifest.model_dump()
-    for file in document["files"]:
-        if file["content"] is None:
-            del file["content"]
-    return to_json(document, indent=1, bytes_mode="base64")
-
-
 def _is(path: Path, entry: FileEntry) -> bool:
     """Whether the file has the bytes that the manifest says."""
     try:
@@ -443,7 +379,7 @@ def sha256_of(path: Path) -> str:
 
 def _digest(file: io.BufferedReader, size: int) -> str:
     """Hash of a file from where it stands. That of a small one takes less than the buffer of 256 KiB that file_digest makes."""
-    if size <= _SMALL_BYTES:
+    if size <= SMALL_BYTES:
         return hashlib.sha256(file.read()).hexdigest()
     return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from service.artifact_cache import ATTEMPT_DIRECTORY
-from service.artifacts import MANIFEST, Artifacts, StoredFile
+from service.artifacts import Artifacts, StoredFile
 from service.core.errors import ArtifactCorrupt
+from service.core.manifest import MANIFEST
 from service.store.database import Database
 from service.store.in_use import InUse, artifacts_in_use, stop_sharing_artifacts
 

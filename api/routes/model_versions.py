@@ -18,8 +18,9 @@ from api.schemas.models import (
     ModelVersion,
     Verdict,
 )
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import Artifacts
 from service.core.errors import ArtifactMissing, NotFound
+from service.core.manifest import Manifest
 from service.store import models, tables
 
 router = APIRouter(tags=["models"])

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from service.artifacts import Artifacts, Manifest, sha256_of
+from service.artifacts import Artifacts, sha256_of
+from service.core.manifest import Manifest
 from service.ingest.decoding import decoder
 from service.ingest.division import divide, write_hashes, write_holdout
 from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, DocumentSpool

@@ -10,10 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from service.artifacts import Manifest
 from service.core import retry
 from service.core.errors import StageInputInvalid, Stopped, Unavailable
 from service.core.executor import RunError
+from service.core.manifest import Manifest
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import StageState, UpdateState
 from service.orchestrator.planning import write_part_two

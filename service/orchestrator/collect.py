@@ -8,9 +8,10 @@ from functools import partial
 
 from sqlalchemy.orm import Session
 
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, Unavailable, WorkerLost
 from service.core.executor import Executor, Point, RunError, RunReport, RunState
+from service.core.manifest import Manifest
 from service.core.plan import checkpoint_key, checkpoint_prefix, checkpoint_step
 from service.core.stage_specs import TRAINING_KINDS, TrainStage
 from service.orchestrator import advance, heal

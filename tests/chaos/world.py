@@ -14,8 +14,9 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import Artifacts
 from service.core.executor import Capabilities, Point, Run, RunReport, RunState, StageCall
+from service.core.manifest import Manifest
 from service.core.serving import ReplicaReport, ServedTarget
 from service.core.stage_specs import StageKind
 from tests.chaos.processes import FORK

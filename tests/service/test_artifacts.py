@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts import MANIFEST, Artifacts, Manifest
+from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, ArtifactMissing, Unavailable
+from service.core.manifest import MANIFEST, Manifest
 from service.object_store import ObjectStore
 from service.settings import Settings
 from tests.support.artifacts import FILES, KEY, content_of, publish, s3_url

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from service.artifacts import MANIFEST, Artifacts, Manifest
+from service.artifacts import Artifacts
+from service.core.manifest import MANIFEST, Manifest
 from tests.support.s3 import BUCKET
 
 KEY = "pack/3f9c"

@@ -9,9 +9,10 @@ from typing import Any
 
 import zstandard
 
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import Artifacts
 from service.core.executor import Point, StageCall
 from service.core.ledger import LedgerEntry, steps_of
+from service.core.manifest import Manifest
 from service.core.plan import pack_key, run_key, tokenizer_key, trunk_key
 from service.core.specs import ArchitectureSpec
 from service.core.stage_specs import (

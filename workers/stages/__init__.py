@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
-from service.artifacts import Manifest
 from service.core.errors import StageInputInvalid
 from service.core.executor import StageCall
+from service.core.manifest import Manifest
 from service.core.stage_specs import TRAINING_KINDS, StageKind
 from workers.stages.context import StageContext
 from workers.stages.data import pack, tokenizer

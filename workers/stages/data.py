@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from service.artifacts import Manifest
 from service.core.errors import StageInputInvalid, Stopped
 from service.core.executor import StageCall
+from service.core.manifest import Manifest
 from service.core.stage_specs import PackStage, TokenizerStage
 from service.ingest.reading import training_documents
 from workers.data.pack import write_pack

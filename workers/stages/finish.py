@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from service.artifacts import Manifest
 from service.core.executor import StageCall
+from service.core.manifest import Manifest
 from service.core.stage_specs import EvaluateStage, ExportStage, SliceRef
 from service.ingest.reading import read_documents
 from workers.data.tokenizer import load_tokenizer

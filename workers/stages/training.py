@@ -1,8 +1,8 @@
 """The training stages: trunk, branch and other runs are one function. And the merge, which trains nothing."""
 
-from service.artifacts import Manifest
 from service.core.errors import StageInputInvalid
 from service.core.executor import StageCall
+from service.core.manifest import Manifest
 from service.core.stage_specs import MergeStage, StageKind, TrainStage
 from workers.stages.context import StageContext
 from workers.training.loop import train

@@ -13,10 +13,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import Artifacts
 from service.core.costs import training_flops
 from service.core.errors import Diverged, Stopped
 from service.core.executor import Point
+from service.core.manifest import Manifest
 from service.core.plan import checkpoint_key
 from service.core.schedules import run_rate, trunk_rate, warmup_steps
 from service.core.stage_specs import TrainStage

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from service.artifacts import MANIFEST, Artifacts
+from service.artifacts import Artifacts
 from service.collect_garbage import Garbage, Reason, find_garbage, remove_garbage
 from service.core.executor import RunError
+from service.core.manifest import MANIFEST
 from service.core.plan import own_checkpoint_prefix, trunk_prefix
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import CheckpointState, ModelVersionState, UpdateState

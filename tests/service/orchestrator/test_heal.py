@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts import MANIFEST
 from service.core.errors import ArtifactCorrupt
 from service.core.executor import RunError
+from service.core.manifest import MANIFEST
 from service.core.retry import MAX_ATTEMPTS
 from service.core.stage_specs import StageKind
 from service.core.states import UpdateState

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import Artifacts
 from service.core.errors import ArtifactMissing, StageInputInvalid, Stopped
 from service.core.executor import StageCall
+from service.core.manifest import Manifest
 from service.core.stage_specs import (
     IN_ORCHESTRATOR_KINDS,
     EvaluateStage,

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, NoRoom, Stopped
+from service.core.manifest import Manifest
 from service.core.plan import trunk_key, trunk_prefix
 from tests.support.training import SmallLine, Trainer, branch_stage, content, trunk_stage
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from service.artifacts import Manifest
 from service.core.errors import Diverged, StageInputInvalid, Stopped
+from service.core.manifest import Manifest
 from service.core.plan import own_checkpoint_key, own_checkpoint_prefix, trunk_key, trunk_prefix
 from service.core.schedules import run_rate, trunk_rate
 from service.core.specs import ArchitectureSpec

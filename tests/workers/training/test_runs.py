@@ -7,9 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from service.artifacts import Artifacts, Manifest
+from service.artifacts import Artifacts
 from service.core.errors import ArtifactCorrupt, Stopped
 from service.core.ledger import total_steps
+from service.core.manifest import Manifest
 from service.core.plan import merge_key
 from service.core.schedules import run_rate
 from service.core.specs import ArchitectureSpec

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from service.group_commit import GroupCommit
-from service.ingest.hash_memory import VersionHashes
+from service.ingest.hash_memory import Remembered, VersionHashes
 from service.ingest.ingest import Ingest, Ingested
 from service.known_documents import KnownDocuments
 from service.store import datasets, events, models, updates
@@ -42,12 +42,18 @@ class Candidate:
     hashes: list[bytes] | None
     guard: CommitGuard | None
 
-    def has_any(self, digests: Sequence[bytes]) -> bool:
-        """Whether one of the sorted hashes is that of one of its documents."""
+    def has_any(self, digests: Collection[bytes]) -> bool:
+        """Whether one of its documents has one of the hashes."""
         if self.hashes is not None:
-            return not set(digests).isdisjoint(self.hashes)
+            return any(digest in digests for digest in self.hashes)
         with self.ingest.published_hashes(self.ingested) as hashes:
-            return bool(hashes.among(digests))
+            return bool(hashes.among(sorted(digests)))
+
+    def has_any_since(self, remembered: Remembered, after: int) -> bool:
+        """Whether one of its documents is one that a version above ``after`` was the first to have."""
+        if self.hashes is not None:
+            return remembered.has_since(after, self.hashes)
+        return self.has_any(remembered.since(after))
 
     @property
     def dataset_id(self) -> str:
@@ -122,13 +128,16 @@ class VersionRounds:
             return True
         if place.hashes is None or known[1:] != present[1:]:
             return False
-        added = sorted(place.hashes)
-        if known != present:
-            remembered = self._known.at_hand(session, candidate.dataset_id, present)
-            if remembered is None or any(number > known.newest for number, _ in remembered.others):
-                return False
-            added = sorted({*added, *remembered.since(known.newest)})
-        return not candidate.has_any(added)
+        if place.hashes and candidate.has_any(place.hashes):
+            return False
+        if known == present:
+            return True
+        remembered = self._known.at_hand(session, candidate.dataset_id, present)
+        return (
+            remembered is not None
+            and all(number <= known.newest for number, _ in remembered.others)
+            and not candidate.has_any_since(remembered, known.newest)
+        )
 
 
 class _Guards:

@@ -41,8 +41,12 @@ class Remembered:
         """Those of a block of hashes that are in here."""
         return {digest for digest in block if 0 < self.first.get(digest, 0) <= self.newest}
 
+    def has_since(self, after: int, hashes: Iterable[bytes]) -> bool:
+        """Whether a version above ``after`` was the first to have one of the few hashes."""
+        return any(after < self.first.get(digest, 0) <= self.newest for digest in hashes)
+
     def since(self, after: int) -> list[bytes]:
-        """Hashes that a version above ``after`` was the first to have, sorted."""
+        """Hashes that a version above ``after`` was the first to have, sorted. It looks through all that are remembered."""
         # Copied at once, for others may be adding to it.
         return sorted(digest for digest, number in list(self.first.items()) if after < number <= self.newest)
 

@@ -56,7 +56,7 @@ def holdout_size(fraction: float, documents: int) -> int:
 def write_hashes(digests: DigestSpool, scratch: Scratch) -> int:
     """Write ``hashes.bin``; return how many distinct documents there are."""
     distinct = 0
-    with scratch.create(HASHES) as file:
+    with closing(scratch.create(HASHES)) as file:
         for block in digests.merged():
             file.write(b"".join(block))
             distinct += len(block)
@@ -80,9 +80,9 @@ def divide(
     with ExitStack() as stack:
         earlier_hashes = [stack.enter_context(HashFile(folder / HASHES)) for folder in earlier]
         given_hashes = [stack.enter_context(HashFile(folder / HASHES)) for folder in given]
-        hashes = stack.enter_context(scratch.create(HASHES))
+        hashes = stack.enter_context(closing(scratch.create(HASHES)))
         # The lowest new hashes are the holdout, but how many they are is known only when all are counted.
-        lowest = stack.enter_context(scratch.create(HOLDOUT_HASHES))
+        lowest = stack.enter_context(closing(scratch.create(HOLDOUT_HASHES)))
         for block in digests.merged():
             hashes.write(b"".join(block))
             distinct += len(block)

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from service.artifacts import Artifacts, sha256_of
-from service.core.manifest import Manifest
+from service.core.manifest import SMALL_BYTES, Manifest
 from service.ingest.decoding import decoder
 from service.ingest.division import divide, write_hashes, write_holdout
 from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, DocumentSpool
@@ -31,7 +31,7 @@ from service.ingest.hash_memory import NOTHING, SMALL_DOCUMENTS, Remembered
 from service.ingest.hashfile import HashFile
 from service.ingest.parquet import ParquetParser
 from service.ingest.parsing import NdjsonParser, Parser, TextParser
-from service.ingest.scratch import SMALL_BYTES, Scratch
+from service.ingest.scratch import Scratch
 from service.room import room_for
 
 DEFAULT_LIMITS = Limits()
@@ -78,11 +78,7 @@ class Ingest:
         self._findings = Findings()
         self._body: Body | None = None
         with room_for(_BODY), ExitStack() as stack:
-            self._scratch = stack.enter_context(closing(Scratch(artifacts.root)))
-            if not small:
-                _ = (
-                    self._scratch.folder
-                )  # where the store cannot be written to, that is said before the body is read
+            self._scratch = stack.enter_context(closing(Scratch(artifacts.root, small=small)))
             self._spool = DocumentSpool(self._scratch, limits)
             stack.callback(self._spool.close)
             self._parser = self._parser_of(format, limits)

@@ -4,32 +4,35 @@ import io
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
+from service.core.manifest import SMALL_BYTES
 from service.ingest.staging import staging
-
-# A file stays in memory up to here.
-SMALL_BYTES = 1 << 16
 
 
 class Scratch:
     """Files by their names, for whoever makes one artifact of them. ``close`` removes them all.
 
-    The staging folder is made when it is first asked for, by a file that is not small: a body of a few lines has none. What
+    Of a ``small`` body all may stay in memory, each file up to SMALL_BYTES: the staging folder is made when one is not small.
+    Of any other it is made at once, so that a store that cannot be written to is known before the body is read. What
     compresses lines beside may ask for it at the same time as what reads them.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, small: bool = False) -> None:
         self._root = root
         self._stack = ExitStack()
         self._folder: Path | None = None
         self._making = threading.Lock()
         self._small: dict[str, bytes] = {}
+        if not small:
+            self._make_folder()
 
     @property
     def folder(self) -> Path:
         """Where the files are that are not small, and where others may be made."""
+        return self._make_folder()
+
+    def _make_folder(self) -> Path:
         with self._making:
             if self._folder is None:
                 self._folder = self._stack.enter_context(staging(self._root))
@@ -63,7 +66,7 @@ class Scratch:
 
 
 class ScratchFile:
-    """Written from its beginning to its end; a context manager."""
+    """Written from its beginning to its end, and then closed."""
 
     def __init__(self, scratch: Scratch, name: str) -> None:
         self._scratch = scratch
@@ -92,11 +95,3 @@ class ScratchFile:
         if isinstance(self._file, io.BytesIO):
             self._scratch.keep(self._name, self._file.getvalue())
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

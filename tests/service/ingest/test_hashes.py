@@ -26,7 +26,7 @@ def hash_file(path: Path, numbers: set[int]) -> HashFile:
 def test_runs_are_merged_into_the_sorted_distinct_hashes(
     tmp_path_factory: pytest.TempPathFactory, numbers: list[int], run_length: int
 ) -> None:
-    spool = DigestSpool(Scratch(tmp_path_factory.mktemp("spool")), run_length)
+    spool = DigestSpool(Scratch(tmp_path_factory.mktemp("spool"), small=True), run_length)
     for number in numbers:
         spool.add(digest(number))
     spool.seal()
@@ -37,7 +37,7 @@ def test_runs_are_merged_into_the_sorted_distinct_hashes(
 
 
 def test_blocks_are_about_a_run_long(tmp_path: Path) -> None:
-    spool = DigestSpool(Scratch(tmp_path), 256)
+    spool = DigestSpool(Scratch(tmp_path, small=True), 256)
     for number in range(8192):
         spool.add(digest(number))
     spool.seal()

@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.core.stopping import ALL_SECONDS
 from workers.serving.generation import Refused
-from workers.serving.openai_errors import error_response
+from workers.serving.openai.errors import error_response
 
 STOPPING = Refused(
     503, "The service is stopping", "server_error", code="service_stopping", retry_after_seconds=5

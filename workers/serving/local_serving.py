@@ -11,10 +11,10 @@ from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.serving import ReplicaReport, ServedTarget
 from service.core.stopping import DRAIN_SECONDS
+from workers.serving.engine.transformers_engine import TransformersEngine
 from workers.serving.generation import Answer, Generation, unknown_model
-from workers.serving.openai_app import build_app
+from workers.serving.openai.app import build_app
 from workers.serving.replica import Replica
-from workers.serving.transformers_engine import TransformersEngine
 
 
 class LocalServing:

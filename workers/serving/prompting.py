@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
-from workers.serving.engine import Engine, SequenceRequest
+from workers.serving.engine.port import Engine, SequenceRequest
 from workers.serving.generation import Chat, Generation, Prompt, invalid
 
 MAX_SEQUENCES = 512  # of one request: no more than the engine lets wait

@@ -30,7 +30,7 @@ from workers.serving.generation import (
     overloaded,
     unknown_model,
 )
-from workers.serving.openai_app import build_app
+from workers.serving.openai.app import build_app
 from workers.serving.ray_config import INGRESS, REPLICA, app_name
 from workers.serving.replica import Replica
 
@@ -48,7 +48,7 @@ class ModelReplica:
     """One replica of one model line. Its user config is its target: ``{"number", "key", "sequence"}``."""
 
     def __init__(self, artifacts_url: str, threads: int) -> None:
-        from workers.serving.transformers_engine import TransformersEngine
+        from workers.serving.engine.transformers_engine import TransformersEngine
 
         self._replica = Replica(
             serve.get_replica_context().replica_tag,

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from service.core.serving import ReplicaReport
-from workers.serving.engine import (
+from workers.serving.engine.port import (
     Engine,
     EngineError,
     EngineEvent,

@@ -11,6 +11,7 @@ import pytest
 
 from service.artifacts import Artifacts
 from tests.support.tiny_export import publish_tiny_export
+from workers.serving.engine.transformers_engine import TransformersEngine
 from workers.serving.generation import (
     Answer,
     Finished,
@@ -22,7 +23,6 @@ from workers.serving.generation import (
     Token,
 )
 from workers.serving.replica import Replica
-from workers.serving.transformers_engine import TransformersEngine
 
 PROMPT = "The cat sat on"
 

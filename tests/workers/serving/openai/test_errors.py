@@ -11,7 +11,7 @@ from openai import OpenAI
 
 from tests.workers.serving.serving_line import COMPLETION, PROMPT
 from workers.serving.generation import Answer, Generation
-from workers.serving.openai_app import build_app
+from workers.serving.openai.app import build_app
 
 
 def test_unknown_models_are_404_and_unreleased_ones_503(client: OpenAI) -> None:

@@ -17,10 +17,17 @@ import torch
 from transformers import AutoTokenizer
 
 from workers.pretrained import load_model
-from workers.serving.chat_template import PLAIN_STOP, render_chat
-from workers.serving.decoding import SequenceDecoder
-from workers.serving.detokenizer import Vocabulary
-from workers.serving.engine import EngineError, EngineEvent, QueueFull, SequenceFailed, SequenceRequest, Sink
+from workers.serving.engine.chat_template import PLAIN_STOP, render_chat
+from workers.serving.engine.decoding import SequenceDecoder
+from workers.serving.engine.detokenizer import Vocabulary
+from workers.serving.engine.port import (
+    EngineError,
+    EngineEvent,
+    QueueFull,
+    SequenceFailed,
+    SequenceRequest,
+    Sink,
+)
 from workers.serving.generation import Chat
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from workers.serving import openai_errors
 from workers.serving.generation import (
     Answer,
     Directory,
@@ -20,8 +19,9 @@ from workers.serving.generation import (
     fingerprint,
     unknown_model,
 )
-from workers.serving.openai_answers import JSON, ChatRendering, CompletionRendering, Rendering
-from workers.serving.openai_schemas import ChatRequest, CompletionRequest
+from workers.serving.openai import errors
+from workers.serving.openai.answers import JSON, ChatRendering, CompletionRendering, Rendering
+from workers.serving.openai.schemas import ChatRequest, CompletionRequest
 
 VERSION_HEADER = "x-pathswitch-version"
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 def build_app(directory: Directory) -> FastAPI:
     """The app that answers ``/v1`` from ``directory``."""
     app = FastAPI(title="Pathswitch inference", docs_url=None, redoc_url=None)
-    openai_errors.install(app)
+    errors.install(app)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -89,7 +89,7 @@ async def _event_stream(
         async for batch in batches:
             refused = next((item for item in batch if isinstance(item, Refused)), None)
             if refused is not None:
-                yield _events([openai_errors.error_body(refused)])
+                yield _events([errors.error_body(refused)])
                 return
             yield _events(rendering.chunks(batch))
         yield _events(rendering.closing()) + "data: [DONE]\n\n"

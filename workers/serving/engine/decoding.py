@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from workers.serving.detokenizer import StopStrings, Vocabulary
-from workers.serving.engine import EngineError, SequenceRequest
+from workers.serving.engine.detokenizer import StopStrings, Vocabulary
+from workers.serving.engine.port import EngineError, SequenceRequest
+from workers.serving.engine.sampling import Score, choose, score
 from workers.serving.generation import Alternative, Finished, FinishReason, Token
-from workers.serving.sampling import Score, choose, score
 
 PREFILL_TOKENS = 512  # a longer prompt takes several turns
 SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring a prompt, times vocabulary: 64 MiB

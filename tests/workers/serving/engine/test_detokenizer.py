@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from tests.support.tiny_export import byte_level_tokenizer
-from workers.serving.detokenizer import Detokenizer, StopStrings, Vocabulary
+from workers.serving.engine.detokenizer import Detokenizer, StopStrings, Vocabulary
 
 
 @pytest.fixture(scope="module")

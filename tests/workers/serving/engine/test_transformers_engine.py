@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.tiny_export import CONTEXT_LENGTH, write_tiny_export
-from workers.serving import decoding
-from workers.serving.engine import EngineError, EngineEvent, QueueFull, SequenceFailed, SequenceRequest
+from workers.serving.engine import decoding
+from workers.serving.engine.port import EngineError, EngineEvent, QueueFull, SequenceFailed, SequenceRequest
+from workers.serving.engine.transformers_engine import TransformersEngine
 from workers.serving.generation import Chat, ChatMessage, Finished, FinishReason, Sampling, Token
-from workers.serving.transformers_engine import TransformersEngine
 
 PROMPT = "The cat sat on"
 

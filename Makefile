@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test test-all check lint format migration study-smoke bench bench-api chaos lock clean
+.PHONY: help install demo test test-all check lint format migration study-smoke bench bench-api bench-serve chaos lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ study-smoke: install ## Compare every paradigm on the demo's text, in minutes; t
 
 bench: install ## Run the benchmarks
 	@$(BIN)/python -m tests.bench
+
+bench-serve: install ## Hold the serving engine against transformers' generate
+	@$(BIN)/python -m tests.bench.serve
 
 bench-api: install ## Put load on the control plane, on SQLite and on PostgreSQL, and hold it to its targets
 	@$(BIN)/python -m tests.bench.load

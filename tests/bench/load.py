@@ -5,9 +5,6 @@ is one that this starts and that writes for a power cut, as in production. Exit 
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -16,7 +13,9 @@ from pathlib import Path
 from service.settings import Settings
 from service.store.database import Database
 from service.store.migrate import upgrade
-from tests.bench.load_checks import DATASETS, Figure, as_rows, folder, lists, registrations, uploads
+from tests.bench import figure
+from tests.bench.figure import Figure
+from tests.bench.load_checks import DATASETS, folder, lists, registrations, uploads
 from tests.support.postgres import run_server
 from tests.support.server_process import server_process
 
@@ -71,21 +70,11 @@ def main() -> None:
                     settings = Settings(home=home, database_url=server.url_of(check))
                 figures = measure(settings, check, arguments.seconds)
                 results[kind] += figures
-                for figure in figures:
-                    print(line(kind, figure), flush=True)
+                for one in figures:
+                    print(f"{kind:<11}{one.line()}", flush=True)
     if arguments.json:
-        machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()}
-        rows = {kind: as_rows(figures) for kind, figures in results.items()}
-        arguments.json.write_text(json.dumps({"machine": machine, "figures": rows}, indent=1) + "\n")
-    sys.exit(any(not figure.met for figures in results.values() for figure in figures))
-
-
-def line(kind: str, figure: Figure) -> str:
-    target = "" if figure.target is None else f"{'>=' if figure.at_least else '<='} {figure.target:g}"
-    verdict = "" if figure.target is None else "met" if figure.met else "MISSED"
-    return (
-        f"{kind:<11}{figure.check:<43}{figure.what:<31}{figure.value:>10.2f}  {target:<7} {verdict}".rstrip()
-    )
+        figure.write(arguments.json, results)
+    sys.exit(any(not one.met for figures in results.values() for one in figures))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from service.core.states import StageState, UpdateState
 from service.store.columns import new_id
 from service.store.database import Database, now
 from service.store.tables import Dataset, DataVersion, MetricPoint, Model, Stage, Update
+from tests.bench.figure import Figure
 from tests.bench.load_http import Load, Request, connection, get, load, post
 from tests.bench.upload import ndjson_body
 from tests.support.server_process import MemoryWatch, cpu_seconds
@@ -34,23 +34,6 @@ UPLOADS = 64
 UPLOAD_BYTES = 64 << 20
 UPLOAD_GROWTH = 64 << 20
 _BATCH = 5_000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table; ``target`` is None where nothing is promised. ``at_least``: or at most."""
-
-    check: str
-    what: str
-    value: float
-    target: float | None = None
-    at_least: bool = False
-
-    @property
-    def met(self) -> bool:
-        if self.target is None:
-            return True
-        return self.value >= self.target if self.at_least else self.value <= self.target
 
 
 def registrations(url: str, pid: int, num_datasets: int, seconds: float) -> list[Figure]:
@@ -243,10 +226,6 @@ def uploads(url: str, pid: int, database: Database) -> list[Figure]:
 
 def _read_at(descriptor: int, place: int) -> bytes:
     return os.pread(descriptor, 1 << 18, place)
-
-
-def as_rows(figures: list[Figure]) -> list[dict[str, Any]]:
-    return [asdict(figure) | {"met": figure.met} for figure in figures]
 
 
 def folder(directory: Path, name: str) -> Path:

@@ -31,6 +31,9 @@ class Sampling:
     seed: int | None = None
     num_logprobs: int | None = None  # None: no log-probabilities at all; 0: only those of the chosen tokens
     echo: bool = False  # answer with the prompt's tokens first
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id and what is added to its logit
 
 
 @dataclass(frozen=True, slots=True)

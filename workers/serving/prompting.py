@@ -22,6 +22,10 @@ def plan_sequences(request: Generation, engine: Engine) -> tuple[list[SequenceRe
         raise invalid(
             f"{len(request.prompts)} prompts with n={request.n} exceed {MAX_SEQUENCES} choices", param="n"
         )
+    biased = [token for token, _ in request.sampling.logit_bias if token >= engine.vocab_size]
+    if biased:
+        message = f"Token id {biased[0]} is outside the vocabulary of {engine.vocab_size}"
+        raise invalid(message, param="logit_bias")
     seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(64)
     sequences: list[SequenceRequest] = []
     num_prompt_tokens = 0

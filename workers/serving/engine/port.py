@@ -10,6 +10,8 @@ from typing import Protocol
 
 from workers.serving.generation import Chat, Finished, Sampling, Token
 
+NOT_FINITE = "the model's logits are not finite"
+
 
 class EngineError(Exception):
     """The engine cannot go on with a sequence, e.g. its logits are not finite."""
@@ -52,6 +54,11 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool:
         """Whether the engine still decodes."""
+        ...
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long the engine has been at one and the same turn; 0 while there is nothing to do."""
         ...
 
     def encode(self, text: str) -> tuple[int, ...]:

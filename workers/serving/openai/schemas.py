@@ -17,6 +17,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 MAX_LOGPROBS = 20
 
 TokenId = Annotated[int, Field(strict=True, ge=0)]
+BiasedToken = Annotated[int, Field(ge=0)]  # a JSON object's names are strings
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class StreamOptions(BaseModel):
@@ -47,9 +49,9 @@ class _Request(BaseModel):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2, allow_inf_nan=False)
+    logit_bias: dict[BiasedToken, Bias] | None = Field(default=None, max_length=1024)
 
     @field_validator("stop")
     @classmethod
@@ -62,12 +64,6 @@ class _Request(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_what_is_not_implemented(self, info: ValidationInfo) -> "_Request":
-        for name, neutral in {
-            "presence_penalty": (0,),
-            "frequency_penalty": (0,),
-            "logit_bias": ({},),
-        }.items():
-            self._require(name, neutral)
         for name, neutral in self.NEUTRAL.items():
             self._require(name, neutral)
         if self.stream_options is not None and not self.stream:
@@ -93,6 +89,9 @@ class _Request(BaseModel):
             seed=self.seed,
             num_logprobs=num_logprobs,
             echo=echo,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logit_bias=tuple((self.logit_bias or {}).items()),
         )
 
 

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.tiny_export import CONTEXT_LENGTH, write_tiny_export
-from workers.serving.engine import decoding
+from workers.serving.engine import slot_decoder
 from workers.serving.engine.port import EngineError, EngineEvent, QueueFull, SequenceFailed, SequenceRequest
-from workers.serving.engine.transformers_engine import TransformersEngine
+from workers.serving.engine.transformers_engine import EngineOptions, TransformersEngine
 from workers.serving.generation import Chat, ChatMessage, Finished, FinishReason, Sampling, Token
 
 PROMPT = "The cat sat on"
@@ -111,7 +111,7 @@ def test_a_prompt_in_several_chunks_gives_the_same_answer(
 ) -> None:
     request = sequence(engine.encode(PROMPT * 4), echo=True, num_logprobs=1)
     [whole] = run(engine, request)
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 5)
+    monkeypatch.setattr(slot_decoder, "PREFILL_TOKENS", 5)
     [chunked] = run(engine, request)
     assert raws(chunked) == raws(whole)
     for ours, theirs in zip(tokens(chunked)[1:], tokens(whole)[1:], strict=True):
@@ -220,18 +220,48 @@ def test_a_template_of_the_tokenizer_is_used_and_may_refuse(export: Path) -> Non
     engine.close()
 
 
-def test_logits_that_are_not_finite_fail_the_sequence(tmp_path: Path) -> None:
+def test_a_version_whose_logits_are_not_finite_is_not_loaded(tmp_path: Path) -> None:
     write_tiny_export(tmp_path, seed=1, broken=True)
-    engine = TransformersEngine(tmp_path)
-    [[failure]] = run(engine, sequence([1, 2, 3]))
+    with pytest.raises(EngineError, match="not finite"):
+        TransformersEngine(tmp_path)
+
+
+def test_logits_that_become_not_finite_fail_the_sequence_and_what_it_held_is_forgotten(export: Path) -> None:
+    engine = TransformersEngine(export)
+    [before] = run(engine, sequence([1, 2, 3]))
+    norm = engine._decoder._forward._model.model.norm.weight  # type: ignore[attr-defined]
+    with torch.inference_mode():
+        whole = norm.clone()
+        norm.fill_(float("nan"))
+        [[failure]] = run(engine, sequence([1, 2, 3]))
+        norm.copy_(whole)
     assert isinstance(failure, SequenceFailed)
     assert "not finite" in failure.message
-    assert engine.alive
+    [after] = run(engine, sequence([1, 2, 3]))
+    assert raws(after) == raws(before)
     engine.close()
 
 
+def test_penalties_and_biases_change_what_is_chosen(engine: TransformersEngine) -> None:
+    prompt = engine.encode(PROMPT)
+    [greedy] = run(engine, sequence(prompt))
+    first = _ids(engine, tokens(greedy))[0]
+    biased, banned, varied = run(
+        engine,
+        sequence(prompt, logit_bias=((first, 100.0),), index=0),
+        sequence(prompt, logit_bias=((first, -100.0),), index=1),
+        sequence(prompt, logit_bias=((first, 100.0),), frequency_penalty=2.0, presence_penalty=2.0, index=2),
+    )
+    assert set(raws(biased)) == {raws(greedy)[0]}
+    assert raws(greedy)[0] not in raws(banned)
+    assert raws(varied) == raws(biased), "100 is more than 20 tokens are penalised by"
+    assert len(set(raws(run(engine, sequence(prompt, frequency_penalty=2.0, max_tokens=60))[0]))) > len(
+        set(raws(run(engine, sequence(prompt, max_tokens=60))[0]))
+    )
+
+
 def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(export: Path) -> None:
-    engine = TransformersEngine(export, max_active=1, max_waiting=2)
+    engine = TransformersEngine(export, options=EngineOptions(max_slots=1, max_waiting=2))
     started = threading.Event()
     begin: Callable[[list[EngineEvent]], None] = lambda _: started.set()  # noqa: E731
     prompt = engine.encode(PROMPT)

@@ -1,0 +1,99 @@
+"""Every kind of model is decoded as it decodes by itself, over slots where it can be."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+)
+
+from workers.pretrained import new_model
+from workers.serving.engine.forward import Forward, Piece
+from workers.serving.engine.model_forward import forward_for
+from workers.serving.engine.sequence_forward import SequenceForward
+from workers.serving.engine.slot_forward import SlotForward
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
+}  # fmt: skip
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+SEQUENCES = [[(7 * number + 3 * position) % 97 for position in range(40)] for number in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(0)
+        yield
+
+
+def _forward(config: PreTrainedConfig, **options: int) -> tuple[Forward, list[torch.Tensor]]:
+    model: Any = new_model(config).eval()
+    expected = [model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0] for tokens in SEQUENCES]
+    chosen = {"max_slots": 4, "slot_tokens": 64, "kv_cache_bytes": 1 << 24, **options}
+    return forward_for(model, **chosen), expected
+
+
+def _feed(forward: Forward, *lengths: tuple[int, ...]) -> list[torch.Tensor]:
+    """Logits of every sequence, fed to a slot each in pieces of such lengths."""
+    fed = [0] * len(SEQUENCES)
+    answers: list[list[torch.Tensor]] = [[] for _ in SEQUENCES]
+    for turn in lengths:
+        pieces = [
+            Piece(slot, fed[slot], SEQUENCES[slot][fed[slot] : fed[slot] + length], length)
+            for slot, length in enumerate(turn)
+            if length
+        ]
+        for piece, logits in zip(pieces, forward(pieces).split([p.num_logits for p in pieces]), strict=True):
+            answers[piece.slot].append(logits)
+            fed[piece.slot] += len(piece.tokens)
+    return [torch.cat(answer) for answer in answers]
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (LlamaConfig(**SIZES), SlotForward),
+        (GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64), SlotForward),
+        (MistralConfig(**SIZES, sliding_window=8), SlotForward),
+        (GemmaConfig(**SIZES, head_dim=8), SlotForward),
+        (LlamaConfig(**SIZES, rope_parameters=DYNAMIC), SequenceForward),
+    ],
+    ids=["llama", "gpt2", "sliding-window", "gemma", "dynamic-rope"],
+)
+def test_logits_are_those_of_the_model(config: PreTrainedConfig, kind: type[Forward]) -> None:
+    forward, expected = _forward(config)
+    assert isinstance(forward, kind)
+    one_by_one = [(1, 1, 1)] * 20
+    for answer, whole in zip(_feed(forward, (5, 1, 20), (3, 9, 0), *one_by_one), expected, strict=True):
+        torch.testing.assert_close(answer, whole[: len(answer)], rtol=0, atol=1e-3)
+
+
+def test_a_model_that_keeps_another_kind_of_past_is_refused() -> None:
+    with pytest.raises(ValueError, match="MambaForCausalLM does not decode with a cache"):
+        _forward(MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4))
+
+
+def test_a_copied_beginning_answers_as_the_original() -> None:
+    forward, _ = _forward(LlamaConfig(**SIZES))
+    original = _feed(forward, (40, 1, 1))[0]
+    forward.copy(0, 3, 30)
+    copied = forward([Piece(3, 30, SEQUENCES[0][30:], 10)])
+    torch.testing.assert_close(copied, original[30:], rtol=0, atol=1e-4)
+
+
+def test_memory_is_bounded_by_fewer_and_then_by_shorter_slots() -> None:
+    few, _ = _forward(LlamaConfig(**SIZES))
+    assert few.bytes_per_token == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, numbers a head, bytes
+    few, _ = _forward(LlamaConfig(**SIZES), kv_cache_bytes=256 * 64 * 2)
+    assert (few.num_slots, few.slot_tokens) == (2, 64)
+    short, _ = _forward(LlamaConfig(**SIZES), kv_cache_bytes=256 * 40)
+    assert (short.num_slots, short.slot_tokens) == (1, 40)

@@ -1,0 +1,55 @@
+"""Linear layers on a CPU with their weights in oneDNN's blocked layout, as ``torch.compile`` lays them out too.
+
+``nn.Linear`` has its weight reordered at every call, which for the few rows of a decode step costs more than the
+product: 10 M parameters in float32, 16 rows, two cores: 6.9 ms a pass, packed 2.9.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+class PackedLinear(nn.Module):
+    """``x @ weight_NK.T + bias``, x and result float32 of shape (..., K) and (..., N)."""
+
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        super().__init__()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous())
+        self._bias = bias_N
+
+    def forward(self, x: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return product
+
+
+def can_pack() -> bool:
+    """Whether this build of torch has oneDNN's packed products; they are not part of its documented interface."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Packing:
+    """Replaces the linear layers of a model in place; ``undo`` puts the old ones back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._replaced: list[tuple[nn.Module, str, nn.Module]] = []
+        for parent, name, module in list(_linears(model)):
+            weight_NK = module.weight.t() if isinstance(module, Conv1D) else module.weight
+            setattr(parent, name, PackedLinear(weight_NK, module.bias))
+            self._replaced.append((parent, name, module))
+
+    def undo(self) -> None:
+        for parent, name, module in self._replaced:
+            setattr(parent, name, module)
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear | Conv1D]]:
+    """Parent, attribute and layer of every float32 linear layer; no subclasses, whose forward may do more."""
+    for parent in model.modules():
+        for name, module in parent.named_children():
+            if type(module) not in (nn.Linear, Conv1D):
+                continue
+            assert isinstance(module, nn.Linear | Conv1D)
+            if module.weight.dtype is torch.float32:
+                yield parent, name, module

@@ -1,0 +1,289 @@
+"""Continuous batching: all sequences in flight are fed to the model together, turn after turn, by one thread.
+
+Every turn is one forward pass over a token of each sequence that is being continued, and over a piece of the prompts of
+those that have just come: between two turns sequences end, are cancelled, and others take their slots.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workers.serving.engine.detokenizer import Vocabulary
+from workers.serving.engine.forward import Forward, Piece
+from workers.serving.engine.port import (
+    NOT_FINITE,
+    EngineError,
+    EngineEvent,
+    QueueFull,
+    SequenceFailed,
+    SequenceRequest,
+    Sink,
+)
+from workers.serving.engine.sampling import Chooser, Score, choose, score
+from workers.serving.engine.slots import Slots
+from workers.serving.engine.token_writer import TokenWriter
+from workers.serving.generation import FinishReason
+
+logger = logging.getLogger(__name__)
+
+PREFILL_TOKENS = 512  # of prompts a turn: what those that are being continued wait for at most
+SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring prompts, times vocabulary: 64 MiB
+
+CLOSED = "the engine was closed"
+
+
+@dataclass(eq=False)
+class _Sequence:
+    request: SequenceRequest
+    sink: Sink
+    cancelled: threading.Event
+    writer: TokenWriter
+    chooser: Chooser
+    slot: int = -1
+    num_fed: int = 0
+    unfed: list[int] = field(default_factory=list)  # the rest of the prompt, then the token chosen last
+    num_sampled: int = 0
+
+    @property
+    def scores_prompt(self) -> bool:
+        return self.request.sampling.echo and self.request.sampling.num_logprobs is not None
+
+    @property
+    def in_prompt(self) -> bool:
+        return self.num_fed < len(self.request.prompt)
+
+
+class SlotDecoder:
+    """Decodes over one forward, which is its own from now on. Sequences come from any thread."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        vocabulary: Vocabulary,
+        end_tokens: frozenset[int],
+        vocab_size: int,
+        *,
+        max_waiting: int,
+    ) -> None:
+        self._forward = forward
+        self._vocabulary = vocabulary
+        self._end_tokens = end_tokens
+        self.vocab_size = vocab_size
+        self.slot_tokens = forward.slot_tokens
+        self._max_scored = max(16, SCORED_LOGITS // vocab_size)
+        self._max_waiting = max_waiting
+        self._slots = Slots(forward.num_slots, reuses=forward.reuses)
+        self._active: list[_Sequence] = []
+        self._waiting: deque[_Sequence] = deque()
+        self._closing = False
+        self._turn_began: float | None = None
+        self._changed = threading.Condition()
+
+    @property
+    def stalled_seconds(self) -> float:
+        began = self._turn_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def submit(self, requests: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
+        """See ``Engine.submit``."""
+        cancelled = threading.Event()
+        sequences = [
+            _Sequence(
+                request,
+                sink,
+                cancelled,
+                TokenWriter(self._vocabulary, request),
+                Chooser(request.sampling, request.seed),
+            )
+            for request in requests
+        ]
+        with self._changed:
+            if self._closing:
+                raise EngineError("the engine is closed")
+            if len(self._waiting) + len(sequences) > self._max_waiting:
+                self._waiting = deque(other for other in self._waiting if not other.cancelled.is_set())
+            if len(self._waiting) + len(sequences) > self._max_waiting:
+                raise QueueFull(f"{len(self._waiting)} sequences are waiting")
+            self._waiting.extend(sequences)
+            self._changed.notify()
+        return cancelled.set
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+
+    @torch.inference_mode()
+    def decode_until_closed(self) -> None:
+        """Never raises: what fails, fails sequences."""
+        while self._admit():
+            self._turn_began = time.monotonic()
+            self._take_turn()
+            self._turn_began = None
+        for sequence in [*self._active, *self._waiting]:
+            sequence.sink([SequenceFailed(sequence.request.index, CLOSED)])
+
+    def _admit(self) -> bool:
+        """Let go of what was cancelled, and give free slots away, waiting while there is nothing to do. False once
+        closed.
+        """
+        for sequence in [sequence for sequence in self._active if sequence.cancelled.is_set()]:
+            self._let_go(sequence)
+        with self._changed:
+            while not (self._closing or self._waiting or self._active):
+                self._changed.wait()
+            passed: list[_Sequence] = []
+            while self._waiting and self._slots.any_free():
+                sequence = self._waiting.popleft()
+                if not sequence.cancelled.is_set() and not self._begin(sequence):
+                    passed.append(sequence)
+            self._waiting.extendleft(reversed(passed))
+            return not self._closing
+
+    def _begin(self, sequence: _Sequence) -> bool:
+        prompt = sequence.request.prompt
+        place = self._slots.take(prompt, whole=sequence.scores_prompt)
+        if place is None:
+            return False
+        if place.source != place.slot:
+            self._forward.copy(place.source, place.slot, place.num_held)
+        sequence.slot, sequence.num_fed = place.slot, place.num_held
+        sequence.unfed = list(prompt[place.num_held :])
+        self._active.append(sequence)
+        return True
+
+    def _let_go(self, sequence: _Sequence, *, spoilt: bool = False) -> None:
+        self._active.remove(sequence)
+        self._slots.give_back(sequence.slot, spoilt=spoilt)
+        if spoilt:
+            self._forward.clear(sequence.slot)
+
+    def _take_turn(self) -> None:
+        turn = self._plan()
+        emitted: dict[Sink, list[EngineEvent]] = {}
+        try:
+            logits_RV = self._forward([piece for _, piece in turn])
+            for sequence, events in self._advance(turn, logits_RV):
+                emitted.setdefault(sequence.sink, []).extend(events)
+        except (
+            Exception
+        ) as error:  # a pass is for all of them: none can be spared, and others may still be answered
+            logger.exception("a turn failed")
+            for sequence, _ in turn:
+                if sequence in self._active:
+                    self._let_go(sequence, spoilt=True)
+                failed = SequenceFailed(sequence.request.index, f"{type(error).__name__}: {error}")
+                emitted.setdefault(sequence.sink, []).append(failed)
+        for sink, events in emitted.items():
+            sink(events)
+
+    def _plan(self) -> list[tuple[_Sequence, Piece]]:
+        """What is fed in the next turn: those that are being continued by slot, then prompts as they came."""
+        continued = sorted((s for s in self._active if not s.in_prompt), key=lambda sequence: sequence.slot)
+        turn = [(s, Piece(s.slot, s.num_fed, s.unfed, 1)) for s in continued]
+        room, scored_room = PREFILL_TOKENS, self._max_scored
+        for sequence in self._active:
+            if not sequence.in_prompt:
+                continue
+            num_tokens = min(len(sequence.unfed), room, scored_room if sequence.scores_prompt else room)
+            if num_tokens == 0:
+                continue
+            tokens = sequence.unfed[:num_tokens]
+            if sequence.scores_prompt:
+                num_logits = num_tokens
+                scored_room -= num_tokens
+            else:
+                num_logits = int(num_tokens == len(sequence.unfed))
+            room -= num_tokens
+            turn.append((sequence, Piece(sequence.slot, sequence.num_fed, tokens, num_logits)))
+        return turn
+
+    def _advance(
+        self, turn: Sequence[tuple[_Sequence, Piece]], logits_RV: Tensor
+    ) -> list[tuple[_Sequence, list[EngineEvent]]]:
+        """What a turn's logits mean for its sequences: their events, their next tokens, the end of some."""
+        events: dict[_Sequence, list[EngineEvent]] = {}
+        to_choose: list[tuple[_Sequence, int]] = []  # with the row to choose from
+        row = 0
+        for sequence, piece in turn:
+            self._slots.feed(sequence.slot, piece.tokens)
+            events[sequence] = []
+            if sequence.in_prompt and sequence.request.sampling.echo:
+                events[sequence] += self._echo(sequence, piece, logits_RV[row : row + piece.num_logits])
+            row += piece.num_logits
+            sequence.num_fed += len(piece.tokens)
+            sequence.unfed = sequence.unfed[len(piece.tokens) :]
+            if not sequence.in_prompt:
+                to_choose.append((sequence, row - 1))
+        ended = [sequence for sequence, _ in to_choose if sequence.request.max_tokens == 0]
+        for sequence in ended:
+            events[sequence].append(sequence.writer.finish(FinishReason.LENGTH, 0))
+            self._let_go(sequence)
+        to_choose = [pair for pair in to_choose if pair[0] not in ended]
+        if to_choose:
+            # Nearly always every row there is: then it is not copied.
+            rows = [row for _, row in to_choose]
+            chosen_RV = logits_RV if len(rows) == len(logits_RV) else logits_RV[rows]
+            tokens = choose(chosen_RV, [sequence.chooser for sequence, _ in to_choose])
+            scores = _scores(chosen_RV, tokens, [sequence for sequence, _ in to_choose])
+            for (sequence, _), token, token_score in zip(to_choose, tokens, scores, strict=True):
+                events[sequence] += self._take(sequence, token, token_score)
+        return list(events.items())
+
+    def _take(self, sequence: _Sequence, token: int | None, token_score: Score | None) -> list[EngineEvent]:
+        """A sequence goes on with the token that was chosen for it, or is over."""
+        if token is None:
+            self._let_go(sequence, spoilt=True)
+            return [SequenceFailed(sequence.request.index, f"EngineError: {NOT_FINITE}")]
+        sequence.num_sampled += 1
+        sequence.unfed = [token]
+        ends = token in self._end_tokens
+        event = sequence.writer.sampled_token(token, token_score, silent=ends)
+        reason = None
+        if ends or sequence.writer.stopped:
+            reason = FinishReason.STOP
+        elif sequence.num_sampled == sequence.request.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is None:
+            return [event]
+        self._let_go(sequence)
+        return [event, sequence.writer.finish(reason, sequence.num_sampled)]
+
+    def _echo(self, sequence: _Sequence, piece: Piece, logits_TV: Tensor) -> list[EngineEvent]:
+        """The prompt's tokens, scored where that was asked for: all of them at once where it was not."""
+        prompt, writer = sequence.request.prompt, sequence.writer
+        num_logprobs = sequence.request.sampling.num_logprobs
+        if num_logprobs is None:
+            return (
+                [] if sequence.unfed[len(piece.tokens) :] else [writer.prompt_token(t, None) for t in prompt]
+            )
+        first: list[EngineEvent] = [writer.prompt_token(prompt[0], None)] if piece.begin == 0 else []
+        # A row predicts the next token: the prompt's first has no score, and the last row none to score.
+        predicted = prompt[piece.begin + 1 : piece.begin + 1 + len(piece.tokens)]
+        if not predicted:
+            return first
+        scores = score(logits_TV[: len(predicted)], predicted, num_logprobs)
+        return first + [writer.prompt_token(*pair) for pair in zip(predicted, scores, strict=True)]
+
+
+def _scores(
+    logits_RV: Tensor, tokens: Sequence[int | None], sequences: Sequence[_Sequence]
+) -> list[Score | None]:
+    """The scores of the tokens whose sequences ask for them."""
+    scores: list[Score | None] = [None] * len(tokens)
+    wanted: dict[int, list[int]] = {}
+    for row, (token, sequence) in enumerate(zip(tokens, sequences, strict=True)):
+        num_logprobs = sequence.request.sampling.num_logprobs
+        if num_logprobs is not None and token is not None:
+            wanted.setdefault(num_logprobs, []).append(row)
+    for num_logprobs, rows in wanted.items():
+        chosen = [token for row in rows if (token := tokens[row]) is not None]
+        for row, row_score in zip(rows, score(logits_RV[rows], chosen, num_logprobs), strict=True):
+            scores[row] = row_score
+    return scores

@@ -27,11 +27,6 @@ class Forward(Protocol):
         ...
 
     @property
-    def bytes_per_token(self) -> int:
-        """What one token's keys and values take up, over all layers; 0 where it is not known beforehand."""
-        ...
-
-    @property
     def reuses(self) -> bool:
         """Whether a piece may begin at any token that its slot has held before, and ``copy`` works."""
         ...
@@ -43,7 +38,7 @@ class Forward(Protocol):
         ...
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Have ``target`` hold what ``source`` does of its first ``num_tokens``."""
+        """Have ``target`` hold what ``source`` does of its first ``num_tokens``. Only where it ``reuses``."""
         ...
 
     def clear(self, slot: int) -> None:

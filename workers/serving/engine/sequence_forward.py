@@ -15,7 +15,6 @@ class SequenceForward:
     """For models whose attention cannot be given to ``SlotForward``. Nothing is reused: a cache may not be cut back."""
 
     reuses = False
-    bytes_per_token = 0
 
     def __init__(self, model: Any, *, num_slots: int, slot_tokens: int) -> None:
         self._model = model
@@ -28,7 +27,7 @@ class SequenceForward:
         return torch.cat([self._feed(piece) for piece in pieces])
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        raise NotImplementedError
+        raise AssertionError("nothing is reused")
 
     def clear(self, slot: int) -> None:
         self._caches.pop(slot, None)

@@ -139,7 +139,8 @@ class SlotDecoder:
             while not (self._closing or self._waiting or self._active):
                 self._changed.wait()
             passed: list[_Sequence] = []
-            while self._waiting and self._slots.any_free():
+            # Few are passed over: each look compares a prompt with all slots.
+            while self._waiting and self._slots.any_free() and len(passed) < self._forward.num_slots:
                 sequence = self._waiting.popleft()
                 if not sequence.cancelled.is_set() and not self._begin(sequence):
                     passed.append(sequence)

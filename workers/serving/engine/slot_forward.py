@@ -21,9 +21,7 @@ ATTENTION = "pathswitch_slots"
 LENGTH_STEP = (
     16  # keys are looked at in multiples of this: sums are then in the same order beside longer sequences
 )
-KEYS_IN_VAIN = (
-    64  # of 320 numbers, on two cores: about as long to look at as a call of attention takes to begin
-)
+KEYS_IN_VAIN = 64  # an estimate for 320 numbers a key on two cores: as long to look at as a call of attention takes to begin
 
 
 class SlotForward:

@@ -43,10 +43,6 @@ class Slots:
     def any_free(self) -> bool:
         return any(slot.prompt is None for slot in self._slots)
 
-    def held(self, position: int) -> int:
-        """Tokens that a slot holds."""
-        return len(self._slots[position].held)
-
     def take(self, prompt: Sequence[int], *, whole: bool) -> Place | None:
         """A free slot for a prompt; None where it had better wait until another has computed what they share.
 

@@ -93,7 +93,7 @@ class TransformersEngine:
     ) -> None:
         """All of torch's work is done by this one thread: OpenMP keeps a team for every thread that ever computed, and
         stops spinning in all of them where the teams have more threads than there are cores (10 M parameters, two
-        cores: a third less speed).
+        cores: a fifth to a quarter less speed).
         """
         try:
             if threads:

@@ -92,6 +92,7 @@ def test_a_copied_beginning_answers_as_the_original() -> None:
 
 def test_memory_is_bounded_by_fewer_and_then_by_shorter_slots() -> None:
     few, _ = _forward(LlamaConfig(**SIZES))
+    assert isinstance(few, SlotForward)
     assert few.bytes_per_token == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, numbers a head, bytes
     few, _ = _forward(LlamaConfig(**SIZES), kv_cache_bytes=256 * 64 * 2)
     assert (few.num_slots, few.slot_tokens) == (2, 64)

@@ -11,7 +11,7 @@ def test_a_prompt_goes_on_where_a_past_one_agrees_and_its_last_token_is_always_f
     slots.feed(0, LONG)
     slots.give_back(0)
     assert slots.take(LONG, whole=False) == Place(0, 0, 99)
-    assert slots.held(0) == 99
+    assert slots.num_held == 99
 
 
 def test_what_is_shared_with_a_running_sequence_is_copied() -> None:

@@ -14,7 +14,7 @@ from service.settings import Settings
 from service.store.database import Database
 from service.store.migrate import downgrade, head, upgrade
 from tests.support.control_plane import ControlPlane, ask
-from tests.support.server_process import free_port
+from tests.support.ports import free_port
 
 
 def test_a_control_plane_whose_parts_answer_is_ready(each_plane: ControlPlane) -> None:

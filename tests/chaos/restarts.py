@@ -13,7 +13,8 @@ from tests.chaos.processes import Fleet
 from tests.chaos.report import Report
 from tests.chaos.traffic import Traffic
 from tests.chaos.world import worlds
-from tests.support.postgres import PostgresServer, free_port, initialise, start, wait_until_ready
+from tests.support.ports import free_port
+from tests.support.postgres import PostgresServer, initialise, start, wait_until_ready
 
 ORCHESTRATORS = 4
 LINES = 8

@@ -13,8 +13,8 @@ from service.core.stage_specs import TrainStage
 from service.core.states import StageState
 from tests.story.conftest import NewPlane
 from tests.support.orchestrator_process import asked_to_stop, orchestrator_process
+from tests.support.ports import free_port
 from tests.support.ray_cluster import RayCluster
-from tests.support.server_process import free_port
 from tests.support.stopping import (
     LONG,
     Streams,

@@ -14,7 +14,8 @@ from service.artifacts import Artifacts
 from service.core.paradigms import PARADIGMS
 from tests.story.conftest import NewPlane, Workers
 from tests.support.control_plane import ControlPlane
-from tests.support.ray_cluster import RayCluster, free_ports
+from tests.support.ports import free_ports
+from tests.support.ray_cluster import RayCluster
 from tests.support.story import DATASET, DOCUMENTS, SPEC, download, greedy, push_and_release, released
 from tests.support.training import texts_of
 from tests.support.watched_update import until

@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
+from tests.support.ports import free_port
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
@@ -79,13 +80,6 @@ def _unavailable() -> str | None:
     if account is not None and account not in {entry.pw_name for entry in pwd.getpwall()}:
         return f"running as root, and there is no account `{account}` to start PostgreSQL as"
     return None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _ends_with_parent() -> Callable[[], object] | None:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_ports
+
 ROOT = Path(__file__).parents[2]
 NUM_CPUS = 8  # logical, so that trainers, replicas and control actors fit on a machine with two
 OBJECT_STORE_BYTES = 200_000_000
@@ -126,13 +128,6 @@ def _environment(token: str) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free together; held until all are known, so that none is given twice."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [bound.getsockname()[1] for bound in sockets]
 
 
 def _wait_for_port(head: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import socket
 import subprocess
 import sys
 import threading
@@ -14,17 +13,11 @@ from pathlib import Path
 import httpx
 
 from service.settings import Settings
+from tests.support.ports import free_port
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 WATCH_SECONDS = 0.02
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

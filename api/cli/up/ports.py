@@ -1,21 +1,36 @@
 """Ports: one that is free, or a clear word about one that is not."""
 
 import errno
+import random
 import socket
+from pathlib import Path
 
 from api.cli.problems import Problem
 
+FIRST = 15_000
+EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_USUAL_EPHEMERAL = 32_768  # Linux's default; other systems begin higher
+
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports that nothing is bound to now. They are distinct: all are held until the last is found."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Distinct ports that nothing is bound to now, none of those that the kernel deals out: whoever binds one seconds later
+    (the last part of a Ray head does) would else find it given to a connection meanwhile. Raises OSError.
+    """
+    candidates = range(FIRST, max(_first_ephemeral(), FIRST + 1_000))
+    found: list[int] = []
+    for port in random.sample(candidates, len(candidates)):
+        if is_free(host, port):
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise OSError(errno.EADDRINUSE, f"fewer than {count} ports from {FIRST} on are free")
+
+
+def _first_ephemeral() -> int:
     try:
-        for one in sockets:
-            one.bind((host, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+        return int(EPHEMERAL.read_text().split()[0])
+    except OSError:
+        return _USUAL_EPHEMERAL
 
 
 def is_free(host: str, port: int) -> bool:

@@ -17,7 +17,8 @@ from ray import serve
 from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.serving import ServedTarget
-from tests.support.ray_cluster import RayCluster, free_ports
+from tests.support.ports import free_ports
+from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
 from workers.serving.ray_serving import RayServing
 

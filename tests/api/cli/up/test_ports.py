@@ -14,6 +14,11 @@ def test_free_ports_differ_and_are_free() -> None:
     assert all(ports.is_free("127.0.0.1", port) for port in found)
 
 
+def test_free_ports_are_none_that_the_kernel_gives_to_connections() -> None:
+    first = int(ports.EPHEMERAL.read_text().split()[0])
+    assert all(ports.FIRST <= port < first for port in ports.free_ports("127.0.0.1", 100))
+
+
 def test_a_port_in_use_is_named_with_the_flag_that_changes_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

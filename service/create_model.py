@@ -19,7 +19,7 @@ from service.store.in_use import share_artifacts
 from service.store.tables import Model
 
 BASE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
-CHANGEABLE = frozenset({"gate", "auto_update", "auto_release"})
+CHANGEABLE = frozenset({"gate", "serving", "auto_update", "auto_release"})
 CHANGEABLE_TRAINING = frozenset({"workers", "strategy"})
 
 
@@ -60,7 +60,7 @@ def create_model(
 
 
 def change_model(database: Database, name: str, changes: dict[str, Any]) -> Model:
-    """Change gate, auto_update, auto_release, training.workers and training.strategy. Anything else is a Conflict."""
+    """Change gate, serving, auto_update, auto_release, training.workers and training.strategy. Anything else is a Conflict."""
     fixed = [key for key in changes if key not in CHANGEABLE | {"training"}]
     fixed += [f"training.{key}" for key in changes.get("training") or {} if key not in CHANGEABLE_TRAINING]
     if fixed:
@@ -69,7 +69,7 @@ def change_model(database: Database, name: str, changes: dict[str, Any]) -> Mode
         row = models.model(session, name, lock=True)
         merged = dict(row.spec)
         for key, value in changes.items():
-            merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+            merged[key] = _changed(merged.get(key), value)
         try:
             row.spec = ModelSpec.model_validate(merged).model_dump(mode="json")
         except ValidationError as error:
@@ -77,6 +77,15 @@ def change_model(database: Database, name: str, changes: dict[str, Any]) -> Mode
         session.flush()
         events.append(session, "model.changed", model=row.name, changes=changes)
     return row
+
+
+def _changed(before: Any, change: Any) -> Any:
+    """An object with the fields that a change names, theirs in turn; a rollout of another strategy is another object."""
+    if not isinstance(before, dict) or not isinstance(change, dict):
+        return change
+    if change.get("strategy", before.get("strategy")) != before.get("strategy"):
+        return change
+    return before | {key: _changed(before.get(key), value) for key, value in change.items()}
 
 
 def error_items(error: ValidationError) -> list[ErrorItem]:

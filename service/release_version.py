@@ -1,6 +1,7 @@
 """Ask for a model version to be served: forward to a new one, or back to any earlier one."""
 
 from service.core.errors import Conflict
+from service.core.serving_specs import ReplaceSpec, RolloutSpec
 from service.core.states import ReleaseState
 from service.store import models, releases
 from service.store.database import Database
@@ -8,9 +9,19 @@ from service.store.tables import Release
 
 
 def release_version(
-    database: Database, model_name: str, version: int, *, by: str, reason: str | None = None
+    database: Database,
+    model_name: str,
+    version: int,
+    *,
+    by: str,
+    reason: str | None = None,
+    rollout: RolloutSpec | None = None,
 ) -> Release:
-    """Write the request; the orchestrator has it served. Raises NotFound. Asked again while live: the live release."""
+    """Write the request; the orchestrator has it served. Raises NotFound. Asked again while live: the live release.
+
+    ``rollout``: instead of the model's own. What was live before has stood its trial: without one, it takes over as soon as
+    it is loaded. Raises Conflict where a rolling line is to try a version, or another one to roll.
+    """
     with database.transaction() as session:
         model = models.model(session, model_name, lock=True)
         row = models.version(session, model.id, version)
@@ -21,10 +32,24 @@ def release_version(
             and releases.pending(session, model.id) is None
         ):
             return live
-        return releases.request(session, model, row, by=by, reason=reason)
+        own = models.serving_spec(model).rollout
+        if rollout is not None and "rolling" in {own.strategy, rollout.strategy} and own != rollout:
+            raise Conflict(
+                "whether replicas hold one version or several is the model's own: change its rollout"
+            )
+        if rollout is None and releases.was_live(session, row.id):
+            rollout = ReplaceSpec()
+        return releases.request(session, model, row, by=by, reason=reason, rollout=rollout)
 
 
-def roll_back(database: Database, model_name: str, *, by: str, reason: str | None = None) -> Release:
+def roll_back(
+    database: Database,
+    model_name: str,
+    *,
+    by: str,
+    reason: str | None = None,
+    rollout: RolloutSpec | None = None,
+) -> Release:
     """Release what was served before the version that is served now. Raises Conflict where there is nothing before."""
     with database.reading() as session:
         model = models.model(session, model_name)
@@ -34,4 +59,4 @@ def roll_back(database: Database, model_name: str, *, by: str, reason: str | Non
         if not earlier:
             raise Conflict(f"nothing was served before: {model_name!r} cannot be rolled back")
         number = models.version_by_id(session, earlier[-1].model_version_id).number
-    return release_version(database, model_name, number, by=by, reason=reason or "rollback")
+    return release_version(database, model_name, number, by=by, reason=reason or "rollback", rollout=rollout)

@@ -34,6 +34,7 @@ class ModelChanges(Document):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     gate: dict[str, Any] = Field(default_factory=dict)
+    serving: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     auto_update: bool = True
     auto_release: bool = True

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from service.core.specs import Spec
+from service.core.spec import Spec
 
 
 class AutoChoice(Spec):

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from service.core.specs import GateSpec, Spec
+from service.core.spec import Spec
+from service.core.specs import GateSpec
 
 
 class Verdict(Spec):

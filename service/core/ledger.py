@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from service.core.specs import Spec
+from service.core.spec import Spec
 
 
 class LedgerEntry(Spec):

@@ -10,7 +10,8 @@ from typing import Any
 
 from service.core.auto_length import AutoChoice
 from service.core.ledger import LedgerEntry, ledger_up_to, total_steps
-from service.core.specs import GateSpec, ParadigmSpec, Spec, fingerprint
+from service.core.spec import Spec
+from service.core.specs import GateSpec, ParadigmSpec, fingerprint
 from service.core.stage_specs import (
     LineSpec,
     MergeStage,

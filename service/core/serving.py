@@ -5,29 +5,81 @@ without waiting; ``observe`` reports what every replica answers with now. A new 
 swapped in when warm, so that no request is dropped; requests in flight keep the version they began with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
+
+from service.core.serving_specs import DEFAULT_SERVING, ServingSpec
+from service.core.traffic import NOTHING, Traffic
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    number: int
+    key: str  # artifact key of the export
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A version that is loaded beside the served one before it may take over: ``share`` of the requests are answered by
+    it, a copy of ``shadowed`` of them is given to it, and where it is ``scored`` both versions' loss on those is measured.
+    """
+
+    version: ServedVersion
+    share: float = 0.0
+    shadowed: float = 0.0
+    scored: bool = False
 
 
 @dataclass(frozen=True)
 class ServedTarget:
-    """What one model line should answer with. ``number`` and ``key`` are None before its first release."""
+    """What one model line should answer with: ``stable``, None before its first release.
+
+    ``kept`` are earlier versions that stay loaded where there is room. ``rolling``: replicas hold ``stable`` alone, and are
+    replaced one by one when it changes. ``awake``: not scaled to zero for the moment.
+    """
 
     model: str
-    number: int | None
-    key: str | None  # artifact key of the export
+    stable: ServedVersion | None
+    trial: Trial | None = None
+    kept: tuple[ServedVersion, ...] = ()
     sequence: int = 0  # rises with every decision about what the line should answer with
+    spec: ServingSpec = DEFAULT_SERVING
+    rolling: bool = False
+    awake: bool = True
+
+
+class Residence(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class VersionReport:
+    """A version that a replica was told to hold. ``traffic``: what it has answered there since it was loaded.
+
+    ``tried``: the part of ``traffic`` since the present trial began, of the version that is tried and of the served one.
+    """
+
+    number: int
+    state: Residence
+    error: str | None = None
+    traffic: Traffic = NOTHING
+    tried: Traffic = NOTHING
 
 
 @dataclass(frozen=True)
 class ReplicaReport:
-    """What one replica answers with, and, where its newest target could not be loaded, why."""
+    """``number``: what the replica answers with where no version is named; None: it does not answer."""
 
     replica: str
     number: int | None
-    failed_number: int | None = None
-    error: str | None = None
+    versions: tuple[VersionReport, ...] = ()
+
+    def version(self, number: int) -> VersionReport | None:
+        return next((version for version in self.versions if version.number == number), None)
 
 
 class Serving(Protocol):
@@ -43,8 +95,8 @@ class Serving(Protocol):
         """
         ...
 
-    def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
-        """Model name -> one report per replica that should run; a replica that does not answer reports number None."""
+    def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
+        """Of those ``models``: name -> a report per replica that should run; one that does not answer reports number None."""
         ...
 
     def close(self) -> None:

@@ -4,16 +4,15 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, model_validator
+
+from service.core.serving_specs import DEFAULT_SERVING, ServingSpec
+from service.core.spec import Spec
 
 MAX_PEAK_LR = 1.0
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Fraction01 = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
-class Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def fingerprint(kind: str, *parts: Any) -> str:
@@ -287,6 +286,7 @@ class ModelSpec(Spec):
     paradigm: ParadigmSpec = PathSwitchingSpec()
     training: TrainingSpec = TrainingSpec()
     gate: GateSpec = GateSpec()
+    serving: ServingSpec = DEFAULT_SERVING
     auto_update: bool = True
     auto_release: bool = True
 

@@ -49,7 +49,7 @@ class ModelVersionState(StrEnum):
 
 class ReleaseState(StrEnum):
     PENDING = "pending"
-    """Asked for; the replicas do not all answer with it yet. At most one a model."""
+    """Asked for: being loaded, on trial, or not yet what all replicas answer with. At most one a model."""
     LIVE = "live"
     """Every replica answers with it. At most one a model."""
     ENDED = "ended"
@@ -57,7 +57,7 @@ class ReleaseState(StrEnum):
     SUPERSEDED = "superseded"
     """A later request came before it was live. Final."""
     FAILED = "failed"
-    """The replicas could not load it and kept what they had. Final."""
+    """It was not loaded, or did not stand its trial; the replicas kept what they had. Final."""
 
 
 class CheckpointState(StrEnum):

@@ -1,66 +1,124 @@
-"""Serving, level by level: what rows say should be served is desired, what replicas answer with is observed."""
+"""Serving, level by level: what rows say should be served is desired, what replicas report is observed."""
 
 import logging
+from dataclasses import dataclass
+from datetime import datetime
 
 from service.core.executor import RunError
-from service.core.serving import ReplicaReport, ServedTarget, Serving
+from service.core.serving import ServedTarget, ServedVersion, Serving
 from service.core.stage_specs import StageKind
 from service.core.states import ReleaseState
-from service.orchestrator import advance
-from service.store import models, releases, stages
-from service.store.database import Database
+from service.orchestrator import advance, rollout
+from service.orchestrator.rollout import Move, Pending, Step
+from service.store import models, observations, releases, stages
+from service.store.database import Database, now
+from service.store.tables import Release
 
 logger = logging.getLogger(__name__)
+
+MOST_STEPS = 4  # of a release: begun, tried, promoted, live
+OBSERVE_SECONDS = 5.0  # how old may be what is known of replicas that nothing is being asked of
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a model line should answer with, what is on its way, and when its replicas were asked last."""
+
+    model_id: str
+    target: ServedTarget
+    pending: Pending | None
+    observed_at: datetime | None
 
 
 def reconcile(database: Database, serving: Serving) -> bool:
     """Make desired what should be served, write down what is, and let the release stages that waited for it end."""
-    targets, asked = _targets(database)
-    serving.apply(targets)
     moved = False
-    if asked:
-        observed = serving.observe()
-        for model_name, (release_id, number) in asked.items():
-            moved |= _record(database, model_name, release_id, number, list(observed.get(model_name, ())))
+    for _ in range(MOST_STEPS):
+        if not _advance(database, serving):
+            break
+        moved = True  # and what has changed is made desired at once
     return _end_release_stages(database) or moved
 
 
-def _targets(database: Database) -> tuple[list[ServedTarget], dict[str, tuple[str, int]]]:
-    """What every model should answer with, and the releases that are asked for and not seen everywhere yet."""
-    targets, asked = [], {}
+def _advance(database: Database, serving: Serving) -> bool:
+    lines, at = lines_of(database)
+    serving.apply([line.target for line in lines])
+    asked = [line for line in lines if line.pending is not None or _is_old(line, at)]
+    observed = serving.observe([line.target.model for line in asked]) if asked else {}
+    moved = False
+    for line in asked:
+        reports = list(observed.get(line.target.model, ()))
+        move = rollout.next_move(line.pending, line.target, reports, at) if line.pending is not None else None
+        if line.pending is not None and move is not None:
+            moved |= _carry_out(database, line, line.pending, move)
+        if _is_old(line, at):
+            with database.transaction() as session:
+                models.model(session, line.target.model, lock=True)
+                observations.put(session, line.model_id, reports)
+    return moved
+
+
+def lines_of(database: Database) -> tuple[list[Line], datetime]:
+    """What every model should answer with, and what time it is."""
     with database.reading() as session:
+        seen = observations.times(session)
+        lines = []
         for model in models.all_models(session):
-            pending = releases.pending(session, model.id)
-            wanted = pending or releases.live(session, model.id)
-            if wanted is None:
-                targets.append(ServedTarget(model.name, None, None))
-                continue
-            version = models.version_by_id(session, wanted.model_version_id)
-            sequence = releases.decisions(session, model.id)
-            targets.append(ServedTarget(model.name, version.number, version.export_key, sequence))
-            if pending is not None:
-                asked[model.name] = (pending.id, version.number)
-    return targets, asked
+            spec = models.serving_spec(model)
+            asked, live = releases.pending(session, model.id), releases.live(session, model.id)
+            version = {
+                row.id: ServedVersion(row.number, row.export_key)
+                for row in releases.versions_served(session, model.id, spec.keep)
+            }
+            pending = None if asked is None else _pending(asked, version[asked.model_version_id])
+            target = rollout.target(
+                model.name,
+                spec,
+                releases.decisions(session, model.id),
+                live=None if live is None else version[live.model_version_id],
+                pending=pending,
+                earlier=[version[id] for id in releases.ended(session, model.id, spec.keep) if id in version],
+            )
+            lines.append(Line(model.id, target, pending, seen.get(model.id)))
+        return lines, now(session)
 
 
-def _record(
-    database: Database, model_name: str, release_id: str, number: int, reports: list[ReplicaReport]
-) -> bool:
-    answering = bool(reports) and all(report.number == number for report in reports)
-    errors = [report.error for report in reports if report.failed_number == number and report.error]
-    if not answering and not errors:
+def _pending(row: Release, version: ServedVersion) -> Pending:
+    spec = None if row.rollout is None else rollout.ROLLOUT.validate_python(row.rollout)
+    tried_as = spec if spec is not None and spec.strategy in ("canary", "shadow") else None
+    return Pending(row.id, version, tried_as, row.begun_at, row.tried_at, row.promoted_at)
+
+
+def _is_old(line: Line, at: datetime) -> bool:
+    if line.target.stable is None:
         return False
+    return line.observed_at is None or (at - line.observed_at).total_seconds() > OBSERVE_SECONDS
+
+
+def _carry_out(database: Database, line: Line, pending: Pending, move: Move) -> bool:
+    name, number = line.target.model, pending.version.number
     with database.transaction() as session:
-        model = models.model(session, model_name, lock=True)
-        row = releases.get(session, release_id)
+        model = models.model(session, name, lock=True)
+        row = releases.get(session, pending.release_id)
         if row.state != ReleaseState.PENDING:
             return False
-        if answering:
-            releases.go_live(session, model, row)
-            logger.info("%s@%d is served", model_name, number)
-        else:
-            releases.fail(session, model, row, errors[0])
-            logger.warning("%s@%d could not be served: %s", model_name, number, errors[0])
+        if move.trial is not None:
+            row.trial = move.trial
+        match move.step:
+            case Step.BEGIN:
+                row.begun_at = row.begun_at or now(session)
+            case Step.TRY:
+                row.tried_at = row.tried_at or now(session)
+            case Step.PROMOTE:
+                releases.promote(session, model, row)
+            case Step.GO_LIVE:
+                releases.go_live(session, model, row)
+            case Step.FAIL:
+                releases.fail(session, model, row, move.error or "")
+    if move.step == Step.FAIL:
+        logger.warning("%s@%d is not released: %s", name, number, move.error)
+    elif move.step == Step.GO_LIVE:
+        logger.info("%s@%d is served", name, number)
     return True
 
 

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from service.core.errors import NotFound
+from service.core.serving_specs import ServingSpec
 from service.core.states import CheckpointState, ModelVersionState, UpdateState
 from service.store.paging import page
 from service.store.tables import Checkpoint, Model, ModelVersion, Update
@@ -20,6 +21,11 @@ def model(session: Session, name: str, *, lock: bool = False) -> Model:
     if row is None:
         raise NotFound(f"no model {name!r}")
     return row
+
+
+def serving_spec(model: Model) -> ServingSpec:
+    """How the model asks to be served; models made before it could be said have every default."""
+    return ServingSpec.model_validate(model.spec.get("serving", {}))
 
 
 def by_id(session: Session, model_id: str) -> Model:

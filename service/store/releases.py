@@ -5,15 +5,26 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from service.core.serving_specs import RolloutSpec
 from service.core.states import ModelVersionState, ReleaseState
-from service.store import events
+from service.store import events, models
 from service.store.database import now
 from service.store.paging import page
 from service.store.tables import Model, ModelVersion, Release
 
 
-def request(session: Session, model: Model, version: ModelVersion, *, by: str, reason: str | None) -> Release:
-    """Ask for ``version`` to be served. A request that was still pending is superseded: the last one wins."""
+def request(
+    session: Session,
+    model: Model,
+    version: ModelVersion,
+    *,
+    by: str,
+    reason: str | None,
+    rollout: RolloutSpec | None = None,
+) -> Release:
+    """Ask for ``version`` to be served, by the model's own rollout where none is given. A request that was still pending is
+    superseded: the last one wins.
+    """
     at = now(session)
     session.execute(
         sa.update(Release)
@@ -21,7 +32,14 @@ def request(session: Session, model: Model, version: ModelVersion, *, by: str, r
         .values(state=ReleaseState.SUPERSEDED)
         .execution_options(synchronize_session="fetch")
     )
-    row = Release(model_id=model.id, model_version_id=version.id, by=by, reason=reason, requested_at=at)
+    row = Release(
+        model_id=model.id,
+        model_version_id=version.id,
+        by=by,
+        reason=reason,
+        rollout=(rollout or models.serving_spec(model).rollout).model_dump(mode="json"),
+        requested_at=at,
+    )
     session.add(row)
     session.flush()
     events.append(
@@ -39,9 +57,10 @@ def live(session: Session, model_id: str) -> Release | None:
 
 
 def decisions(session: Session, model_id: str) -> int:
-    """How often it was decided what the model should answer with: by a request, and by one that failed."""
+    """How often it was decided what the model should answer with: by a request, one that took over, one that failed."""
     failed = sa.func.count().filter(Release.state == ReleaseState.FAILED)
-    query = sa.select(sa.func.count() + failed).where(Release.model_id == model_id)
+    query = sa.select(sa.func.count() + sa.func.count(Release.promoted_at) + failed)
+    query = query.where(Release.model_id == model_id)
     return session.scalar(query) or 0
 
 
@@ -55,10 +74,48 @@ def history(session: Session, model_id: str) -> Sequence[Release]:
     return session.scalars(sa.select(Release).where(Release.model_id == model_id).order_by(Release.id)).all()
 
 
+def ended(session: Session, model_id: str, limit: int) -> Sequence[str]:
+    """The versions that were live before, by their ids, each once, the last first."""
+    last = sa.func.max(Release.released_at)
+    query = sa.select(Release.model_version_id).where(
+        Release.model_id == model_id, Release.state == ReleaseState.ENDED
+    )
+    # One more than asked for: the version that is live may have been live before.
+    return session.scalars(
+        query.group_by(Release.model_version_id).order_by(last.desc()).limit(limit + 1)
+    ).all()
+
+
+def versions_served(session: Session, model_id: str, limit: int) -> Sequence[ModelVersion]:
+    """Those that are asked for, live, or among the last ``ended``."""
+    current = (ReleaseState.PENDING, ReleaseState.LIVE)
+    query = sa.select(Release.model_version_id).where(
+        Release.model_id == model_id, Release.state.in_(current)
+    )
+    ids = {*session.scalars(query), *ended(session, model_id, limit)}
+    return session.scalars(sa.select(ModelVersion).where(ModelVersion.id.in_(ids))).all() if ids else []
+
+
+def was_live(session: Session, version_id: str) -> bool:
+    query = sa.select(sa.func.count()).where(
+        Release.model_version_id == version_id, Release.released_at.is_not(None)
+    )
+    return bool(session.scalar(query))
+
+
 def page_of_releases(
     session: Session, model_id: str, after: str | None, limit: int
 ) -> tuple[Sequence[Release], bool]:
     return page(session, sa.select(Release).where(Release.model_id == model_id), Release.id, after, limit)
+
+
+def promote(session: Session, model: Model, release: Release) -> None:
+    """Every replica has it, and it has stood its trial, if there was one: all are to answer with it."""
+    release.promoted_at = now(session)
+    session.flush()
+    version = session.get(ModelVersion, release.model_version_id)
+    assert version is not None
+    events.append(session, "release.promoted", release=release.id, model=model.name, version=version.number)
 
 
 def go_live(session: Session, model: Model, release: Release) -> None:
@@ -84,7 +141,7 @@ def go_live(session: Session, model: Model, release: Release) -> None:
 
 
 def fail(session: Session, model: Model, release: Release, error: str) -> None:
-    """The replicas could not load it. What was live stays live."""
+    """It could not be loaded, or did not stand its trial. What was live stays live."""
     release.state = ReleaseState.FAILED
     release.error = error
     session.flush()

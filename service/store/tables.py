@@ -268,7 +268,11 @@ class ModelVersion(Base):
 
 
 class Release(Base):
-    """One line of the history of what was served, or is asked to be."""
+    """One line of the history of what was served, or is asked to be.
+
+    ``rollout`` is the RolloutSpec it was asked for with; None takes over as soon as it is loaded. On the way to being live
+    it is begun (replicas load it), tried (all have it), promoted (all are to answer with it). ``trial`` is what was counted.
+    """
 
     __tablename__ = "releases"
     __table_args__ = (
@@ -284,9 +288,24 @@ class Release(Base):
     by: Mapped[str]
     reason: Mapped[str | None]
     error: Mapped[str | None]
+    rollout: Mapped[dict[str, Any] | None]
+    trial: Mapped[dict[str, Any] | None]
     requested_at: Mapped[datetime]
+    begun_at: Mapped[datetime | None]
+    tried_at: Mapped[datetime | None]
+    promoted_at: Mapped[datetime | None]
     released_at: Mapped[datetime | None]
     retired_at: Mapped[datetime | None]
+
+
+class Observation(Base):
+    """What the replicas of a model said last of what they answer with; ``replicas`` are SeenReplicas."""
+
+    __tablename__ = "observations"
+
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    replicas: Mapped[list[dict[str, Any]]]
+    observed_at: Mapped[datetime]
 
 
 class Event(Base):

@@ -24,6 +24,7 @@ ROUTES = {
     "/api/v1/models/{model}/costs": {"get"},
     "/api/v1/models/{model}/updates": {"get", "post"},
     "/api/v1/models/{model}/releases": {"get", "post"},
+    "/api/v1/models/{model}/serving": {"get"},
     "/api/v1/updates/{update}": {"get"},
     "/api/v1/updates/{update}/cancel": {"post"},
     "/api/v1/updates/{update}/retry": {"post"},

@@ -33,7 +33,12 @@ def test_a_version_is_released_and_rolled_back(each_plane: ControlPlane, model: 
         "by": "user",
         "reason": "first light",
         "error": None,
+        "rollout": {"strategy": "replace"},
+        "trial": None,
         "requested_at": release["requested_at"],
+        "begun_at": None,
+        "tried_at": None,
+        "promoted_at": None,
         "released_at": None,
         "retired_at": None,
     }
@@ -84,7 +89,6 @@ def test_a_version_that_replicas_cannot_load_says_why(each_plane: ControlPlane, 
         serve(each_plane, model)
     finally:
         each_plane.serving.broken.clear()
-        each_plane.serving.failed.clear()
     rows = list(each_plane.client.releases(model))
     assert [(row.version, row.state, row.error) for row in rows] == [
         (1, "live", None),

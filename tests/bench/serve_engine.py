@@ -5,9 +5,9 @@ import queue
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ SHORTEST, LONGEST = 8, 256
 MIXED_REQUESTS = 128
 SEQUENTIAL_REQUESTS = 3  # of the 16: one takes as long as another
 ROUNDS = 3
-FIRST_TOKENS = 200  # requests whose first token is waited for
+ALONE_REQUESTS = 100  # whose first token is waited for with nobody else there
+TIED = 1e-4  # logits: what two orders of summing in float32 make of one sum
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Work:
 class Done:
     """Tokens of every sequence, how long it all took, and when each sequence's first token came after it was asked for."""
 
-    tokens: list[list[bytes]]
+    tokens: list[list[int]]
     seconds: float
     first_seconds: list[float]
 
@@ -64,38 +65,35 @@ def engine_figures(folder: Path, threads: int) -> list[Figure]:
     ]
     rng.shuffle(lengths)
     mixed = Work(_prompts(rng, MIXED_REQUESTS), lengths, SLOTS)
-    unloaded = Work(_prompts(rng, FIRST_TOKENS // 4), [4] * (FIRST_TOKENS // 4), 1)
-    loaded = Work(_prompts(rng, FIRST_TOKENS), [64] * FIRST_TOKENS, SLOTS)
+    alone = Work(_prompts(rng, ALONE_REQUESTS), [4] * ALONE_REQUESTS, 1)
     with _process(_generate, folder, threads) as peer, _process(_decode, folder, threads) as engine:
-        one, batch, ours = _rates((peer, sequential), (peer, equal), (engine, equal))
-        batch_mixed, ours_mixed = _rates((peer, mixed), (engine, mixed))
-        same = sum(
-            ours_ == theirs
-            for work in (equal, mixed)
-            for ours_, theirs in zip(engine(work).tokens, peer(work).tokens, strict=True)
-        )
-        alone, busy = engine(unloaded).first_seconds, engine(loaded).first_seconds
+        for process in (peer, engine):
+            process(replace(equal, lengths=[SHORTEST] * SLOTS))
+        one, batch, ours = _in_turns((peer, sequential), (peer, equal), (engine, equal))
+        batch_mixed, ours_mixed = _in_turns((peer, mixed), (engine, mixed))
+        unloaded = engine(alone).first_seconds
+    differing = _differences(equal, ours[0], batch[0]) + _differences(mixed, ours_mixed[0], batch_mixed[0])
+    gaps = _gaps(folder, differing)
+    # The first 16 come all at once, and wait for each other's prompts: those after them meet the load.
+    loaded = [seconds for done in ours_mixed for seconds in done.first_seconds[SLOTS:]]
     name = f"engine, {threads} threads" if threads > 1 else "engine, 1 thread"
     return [
-        Figure(name, "tokens/s, generate one by one", one),
-        Figure(name, "tokens/s, generate 16 as a batch", batch),
-        Figure(name, "tokens/s, engine, 16 at once", ours),
-        Figure(name, "times one by one", ours / one, 8.0, at_least=True),
-        Figure(name, "times the batch, equal lengths", ours / batch, 1.4, at_least=True),
-        Figure(name, "tokens/s, batch, 8 to 256 tokens", batch_mixed),
-        Figure(name, "tokens/s, engine, 8 to 256 tokens", ours_mixed),
-        Figure(name, "times the batch, mixed lengths", ours_mixed / batch_mixed, 2.5, at_least=True),
+        Figure(name, "tokens/s, generate one by one", _rate(one)),
+        Figure(name, "tokens/s, generate 16 as a batch", _rate(batch)),
+        Figure(name, "tokens/s, engine, 16 at once", _rate(ours)),
+        Figure(name, "times one by one", _rate(ours) / _rate(one), 8.0, at_least=True),
+        Figure(name, "times the batch, equal lengths", _rate(ours) / _rate(batch), 1.4, at_least=True),
+        Figure(name, "tokens/s, batch, 8 to 256 tokens", _rate(batch_mixed)),
+        Figure(name, "tokens/s, engine, 8 to 256 tokens", _rate(ours_mixed)),
         Figure(
-            name,
-            "sequences equal to generate's, %",
-            100 * same / (SLOTS + MIXED_REQUESTS),
-            100,
-            at_least=True,
+            name, "times the batch, mixed lengths", _rate(ours_mixed) / _rate(batch_mixed), 2.5, at_least=True
         ),
-        Figure(name, "first token alone, p50 ms", 1e3 * statistics.median(alone)),
-        Figure(name, "first token among 16, p50 ms", 1e3 * statistics.median(busy)),
-        Figure(name, "first token among 16, p99 ms", 1e3 * _p99(busy)),
-        Figure(name, "times p99 alone", _p99(busy) / _p99(alone), 3.0),
+        Figure(name, f"of {SLOTS + MIXED_REQUESTS} answers, not as generate's", len(differing)),
+        Figure(name, "their gap in float64, largest, logits", max(gaps, default=0.0), TIED),
+        Figure(name, "first token alone, p50 ms", 1e3 * statistics.median(unloaded)),
+        Figure(name, "first token among 16, p50 ms", 1e3 * statistics.median(loaded)),
+        Figure(name, "first token among 16, p99 ms", 1e3 * _p99(loaded)),
+        Figure(name, "times p99 alone", _p99(loaded) / _p99(unloaded), 3.0),
     ]
 
 
@@ -107,15 +105,38 @@ def _p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[98]
 
 
-def _rates(*pairs: tuple[Callable[[Work], Done], Work]) -> list[float]:
-    """Tokens a second of each, the median of the rounds: in every round one after another, before them once to warm up."""
-    rates: list[list[float]] = [[] for _ in pairs]
-    for round_ in range(ROUNDS + 1):
-        for (process, work), seen in zip(pairs, rates, strict=True):
-            rate = process(work).rate
-            if round_:
-                seen.append(rate)
-    return [statistics.median(seen) for seen in rates]
+def _in_turns(*pairs: tuple[Callable[[Work], Done], Work]) -> list[list[Done]]:
+    """What each has done, round by round: in every round one after another."""
+    done: list[list[Done]] = [[] for _ in pairs]
+    for _ in range(ROUNDS):
+        for (process, work), own in zip(pairs, done, strict=True):
+            own.append(process(work))
+    return done
+
+
+def _rate(rounds: Sequence[Done]) -> float:
+    return statistics.median(done.rate for done in rounds)
+
+
+def _differences(work: Work, ours: Done, theirs: Done) -> list[tuple[list[int], int, int]]:
+    """Of every sequence that is not the same: what both have begun with, and how each went on."""
+    differences = []
+    for prompt, own, other in zip(work.prompts, ours.tokens, theirs.tokens, strict=True):
+        at = next((at for at, pair in enumerate(zip(own, other, strict=True)) if pair[0] != pair[1]), None)
+        if at is not None:
+            differences.append((prompt + own[:at], own[at], other[at]))
+    return differences
+
+
+@torch.inference_mode()
+def _gaps(folder: Path, differences: Sequence[tuple[list[int], int, int]]) -> list[float]:
+    """How far apart the two tokens are for the model in float64."""
+    model: Any = load_model(folder, dtype=torch.float64).eval()
+    gaps = []
+    for begun, own, other in differences:
+        logits_V = model(torch.tensor([begun])).logits[0, -1]
+        gaps.append(abs(float(logits_V[own] - logits_V[other])))
+    return gaps
 
 
 @contextmanager
@@ -154,10 +175,9 @@ def _works(connection: Connection) -> Iterator[Work]:
 def _generate(folder: Path, threads: int, connection: Connection) -> None:
     torch.set_num_threads(threads)
     model: Any = load_model(folder, dtype=torch.float32).eval()
-    raw = Vocabulary(load_tokenizer(folder).backend_tokenizer, "ByteLevel").raw
     for work in _works(connection):
         began = time.perf_counter()
-        tokens: list[list[bytes]] = []
+        tokens: list[list[int]] = []
         for first in range(0, len(work.prompts), work.together):
             prompts_BT = torch.tensor(work.prompts[first : first + work.together])
             lengths = work.lengths[first : first + work.together]
@@ -169,20 +189,22 @@ def _generate(folder: Path, threads: int, connection: Connection) -> None:
                 pad_token_id=0,
             )
             new = output_BT[:, prompts_BT.shape[1] :].tolist()
-            tokens += [[raw(id) for id in ids[:length]] for ids, length in zip(new, lengths, strict=True)]
+            tokens += [ids[:length] for ids, length in zip(new, lengths, strict=True)]
         connection.send(Done(tokens, time.perf_counter() - began, []))
 
 
 def _decode(folder: Path, threads: int, connection: Connection) -> None:
     engine = TransformersEngine(folder, threads)
+    raw = Vocabulary(load_tokenizer(folder).backend_tokenizer, "ByteLevel").raw
+    ids = {raw(id): id for id in range(VOCABULARY)}
     for work in _works(connection):
-        connection.send(_by_clients(engine, work))
+        connection.send(_by_clients(engine, ids, work))
 
 
-def _by_clients(engine: TransformersEngine, work: Work) -> Done:
+def _by_clients(engine: TransformersEngine, ids: Mapping[bytes, int], work: Work) -> Done:
     """So many clients, each of which asks again as soon as it is answered."""
     emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
-    tokens: list[list[bytes]] = [[] for _ in work.prompts]
+    tokens: list[list[int]] = [[] for _ in work.prompts]
     asked: list[float] = []
     first: dict[int, float] = {}
 
@@ -203,7 +225,7 @@ def _by_clients(engine: TransformersEngine, work: Work) -> Done:
                 raise RuntimeError(event.message)
             if isinstance(event, Token):
                 first.setdefault(event.index, time.perf_counter() - asked[event.index])
-                tokens[event.index].append(event.raw)
+                tokens[event.index].append(ids[event.raw])
             if isinstance(event, Finished):
                 finished += 1
                 if len(asked) < len(work.prompts):

@@ -15,7 +15,9 @@ CONTEXT_LENGTH = 512
 def write_served_model(folder: Path, *, seed: int) -> None:
     """An export. No token ends its texts, so that every answer is as long as it was asked to be."""
     texts = [document.text for document in demo_versions()[0].documents]
-    train_tokenizer(texts, VOCABULARY).save_pretrained(folder)
+    tokenizer = train_tokenizer(texts, VOCABULARY)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(

@@ -6,15 +6,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from service.store.database import Database
-from service.store.tables import Base, Event, IdempotentRequest, Release, Stage, Update
+from service.store.tables import Base, Event, IdempotentRequest, Observation, Release, Stage, Update
 
 # Times and ids; who held it, how often, and what it was waiting for; what was told live, and is settled by the points.
 _DIFFERS = frozenset(
     {"id", "owner", "epoch", "attempt", "max_attempts", "lease_until", "ready_at", "run_id"}
     | {"created_at", "started_at", "finished_at", "requested_at", "released_at", "retired_at"}
+    | {"begun_at", "tried_at", "promoted_at"}
     | {"wasted_seconds", "progress"}
 )
-_LEFT_OUT = frozenset({Event.__tablename__, IdempotentRequest.__tablename__})
+_LEFT_OUT = frozenset({Event.__tablename__, IdempotentRequest.__tablename__, Observation.__tablename__})
 
 
 def outcome(database: Database) -> dict[str, list[str]]:

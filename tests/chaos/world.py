@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.managers import BaseManager
@@ -106,9 +106,9 @@ class World(ScriptedExecutor):
             self._record.swaps = self._serving.swaps
             return len(self._serving.swaps) - before
 
-    def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
+    def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
         with self._lock:
-            return self._serving.observe()
+            return self._serving.observe(models)
 
     def _go_on(self, run_id: str, entry: dict[str, Any]) -> RunState:
         if not self._seconds:
@@ -226,8 +226,8 @@ class OutsideServing:
     def apply(self, targets: Sequence[ServedTarget]) -> None:
         self._world.apply(targets)
 
-    def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
-        return self._world.observe()
+    def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
+        return self._world.observe(models)
 
     def close(self) -> None:
         pass

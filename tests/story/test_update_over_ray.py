@@ -85,7 +85,7 @@ def test_an_update_over_ray_is_served_to_openai_clients_and_is_the_one_without_r
     plane.client.create_model(MODEL)
     with OpenAI(base_url=f"{over_serve.url()}/v1", api_key="unused", max_retries=0) as client:
         first = push_and_release(plane, 1, over_ray, over_serve)
-        assert [model.id for model in client.models.list()] == ["m"]
+        assert [model.id for model in client.models.list()] == ["m", "m@1"]
         with Streams(client) as streams:
             second = push_and_release(plane, 2, over_ray, over_serve)
             chat = client.chat.completions.create(model="m", messages=[{"role": "user", "content": "a"}])

@@ -17,6 +17,7 @@ from service.store.tables import (
     MetricPoint,
     Model,
     ModelVersion,
+    Observation,
     Release,
     Slice,
     Stage,
@@ -163,6 +164,7 @@ def fill(session: Session) -> None:
             released_at=at,
         )
     )
+    session.add(Observation(model_id=model.id, replicas=[], observed_at=at))
     updates.move(session, first, UpdateState.SUCCEEDED)
     excluded = datasets.version(session, dataset.id, 2)
     excluded.excluded_at, excluded.excluded_reason = at, "a mirror"

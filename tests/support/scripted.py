@@ -5,15 +5,16 @@ For tests of the orchestrator's own mechanics. What stages really do is tested w
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState, StageCall
-from service.core.serving import ReplicaReport, ServedTarget
+from service.core.serving import ReplicaReport, Residence, ServedTarget, VersionReport
 from service.core.stage_specs import StageKind
+from service.core.traffic import NOTHING, Traffic
 
 LOSSES_FALL_BY = 0.1
 
@@ -129,13 +130,18 @@ class ScriptedExecutor:
 
 @dataclass
 class ScriptedServing:
-    """One replica per model that answers with what it was last told, at once; ``broken`` numbers can't be loaded."""
+    """One replica per model that answers with what it was last told, at once.
+
+    Versions in ``broken`` cannot be loaded, those in ``loading`` never are; what a version on trial and the served one have
+    answered is in ``traffic``.
+    """
 
     broken: set[int] = field(default_factory=set)
+    loading: set[int] = field(default_factory=set)
+    traffic: dict[int, Traffic] = field(default_factory=dict)
     answers: dict[str, int | None] = field(default_factory=dict)
-    failed: dict[str, int] = field(default_factory=dict)
     swaps: list[tuple[str, int]] = field(default_factory=list)
-    sequences: dict[str, int] = field(default_factory=dict)
+    targets: dict[str, ServedTarget] = field(default_factory=dict)
 
     def url(self) -> str:
         return "http://127.0.0.1:0"
@@ -143,26 +149,33 @@ class ScriptedServing:
     def apply(self, targets: Sequence[ServedTarget]) -> None:
         for target in targets:
             before = self.answers.setdefault(target.model, None)
-            if target.sequence < self.sequences.get(target.model, 0):
+            if target.model in self.targets and target.sequence < self.targets[target.model].sequence:
                 continue
-            self.sequences[target.model] = target.sequence
-            if target.number is None or target.number == before:
-                continue
-            if target.number in self.broken:
-                self.failed[target.model] = target.number
-                continue
-            self.answers[target.model] = target.number
-            self.swaps.append((target.model, target.number))
+            self.targets[target.model] = target
+            number = None if target.stable is None else target.stable.number
+            if number is not None and number != before and number not in self.broken | self.loading:
+                self.answers[target.model] = number
+                self.swaps.append((target.model, number))
 
-    def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
+    def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
         return {
-            model: [
-                ReplicaReport(
-                    "r1", number, self.failed.get(model), "broken" if model in self.failed else None
-                )
-            ]
+            model: [ReplicaReport("r1", number, self._versions(self.targets[model]))]
             for model, number in self.answers.items()
+            if model in models
         }
 
     def close(self) -> None:
         pass
+
+    def _versions(self, target: ServedTarget) -> tuple[VersionReport, ...]:
+        trial = None if target.trial is None else target.trial.version
+        wanted = [version for version in (target.stable, trial, *target.kept) if version is not None]
+        return tuple(self._version(version.number) for version in wanted)
+
+    def _version(self, number: int) -> VersionReport:
+        if number in self.broken:
+            return VersionReport(number, Residence.FAILED, "broken")
+        if number in self.loading:
+            return VersionReport(number, Residence.LOADING)
+        counted = self.traffic.get(number, NOTHING)
+        return VersionReport(number, Residence.READY, None, counted, counted)

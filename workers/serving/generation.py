@@ -5,12 +5,16 @@ may ask for many sequences (several prompts, ``n`` choices each); every item of 
 by ``index``.
 """
 
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from prometheus_client import Metric
+
 FINGERPRINT_SEPARATOR = "@"
+MAX_RETRY_SECONDS = 30
 
 
 class FinishReason(StrEnum):
@@ -52,13 +56,19 @@ Prompt = str | tuple[int, ...] | Chat
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One request. ``stream`` only says whether the caller wants the items as they come or all at once."""
+    """One request. ``stream`` only says whether the caller wants the items as they come or all at once.
+
+    ``version``: one that is loaded, instead of the served one. ``affinity``: requests of the same are answered by the same
+    version while another is tried.
+    """
 
     model: str
     prompts: tuple[Prompt, ...]
     sampling: Sampling
     n: int = 1
     stream: bool = False
+    version: int | None = None
+    affinity: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +147,9 @@ def not_ready(message: str, *, retry_after_seconds: int = 5) -> RequestRefused:
     )
 
 
-def overloaded(message: str) -> RequestRefused:
-    return RequestRefused(Refused(429, message, "rate_limit_error", "rate_limit_exceeded", None, 1))
+def overloaded(message: str, retry_seconds: float = 1.0) -> RequestRefused:
+    seconds = min(max(math.ceil(retry_seconds), 1), MAX_RETRY_SECONDS)
+    return RequestRefused(Refused(429, message, "rate_limit_error", "rate_limit_exceeded", None, seconds))
 
 
 def failed(message: str) -> RequestRefused:
@@ -150,16 +161,44 @@ def unknown_model(model: str) -> RequestRefused:
     return RequestRefused(Refused(404, message, "invalid_request_error", "model_not_found", "model"))
 
 
+def unknown_version(model: str, number: int, loaded: Collection[int]) -> RequestRefused:
+    there = ", ".join(str(other) for other in loaded) or "none"
+    message = f"Version {number} of the model `{model}` is not loaded; loaded are: {there}"
+    return RequestRefused(Refused(404, message, "invalid_request_error", "model_not_found", "model"))
+
+
 def fingerprint(model: str, number: int) -> str:
     """Name of a model version as answers carry it, e.g. ``digitalgov@3``."""
     return f"{model}{FINGERPRINT_SEPARATOR}{number}"
 
 
+def named_version(name: str) -> tuple[str, int | None]:
+    """The model and the version that a name asks for: of ``digitalgov@3`` the third, of ``digitalgov`` the served one."""
+    model, separator, number = name.rpartition(FINGERPRINT_SEPARATOR)
+    if separator and number.isascii() and number.isdigit():
+        return model, int(number)
+    return name, None
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that answers: with ``number``, and with each of ``loaded`` when it is asked for. None: it sleeps, and will
+    answer when it is asked.
+    """
+
+    number: int | None
+    loaded: tuple[int, ...]
+
+
 class Directory(Protocol):
     """Where the HTTP side finds models: in this process, or behind Ray Serve."""
 
-    async def served(self) -> dict[str, int]:
-        """Model name -> number of the version it answers with, for every model that answers."""
+    async def served(self) -> dict[str, Served]:
+        """By model name, every model that answers."""
+        ...
+
+    async def metrics(self) -> list[Metric]:
+        """Of every replica, in Prometheus' families."""
         ...
 
     def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:

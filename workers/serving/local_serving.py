@@ -2,19 +2,21 @@
 
 import socket
 import threading
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 
 import uvicorn
+from prometheus_client import Metric
 
 from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.serving import ReplicaReport, ServedTarget
 from service.core.stopping import DRAIN_SECONDS
-from workers.serving.engine.transformers_engine import TransformersEngine
-from workers.serving.generation import Answer, Generation, unknown_model
+from workers.serving.engine.transformers_engine import TransformersLoader
+from workers.serving.generation import Answer, Generation, Served, unknown_model
 from workers.serving.openai.app import build_app
 from workers.serving.replica import Replica
+from workers.serving.residency import served_by
 
 
 class LocalServing:
@@ -43,6 +45,7 @@ class LocalServing:
         return self._url
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
+        """One replica a line, whatever its spec says; ``rolling`` is as good as ``replace`` for one that holds several."""
         if not self._thread.is_alive():
             raise Unavailable("the HTTP server has stopped")
         replicas = self._directory.replicas
@@ -50,13 +53,13 @@ class LocalServing:
             replicas.pop(model).close()
         for target in targets:
             if target.model not in replicas:
-                replicas[target.model] = Replica(
-                    f"{target.model}-0", self._artifacts.open, TransformersEngine
-                )
-            replicas[target.model].set_target(target.number, target.key)
+                loader = TransformersLoader()
+                replicas[target.model] = Replica(f"{target.model}-0", self._artifacts.open, loader)
+            replicas[target.model].set_target(target)
 
-    def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
-        return {model: [replica.report()] for model, replica in self._directory.replicas.copy().items()}
+    def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
+        replicas = self._directory.replicas.copy()
+        return {model: [replica.report()] for model, replica in replicas.items() if model in models}
 
     def close(self) -> None:
         """Take no more connections, and wait for the answers that are under way."""
@@ -70,9 +73,12 @@ class _LocalDirectory:
     def __init__(self) -> None:
         self.replicas: dict[str, Replica] = {}
 
-    async def served(self) -> dict[str, int]:
+    async def served(self) -> dict[str, Served]:
         reports = {model: replica.report() for model, replica in self.replicas.copy().items()}
-        return {model: report.number for model, report in reports.items() if report.number is not None}
+        return {model: served for model, report in reports.items() if (served := served_by(report))}
+
+    async def metrics(self) -> list[Metric]:
+        return [metric for replica in self.replicas.copy().values() for metric in replica.metrics()]
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
         replica = self.replicas.get(request.model)

@@ -5,17 +5,18 @@ replicas only.
 """
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import Metric
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from service.artifacts import Artifacts
@@ -25,14 +26,16 @@ from workers.serving.generation import (
     Answer,
     Generation,
     RequestRefused,
+    Served,
     failed,
     not_ready,
     overloaded,
     unknown_model,
 )
 from workers.serving.openai.app import build_app
-from workers.serving.ray_config import INGRESS, REPLICA, app_name
+from workers.serving.ray_config import INGRESS, REPLICA, KnownModel, app_name, target_from_json
 from workers.serving.replica import Replica
+from workers.serving.residency import served_by
 
 logger = logging.getLogger(__name__)
 
@@ -45,30 +48,38 @@ ATTEMPTS = 3  # of a request whose replica died before anything of the answer wa
 
 
 class ModelReplica:
-    """One replica of one model line. Its user config is its target: ``{"number", "key", "sequence"}``."""
+    """One replica of one model line. What it is to hold comes with its user config, ``{"sequence", "target"}``, and changes
+    with it; or, where replicas are replaced for every version, with its arguments.
+    """
 
-    def __init__(self, artifacts_url: str, threads: int) -> None:
-        from workers.serving.engine.transformers_engine import TransformersEngine
+    def __init__(self, args: Mapping[str, str]) -> None:
+        from workers.serving.engine.transformers_engine import EngineOptions, TransformersLoader
 
+        options = EngineOptions(**json.loads(args["engine"]))
         self._replica = Replica(
             serve.get_replica_context().replica_tag,
-            Artifacts.from_url(artifacts_url).open,
-            partial(TransformersEngine, threads=threads),
+            Artifacts.from_url(args["artifacts_url"]).open,
+            TransformersLoader(int(args["threads"]), options),
         )
+        self._own = json.loads(args["target"]) if "target" in args else None
         self._loaded_once = False
         self._sequence = 0
 
-    async def reconfigure(self, target: Mapping[str, Any]) -> None:
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Take a new target. The replica is out of routing meanwhile, so this returns at once and loads
         behind; only a new replica waits for its first version, as it must not be routed to before.
         """
         # Of two orchestrators that declare at once, the one that speaks last may be the one that had read first.
-        if target["sequence"] >= self._sequence:
-            self._sequence = target["sequence"]
-            self._replica.set_target(target["number"], target["key"])
+        if config["sequence"] >= self._sequence:
+            self._sequence = config["sequence"]
+            self._replica.set_target(target_from_json(self._own or config["target"]))
         if not self._loaded_once:
-            await asyncio.to_thread(self._replica.wait_until_settled)
+            await asyncio.to_thread(self._replica.wait_until_answering)
             self._loaded_once = True
+            report = self._replica.report()
+            if self._own is not None and report.number is None:
+                # Serve goes on with the replicas that it has, and says so.
+                raise RuntimeError("; ".join(version.error or "" for version in report.versions))
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
         async with aclosing(self._replica.generate(request)) as batches:
@@ -78,14 +89,19 @@ class ModelReplica:
     async def report(self) -> ReplicaReport:
         return self._replica.report()
 
+    async def metrics(self) -> list[Metric]:
+        return self._replica.metrics()
+
     async def check_health(self) -> None:
         if not self._replica.healthy():
-            raise RuntimeError("the decode thread or the loader has died")
+            raise RuntimeError("what answers has died or hangs, or nothing can be loaded any more")
 
 
 @serve.ingress()
 class Ingress:
-    """The OpenAI interface. Its user config is ``{"models": {name: whether any version is released}}``."""
+    """The OpenAI interface. Its user config is ``{"models": {name: what the ingress knows of it}}``: whether any version is
+    ``released``, and whether it may be ``asleep``, without a replica until it is asked.
+    """
 
     def __init__(self) -> None:
         self._directory = _RayDirectory()
@@ -113,24 +129,28 @@ class _RayDirectory:
     """Routes by model name to the handle of the model's own application."""
 
     def __init__(self) -> None:
-        self._released: dict[str, bool] = {}
+        self._models: Mapping[str, KnownModel] = {}
         self._handles: dict[str, DeploymentHandle[Any]] = {}
 
-    def update(self, models: Mapping[str, bool]) -> None:
-        self._released = dict(models)
-        for model in [model for model in self._handles if not self._released.get(model)]:
+    def update(self, models: Mapping[str, KnownModel]) -> None:
+        self._models = dict(models)
+        for model in [model for model in self._handles if not self._is_released(model)]:
             del self._handles[model]
-        for model, released in self._released.items():
-            if released and model not in self._handles:
+        for model in self._models:
+            if self._is_released(model) and model not in self._handles:
                 handle = serve.get_deployment_handle(REPLICA, app_name(model), _check_exists=False)
                 # With options a handle begins to learn of its replicas now, not at the first request.
                 self._handles[model] = handle.options(method_name="generate", stream=True)
 
-    async def served(self) -> dict[str, int]:
-        numbers = await asyncio.gather(*(self._number(handle) for handle in self._handles.values()))
-        return {
-            model: number for model, number in zip(self._handles, numbers, strict=True) if number is not None
-        }
+    async def served(self) -> dict[str, Served]:
+        models = list(self._handles)
+        served = await asyncio.gather(*(self._served(model) for model in models))
+        return {model: one for model, one in zip(models, served, strict=True) if one is not None}
+
+    async def metrics(self) -> list[Metric]:
+        """Of every replica that answers in time."""
+        asked = (asyncio.to_thread(_metrics_of, handle) for handle in self._handles.values())
+        return [metric for metrics in await asyncio.gather(*asked) for metric in metrics]
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
         try:
@@ -161,30 +181,45 @@ class _RayDirectory:
                 responses.cancel()  # nothing to do for one that is over
 
     async def _ready_handle(self, model: str) -> DeploymentHandle[Any]:
-        """The handle of a model that has a replica. Raises RequestRefused."""
-        if model not in self._released:
+        """The handle of a model that has a replica, or that is given one when it is asked. Raises RequestRefused."""
+        known = self._models.get(model)
+        if known is None:
             raise unknown_model(model)
         handle = self._handles.get(model)
         if handle is None:
             raise not_ready(f"No version of the model `{model}` has been released yet")
         deadline = time.monotonic() + WAIT_FOR_REPLICA_SECONDS
-        while not handle.running_replicas_populated():
+        while not (known["sleeps"] or handle.running_replicas_populated()):
             if time.monotonic() > deadline:
                 raise not_ready(f"The model `{model}` is being loaded")
             await asyncio.sleep(0.05)
         return handle
 
-    async def _number(self, handle: DeploymentHandle[Any]) -> int | None:
-        """The version some replica answers with; None while none does."""
+    def _is_released(self, model: str) -> bool:
+        known = self._models.get(model)
+        return known is not None and known["released"]
+
+    async def _served(self, model: str) -> Served | None:
+        """What some replica answers with; None while none does. A model that sleeps is not woken for it."""
+        handle = self._handles[model]
         if not handle.running_replicas_populated():
-            return None
+            return Served(None, ()) if self._models[model]["sleeps"] else None
         response = handle.options(method_name="report", stream=False).remote()
         try:
-            report: ReplicaReport = await asyncio.wait_for(response, REPORT_SECONDS)
+            return served_by(await asyncio.wait_for(response, REPORT_SECONDS))
         except (TimeoutError, RayActorError, DeploymentUnavailableError):
             response.cancel()
             return None
-        return report.number
+
+
+def _metrics_of(handle: DeploymentHandle[Any]) -> list[Metric]:
+    if not handle.running_replicas_populated():
+        return []
+    try:
+        answers = handle.broadcast("metrics").results(timeout_s=REPORT_SECONDS, return_exceptions=True)
+    except (RayError, RayServeException, TimeoutError):
+        return []
+    return [metric for answer in answers if isinstance(answer, list) for metric in answer]
 
 
 def ingress_app(args: dict[str, str]) -> Any:
@@ -204,7 +239,7 @@ def model_app(args: dict[str, str]) -> Any:
         max_ongoing_requests=256,
         max_queued_requests=256,
         graceful_shutdown_timeout_s=STREAM_SECONDS,
-        health_check_period_s=5,
-        health_check_timeout_s=30,
+        health_check_period_s=3,
+        health_check_timeout_s=10,
     )
-    return deployment(ModelReplica).bind(args["artifacts_url"], int(args["threads"]))
+    return deployment(ModelReplica).bind(args)

@@ -5,9 +5,12 @@ replace them all. Serve deletes the declared applications that a new declaration
 cluster belongs to Pathswitch.
 """
 
+import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
+
+from pydantic import TypeAdapter
 
 from service.core.serving import ServedTarget
 
@@ -17,18 +20,28 @@ INGRESS = "Ingress"
 REPLICA = "ModelReplica"
 INGRESS_APP = "ingress"
 
+UPSCALE_SECONDS = 10.0
+LOOK_BACK_SECONDS = 15.0  # Serve asks for more than the 10 s between two of its counts
+
+_TARGET = TypeAdapter(ServedTarget)
+
 # An app in one of these does not serve and will not by itself.
 _GONE = ("NOT_STARTED", "DELETING")
 
 
+class KnownModel(TypedDict):
+    """What the ingress knows of a model line. One that ``sleeps`` may have no replica until it is asked."""
+
+    released: bool
+    sleeps: bool
+
+
 @dataclass(frozen=True)
 class ReplicaOptions:
-    """How every model line is served. ``num_cpus`` is a logical share, small so that replicas fit beside a
-    trainer.
-    """
+    """What every replica is given. ``num_cpus`` is a logical share, small so that replicas fit beside a trainer."""
 
     artifacts_url: str
-    num_replicas: int = 1
+    engine: Mapping[str, int] = field(default_factory=dict)  # EngineOptions, where they are not the default
     num_cpus: float = 0.1
     num_gpus: float = 0.0
 
@@ -41,9 +54,9 @@ def applications(targets: Sequence[ServedTarget], options: ReplicaOptions) -> li
     """The declaration for the targets. A model without a released version has no replica yet: the ingress
     says so.
     """
-    released = [target for target in targets if target.number is not None]
+    released = [target for target in targets if target.stable is not None]
     return [
-        _ingress({target.model: target.number is not None for target in targets}),
+        _ingress({target.model: _known(target) for target in targets}),
         *(_model(target, options) for target in released),
     ]
 
@@ -92,7 +105,11 @@ def why_not_answering(details: JSON) -> str | None:
     return None
 
 
-def _ingress(models: Mapping[str, bool]) -> JSON:
+def _known(target: ServedTarget) -> KnownModel:
+    return {"released": target.stable is not None, "sleeps": target.spec.replicas.min == 0}
+
+
+def _ingress(models: Mapping[str, KnownModel]) -> JSON:
     return {
         "name": INGRESS_APP,
         "route_prefix": "/",
@@ -110,22 +127,62 @@ def _ingress(models: Mapping[str, bool]) -> JSON:
 
 
 def _model(target: ServedTarget, options: ReplicaOptions) -> JSON:
+    """Where the target stands decides how it is taken over: a changed user config reaches the replicas that run, changed
+    arguments have Serve replace them one by one.
+    """
     threads = 0 if options.num_gpus else 1
+    args = {
+        "artifacts_url": options.artifacts_url,
+        "threads": str(threads),
+        "engine": json.dumps(dict(options.engine), sort_keys=True),
+    }
+    user_config: JSON = {"sequence": target.sequence}
+    if target.rolling:
+        args["target"] = json.dumps(target_as_json(replace(target, sequence=0)), sort_keys=True)
+    else:
+        user_config["target"] = target_as_json(target)
     return {
         "name": app_name(target.model),
         "route_prefix": None,
         "import_path": "workers.serving.ray_apps:model_app",
-        "args": {"artifacts_url": options.artifacts_url, "threads": str(threads)},
+        "args": args,
         "runtime_env": _runtime_env(),
         "deployments": [
             {
                 "name": REPLICA,
-                "num_replicas": options.num_replicas,
-                "user_config": {"number": target.number, "key": target.key, "sequence": target.sequence},
+                **_replicas(target),
+                "max_surge_percent": 100,  # the next replica before the last one ends: none is missing meanwhile
+                "user_config": user_config,
                 "ray_actor_options": {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
             }
         ],
     }
+
+
+def _replicas(target: ServedTarget) -> JSON:
+    replicas = target.spec.replicas
+    fewest = max(replicas.min, 1) if target.awake else replicas.min
+    if fewest == replicas.max:
+        return {"num_replicas": fewest}
+    return {
+        "autoscaling_config": {
+            "min_replicas": fewest,
+            "max_replicas": replicas.max,
+            "target_ongoing_requests": replicas.requests,
+            "upscale_delay_s": UPSCALE_SECONDS,
+            "downscale_delay_s": replicas.idle_seconds,
+            "look_back_period_s": LOOK_BACK_SECONDS,
+        }
+    }
+
+
+def target_as_json(target: ServedTarget) -> JSON:
+    plain: JSON = _TARGET.dump_python(target, mode="json")
+    return plain
+
+
+def target_from_json(plain: JSON) -> ServedTarget:
+    return _TARGET.validate_python(plain)
 
 
 def _runtime_env() -> JSON:
@@ -138,11 +195,13 @@ def _runtime_env() -> JSON:
 def _newer(target: ServedTarget, reported: JSON | None) -> ServedTarget:
     if reported is None or reported["status"] in _GONE or not reported["deployed_app_config"]:
         return target
-    [declared] = reported["deployed_app_config"]["deployments"]
-    config: JSON = declared["user_config"]
-    if config.get("sequence", 0) <= target.sequence:
+    config: JSON = reported["deployed_app_config"]
+    user_config: JSON = config["deployments"][0]["user_config"]
+    sequence: int = user_config["sequence"]
+    if sequence <= target.sequence:
         return target
-    return ServedTarget(target.model, config["number"], config["key"], config["sequence"])
+    plain = user_config.get("target") or json.loads(config["args"]["target"])
+    return replace(target_from_json(plain), sequence=sequence)
 
 
 def _is_as_declared(declared: JSON, reported: JSON | None) -> bool:

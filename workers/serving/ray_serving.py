@@ -8,8 +8,8 @@ declared.
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -20,7 +20,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
 from service.core.errors import Unavailable
-from service.core.serving import ReplicaReport, ServedTarget
+from service.core.serving import ReplicaReport, Residence, ServedTarget, VersionReport
 from service.core.stopping import DRAIN_SECONDS
 from workers.serving import ray_config
 from workers.serving.ray_config import INGRESS, INGRESS_APP, JSON, REPLICA, ReplicaOptions, app_name
@@ -37,7 +37,8 @@ REPLICA_GPUS = 0.05  # so that one GPU holds several model lines beside a traine
 
 class RayServing:
     """Serves over the Ray this process is connected to. ``num_gpus`` a replica; None: a share where there is
-    a GPU. ``ends_with_us``: whoever runs that Ray ends it when this process has ended.
+    a GPU. ``engine``: what it is given beside its defaults. ``ends_with_us``: whoever runs that Ray ends it when this
+    process has ended.
     """
 
     def __init__(
@@ -46,18 +47,18 @@ class RayServing:
         host: str,
         port: int,
         *,
-        num_replicas: int = 1,
+        engine: Mapping[str, int] | None = None,
         num_cpus: float = 0.1,
         num_gpus: float | None = None,
         ends_with_us: bool = False,
     ) -> None:
         self._host = host
         self._port = port
-        self._options = ReplicaOptions(artifacts_url, num_replicas, num_cpus, num_gpus or 0.0)
+        self._options = ReplicaOptions(artifacts_url, engine or {}, num_cpus, num_gpus or 0.0)
         self._gpus_known = num_gpus is not None
         self._ends_with_us = ends_with_us
         self._admits = False
-        self._released: dict[str, bool] = {}
+        self._expected: dict[str, _Expected] = {}
         self._starting: threading.Thread | None = None
         self._start_error: str | None = None
         self._retried_at = time.monotonic()
@@ -74,7 +75,7 @@ class RayServing:
         controller = self._controller()
         details: JSON = _ask(controller.get_serve_instance_details.remote())
         targets = ray_config.not_behind(targets, details)
-        self._released = {target.model: target.number is not None for target in targets}
+        self._expected = {target.model: _expected(target, details) for target in targets}
         declared = ray_config.applications(targets, self._options)
         differing = ray_config.differing(declared, details)
         failed = ray_config.failed(details)
@@ -92,11 +93,12 @@ class RayServing:
         if self._ends_with_us and not self._admits:
             self._admit()
 
-    def observe(self) -> Mapping[str, Sequence[ReplicaReport]]:
+    def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
         deadline = time.monotonic() + ANSWER_SECONDS
         return {
-            model: self._reports(model, deadline) if released else []
-            for model, released in self._released.items()
+            model: self._reports(model, expected, deadline) if expected.stable is not None else []
+            for model, expected in self._expected.items()
+            if model in models
         }
 
     def close(self) -> None:
@@ -139,18 +141,47 @@ class RayServing:
             logger.exception("Serve did not start")
             self._start_error = str(error)
 
-    def _reports(self, model: str, deadline: float) -> list[ReplicaReport]:
+    def _reports(self, model: str, expected: "_Expected", deadline: float) -> list[ReplicaReport]:
         """A report per replica that should run; those that do not answer in time report nothing."""
         reports: list[ReplicaReport] = []
         try:
-            handle = serve.get_deployment_handle(REPLICA, app_name(model), _check_exists=False)
-            seconds = max(deadline - time.monotonic(), 0.05)
-            answers = handle.broadcast("report").results(timeout_s=seconds, return_exceptions=True)
-            reports = [answer for answer in answers if isinstance(answer, ReplicaReport)]
+            # A broadcast to nobody waits for somebody.
+            if expected.any_runs:
+                handle = serve.get_deployment_handle(REPLICA, app_name(model), _check_exists=False)
+                seconds = max(deadline - time.monotonic(), 0.05)
+                answers = handle.broadcast("report").results(timeout_s=seconds, return_exceptions=True)
+                reports = [answer for answer in answers if isinstance(answer, ReplicaReport)]
         except (RayError, RayServeException, TimeoutError) as error:
             logger.debug("replicas of %s do not answer: %s", model, error)
-        silent = range(len(reports), self._options.num_replicas)
-        return reports + [ReplicaReport(f"{model}-{position}", None) for position in silent]
+        silent = range(len(reports), expected.num_replicas)
+        reports += [ReplicaReport(f"{model}-{position}", None) for position in silent]
+        if expected.error is not None and expected.stable is not None:
+            why = VersionReport(expected.stable, Residence.FAILED, expected.error)
+            reports.append(ReplicaReport(f"{model}-next", None, (why,)))
+        return reports
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What should run of a model line. ``error``: why Serve has given up on replacing its replicas."""
+
+    stable: int | None
+    num_replicas: int
+    any_runs: bool
+    error: str | None
+
+
+def _expected(target: ServedTarget, details: JSON) -> _Expected:
+    stable = None if target.stable is None else target.stable.number
+    app = details["applications"].get(app_name(target.model))
+    if app is None or REPLICA not in app["deployments"]:
+        return _Expected(stable, max(target.spec.replicas.min, 1), False, None)
+    deployment = app["deployments"][REPLICA]
+    error = None
+    if target.rolling and "FAILED" in (app["status"] + deployment["status"]):
+        error = deployment["message"] or app["message"]
+    any_runs = "RUNNING" in {replica["state"] for replica in deployment["replicas"]}
+    return _Expected(stable, deployment["target_num_replicas"], any_runs, error)
 
 
 def _tell_ingress(method: str) -> list[Any]:

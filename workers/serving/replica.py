@@ -1,269 +1,231 @@
-"""What one replica answers with: a model version, swapped for another while requests go on.
+"""What one replica answers: requests, each by one of the versions that it holds.
 
-A new target is loaded and warmed in a background thread beside the engine that answers; then the pointer
-moves. A request takes the engine it finds and keeps it to its end, so an answer never mixes versions; the old
-engine is closed when the last such request ends. A target that cannot be loaded leaves everything as it was
-and is tried again later.
+A version that is being tried answers its share; what it fails before anything of the answer has been passed on, the served
+version answers instead. Copies of requests for a version in the shadow are answered on the side.
 """
 
 import asyncio
 import logging
-import queue
-import threading
+import random
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from functools import partial
+from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
-from service.core.serving import ReplicaReport
-from workers.serving.engine.port import (
-    Engine,
-    EngineError,
-    EngineEvent,
-    QueueFull,
-    SequenceFailed,
-    SequenceRequest,
-)
+from prometheus_client import Metric
+
+from service.core.serving import ReplicaReport, ServedTarget
+from service.core.traffic import Traffic
+from workers.serving.engine.port import EngineError, EngineLoader, QueueFull, SequenceFailed
 from workers.serving.generation import (
     Answer,
     Finished,
     Generation,
     RequestRefused,
-    Sampling,
     Started,
+    Token,
     failed,
-    not_ready,
     overloaded,
 )
+from workers.serving.metrics import replica_metrics
+from workers.serving.outbox import Outbox
 from workers.serving.prompting import plan_sequences
+from workers.serving.residency import RETRY_SECONDS, Residency, Resident
 
 logger = logging.getLogger(__name__)
 
-WARM_UP_TOKENS = 4
-RETRY_SECONDS = 30.0  # a load may fail for want of memory or of the artifact store for a moment
+ITEM_SECONDS = 0.002  # what it costs, process after process, to pass on one batch of a stream
+MAX_PAUSE_SECONDS = 0.1
+MAX_SHADOWS = 4  # copies that are answered at once; those that come meanwhile are not copied
 
 
-@dataclass(frozen=True)
-class Target:
-    number: int
-    key: str
-
-
-@dataclass(eq=False)
-class _Loaded:
-    target: Target
-    engine: Engine
-    in_flight: int = 0
-    retired: bool = False
+class EngineFailed(Exception):
+    """The engine could not finish a request."""
 
 
 class Replica:
-    """Answers for one model line. ``open_export`` verifies and gives the folder of a key; ``load`` makes an
-    engine of it.
-    """
+    """Answers for one model line. ``open_export`` verifies and gives the folder of a key."""
 
     def __init__(
         self,
         replica: str,
         open_export: Callable[[str], Path],
-        load: Callable[[Path], Engine],
+        loader: EngineLoader,
         *,
         retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        self._replica = replica
-        self._open_export = open_export
-        self._load = load
-        self._retry_seconds = retry_seconds
-        self._current: _Loaded | None = None
-        self._target: Target | None = None
-        self._failure: tuple[Target, str] | None = None
-        self._closing = False
-        self._changed = threading.Condition()
-        self._loader = threading.Thread(target=self._load_until_closed, name=f"load-{replica}", daemon=True)
-        self._loader.start()
+        self._residency = Residency(replica, open_export, loader, retry_seconds=retry_seconds)
+        self._num_streams = 0
+        self._shadows: set[asyncio.Task[None]] = set()
 
-    def set_target(self, number: int | None, key: str | None) -> None:
-        """Make a version desired and return at once; the latest call wins, the same target again changes
-        nothing.
-        """
-        target = Target(number, key) if number is not None and key is not None else None
-        with self._changed:
-            if target == self._target:
-                return
-            self._target = target
-            self._failure = None
-            if target is None:
-                self._swap(None)
-            self._changed.notify_all()
+    def set_target(self, target: ServedTarget) -> None:
+        self._residency.set_target(target)
 
     def wait_until_settled(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until the target is answered with or has failed once. False when the time is over."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._settled() or self._closing, timeout_seconds)
+        """Wait until everything wanted is loaded or has failed once. False when the time is over."""
+        return self._residency.wait_until_settled(timeout_seconds)
 
     def report(self) -> ReplicaReport:
-        with self._changed:
-            number = None if self._current is None else self._current.target.number
-            if self._failure is None:
-                return ReplicaReport(self._replica, number)
-            target, error = self._failure
-            return ReplicaReport(self._replica, number, failed_number=target.number, error=error)
+        return self._residency.report()
+
+    def wait_until_answering(self) -> None:
+        """Wait until the served version is loaded or has failed once."""
+        self._residency.wait_until_answering()
+
+    def metrics(self) -> list[Metric]:
+        target = self._residency.target
+        model = "" if target is None else target.model
+        return replica_metrics(model, self._residency.report(), self._residency.residents())
 
     def healthy(self) -> bool:
-        with self._changed:
-            return self._loader.is_alive() and (self._current is None or self._current.engine.alive)
-
-    async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
-        """Answer one request with one version, in batches of whatever is ready; all at once unless it
-        streams.
-        """
-        try:
-            loaded = self._take(request.model)
-        except RequestRefused as refusal:
-            yield [refusal.refused]
-            return
-        try:
-            async with aclosing(_decode(loaded, request)) as batches:
-                if request.stream:
-                    async for batch in batches:
-                        yield batch
-                else:
-                    yield [item async for batch in batches for item in batch]
-        except RequestRefused as refusal:
-            yield [refusal.refused]
-        finally:
-            self._give_back(loaded)
+        return self._residency.healthy()
 
     def close(self) -> None:
         """Stop loading and answering; requests in flight fail. Returns without waiting."""
-        with self._changed:
-            self._closing = True
-            if self._current is not None:
-                self._current.engine.close()
-                self._current = None
-            self._changed.notify_all()
+        self._residency.close()
 
-    def _take(self, model: str) -> _Loaded:
-        with self._changed:
-            if self._current is None:
-                if self._target is None:
-                    raise not_ready(f"No version of the model `{model}` has been released yet")
-                if self._failure is not None:
-                    raise not_ready(
-                        f"Version {self._target.number} of the model `{model}` could not be loaded"
-                    )
-                raise not_ready(f"Version {self._target.number} of the model `{model}` is being loaded")
-            self._current.in_flight += 1
-            return self._current
-
-    def _give_back(self, loaded: _Loaded) -> None:
-        with self._changed:
-            loaded.in_flight -= 1
-            if loaded.retired and loaded.in_flight == 0:
-                loaded.engine.close()
-
-    def _swap(self, new: _Loaded | None) -> None:
-        old, self._current = self._current, new
-        if old is not None:
-            old.retired = True
-            if old.in_flight == 0:
-                old.engine.close()
-
-    def _settled(self) -> bool:
-        current = None if self._current is None else self._current.target
-        return current == self._target or self._failure is not None
-
-    def _load_until_closed(self) -> None:
-        while (target := self._next_target()) is not None:
+    async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
+        """Answer one request with one version, in batches of whatever is ready; all at once unless it streams."""
+        passed_on = False
+        try:
+            resident = self._residency.take(request.version, request.affinity)
             try:
-                engine = self._load(self._open_export(target.key))
-                try:
-                    _warm_up(engine)
-                except BaseException:
-                    engine.close()
-                    raise
-            except Exception as error:  # the old version goes on answering, and the report says why
-                logger.exception("version %s cannot be loaded by %s", target.number, self._replica)
-                with self._changed:
-                    if target == self._target:
-                        self._failure = (target, f"{type(error).__name__}: {error}")
-                    self._changed.notify_all()
-                continue
-            with self._changed:
-                if self._closing or target != self._target:
-                    engine.close()
-                else:
-                    self._failure = None
-                    self._swap(_Loaded(target, engine))
-                    self._changed.notify_all()
-            del engine  # the loader must not keep a version alive that has been swapped out
-
-    def _next_target(self) -> Target | None:
-        """Wait for a target that is not answered with, a failed one again after a while. None once closed."""
-        with self._changed:
-            while not self._closing:
-                if not self._settled():
-                    return self._target
-                failure = self._failure
-                if failure is None:
-                    self._changed.wait()
-                elif not self._changed.wait_for(partial(self._moved_on, failure), self._retry_seconds):
-                    return self._target
-            return None
-
-    def _moved_on(self, failure: tuple[Target, str]) -> bool:
-        return self._closing or self._failure is not failure
-
-
-async def _decode(loaded: _Loaded, request: Generation) -> AsyncGenerator[list[Answer], None]:
-    """Batches of what the engine emits for a request, the first beginning with ``Started``. Raises
-    RequestRefused.
-    """
-    loop = asyncio.get_running_loop()
-    emitted: asyncio.Queue[list[EngineEvent]] = asyncio.Queue()
-
-    def sink(events: list[EngineEvent]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            loop.call_soon_threadsafe(emitted.put_nowait, events)
-
-    sequences, num_prompt_tokens = await asyncio.to_thread(plan_sequences, request, loaded.engine)
-    try:
-        cancel = loaded.engine.submit(sequences, sink)
-    except QueueFull as error:
-        raise overloaded(f"The model is busy: {error}") from error
-    except EngineError as error:
-        raise failed(str(error)) from error
-    try:
-        batch: list[Answer] = [Started(loaded.target.number, num_prompt_tokens)]
-        unfinished = len(sequences)
-        while unfinished:
-            events = await emitted.get()
-            while not emitted.empty():
-                events = events + emitted.get_nowait()
-            for event in events:
-                if isinstance(event, SequenceFailed):
-                    raise failed(event.message)
-                unfinished -= isinstance(event, Finished)
-                batch.append(event)
-            yield batch
-            batch = []
-    finally:
-        cancel()
-
-
-def _warm_up(engine: Engine) -> None:
-    """Generate a little, so that the first request does not pay for it. Raises EngineError, e.g. for NaN
-    logits.
-    """
-    events: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
-    prompt = engine.encode("")
-    num_tokens = min(WARM_UP_TOKENS, engine.context_length - len(prompt))
-    sampling = Sampling(max_tokens=num_tokens, temperature=0.0)
-    engine.submit([SequenceRequest(0, prompt, num_tokens, 0, sampling)], events.put)
-    while True:
-        for event in events.get():
-            if isinstance(event, SequenceFailed):
-                raise EngineError(event.message)
-            if isinstance(event, Finished):
+                async with aclosing(self._answer(resident, request)) as batches:
+                    async for batch in batches:
+                        passed_on = True
+                        yield batch
                 return
+            except EngineFailed as error:
+                if passed_on or not self._is_tried(resident) or request.version is not None:
+                    raise failed(str(error)) from error
+                logger.warning("version %d failed a request: %s", resident.version.number, error)
+            finally:
+                self._residency.give_back(resident)
+            served = self._residency.take_served()
+            try:
+                async with aclosing(self._answer(served, request)) as batches:
+                    async for batch in batches:
+                        yield batch
+            except EngineFailed as error:
+                raise failed(str(error)) from error
+            finally:
+                self._residency.give_back(served)
+        except RequestRefused as refusal:
+            yield [refusal.refused]
+
+    def _is_tried(self, resident: Resident) -> bool:
+        target = self._residency.target
+        return target is not None and target.trial is not None and target.trial.version == resident.version
+
+    async def _answer(self, resident: Resident, request: Generation) -> AsyncGenerator[list[Answer], None]:
+        """Raises RequestRefused and EngineFailed; counts what came of it."""
+        self._num_streams += request.stream
+        try:
+            if not self._is_tried(resident):
+                self._shadow(request)
+            if request.stream:
+                async with aclosing(self._decode(resident, request)) as batches:
+                    async for batch in batches:
+                        yield batch
+            else:
+                async with aclosing(self._decode(resident, request)) as batches:
+                    answer = [item async for batch in batches for item in batch]
+                yield answer
+        finally:
+            self._num_streams -= request.stream
+
+    async def _decode(self, resident: Resident, request: Generation) -> AsyncGenerator[list[Answer], None]:
+        """Batches of what the engine emits, the first beginning with ``Started``. Raises as ``_answer``."""
+        engine, loop = resident.engine, asyncio.get_running_loop()
+        sequences, num_prompt_tokens = await asyncio.to_thread(plan_sequences, request, engine)
+        outbox = Outbox(len(sequences), whole=not request.stream)
+        try:
+            cancel = engine.submit(sequences, outbox.put)
+        except QueueFull as error:
+            raise overloaded(f"The model is busy: {error}", error.retry_seconds) from error
+        except EngineError as error:
+            self._residency.count(resident, Traffic(requests=1, failures=1))
+            raise EngineFailed(str(error)) from error
+        resident.given_up.add(outbox.fail)
+        try:
+            batch: list[Answer] = [Started(resident.version.number, num_prompt_tokens)]
+            unfinished, num_tokens, not_before = len(sequences), 0, 0.0
+            while unfinished:
+                for event in await outbox.fetch(not_before):
+                    if isinstance(event, SequenceFailed):
+                        self._residency.count(resident, Traffic(requests=1, failures=1))
+                        raise EngineFailed(event.message)
+                    if isinstance(event, Finished):
+                        unfinished -= 1
+                        num_tokens += event.num_tokens
+                    batch.append(event)
+                if not unfinished:
+                    done = Traffic(1, 0, num_prompt_tokens, num_tokens, outbox.first_token, outbox.per_token)
+                    self._residency.count(resident, done)
+                yield batch
+                batch = []
+                not_before = loop.time() + min(ITEM_SECONDS * self._num_streams, MAX_PAUSE_SECONDS)
+        finally:
+            resident.given_up.discard(outbox.fail)
+            cancel()
+
+    # --- versions in the shadow --------------------------------------------------------------------------------------
+
+    def _shadow(self, request: Generation) -> None:
+        """Copy a request for the version that is tried, and for the scores, on the side."""
+        target = self._residency.target
+        trial = None if target is None else target.trial
+        if trial is None or random.random() >= trial.shadowed or len(self._shadows) >= MAX_SHADOWS:
+            return
+        task = asyncio.create_task(
+            self._answer_in_the_shadow(request, answers=not trial.share, scored=trial.scored)
+        )
+        self._shadows.add(task)
+        task.add_done_callback(self._shadows.discard)
+
+    async def _answer_in_the_shadow(self, request: Generation, *, answers: bool, scored: bool) -> None:
+        tried = self._residency.take_tried()
+        if tried is None:
+            return
+        try:
+            served = self._residency.take_served()
+            try:
+                if answers:
+                    async for _ in self._decode(tried, replace(request, stream=False)):
+                        pass
+                if scored:
+                    scores = [await self._score(resident, request) for resident in (served, tried)]
+                    # Of both or of neither: their means are compared.
+                    for resident, traffic in zip((served, tried), scores, strict=True):
+                        self._residency.count(resident, traffic)
+            finally:
+                self._residency.give_back(served)
+        except (RequestRefused, EngineFailed) as error:
+            logger.info("a request in the shadow came to nothing: %s", error)
+        finally:
+            self._residency.give_back(tried)
+
+    async def _score(self, resident: Resident, request: Generation) -> Traffic:
+        """The loss on the request's prompts, in nats, and how many tokens it is of. Raises as ``_answer``."""
+        sampling = replace(request.sampling, max_tokens=0, echo=True, num_logprobs=0, stop=())
+        sequences, _ = await asyncio.to_thread(
+            plan_sequences, replace(request, sampling=sampling, n=1), resident.engine
+        )
+        outbox = Outbox(len(sequences), whole=True)
+        try:
+            cancel = resident.engine.submit(sequences, outbox.put)
+        except (QueueFull, EngineError) as error:
+            raise EngineFailed(str(error)) from error
+        resident.given_up.add(outbox.fail)
+        try:
+            num_tokens, loss = 0, 0.0
+            for event in await outbox.fetch(0.0):
+                if isinstance(event, SequenceFailed):
+                    raise EngineFailed(event.message)
+                if isinstance(event, Token) and event.logprob is not None:
+                    num_tokens += 1
+                    loss -= event.logprob
+            return Traffic(scored_tokens=num_tokens, scored_loss=loss)
+        finally:
+            resident.given_up.discard(outbox.fail)
+            cancel()

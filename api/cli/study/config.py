@@ -9,13 +9,13 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from api.cli.problems import Problem
+from service.core.spec import Spec
 from service.core.specs import (
     ArchitectureSpec,
     ModelSpec,
     Name,
     ParadigmSpec,
     PathSwitchingSpec,
-    Spec,
     TokenizerSpec,
     TrainingSpec,
 )

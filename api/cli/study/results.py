@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from api.cli.problems import Problem
 from api.cli.study.config import StudyConfig
 from api.cli.study.data import Body, StudyData
-from service.core.specs import Spec
+from service.core.spec import Spec
 
 FILE = "results.json"
 

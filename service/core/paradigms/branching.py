@@ -19,7 +19,8 @@ from service.core.ledger import (
     unread_rows,
 )
 from service.core.schedules import warmup_steps
-from service.core.specs import BranchLength, DecaySpec, FixedLength, ProportionalLength, Spec
+from service.core.spec import Spec
+from service.core.specs import BranchLength, DecaySpec, FixedLength, ProportionalLength
 from service.core.stage_specs import LineSpec, RunPath
 
 SHORTEST_BRANCH = 8  # below this a decay is a handful of steps and the shape means nothing

@@ -34,7 +34,7 @@ def test_whoever_read_first_and_speaks_last_does_not_take_back_what_is_served(ho
     model_id = house.add_model(versions=2)
     one, two = house.orchestrator(), house.orchestrator()
     house.finish(one, house.add_update(model_id))
-    old, _ = release._targets(house.database)
+    old = [line.target for line in release.lines_of(house.database)[0]]
     house.finish(two, house.add_update(model_id, 2))
     house.serving.apply(old)
     assert house.serving.swaps == [("m", 1), ("m", 2)]
@@ -49,8 +49,10 @@ def test_after_a_release_that_failed_what_was_live_is_a_later_decision(house):
     house.finish(orchestrator, house.add_update(model_id, 2))
     orchestrator.tick()
     assert house.serving.answers == {"m": 1}
-    [target], _ = release._targets(house.database)
-    assert (target.number, target.sequence) == (1, 3)
+    [line], _ = release.lines_of(house.database)
+    assert line.target.stable is not None
+    # Asked for and promoted; asked for; failed.
+    assert (line.target.stable.number, line.target.sequence) == (1, 3)
 
 
 @PART_OF_A_TICK

@@ -1,19 +1,46 @@
 """The model line that the tests of the OpenAI interface speak to."""
 
 import time
+from typing import Any
 
-from service.core.serving import ServedTarget
+from service.core.serving import ReplicaReport, Residence, ServedTarget, ServedVersion, Trial
 from workers.serving.local_serving import LocalServing
 
 PROMPT = "The cat sat on"
-LINE = ServedTarget("line", 1, "export/1")
-UNRELEASED = ServedTarget("unreleased", None, None)
+
+
+def version(number: int, key: str | None = None) -> ServedVersion:
+    return ServedVersion(number, key or f"export/{number}")
+
+
+def line(number: int, key: str | None = None, **rest: Any) -> ServedTarget:
+    """The line, answering with that version."""
+    return ServedTarget("line", version(number, key), **rest)
+
+
+def trying(served: int, tried: ServedVersion, **rest: Any) -> ServedTarget:
+    """The line, answering with one version while another is tried beside it."""
+    return ServedTarget("line", version(served), Trial(tried, **rest))
+
+
+def failures(report: ReplicaReport) -> dict[int, str | None]:
+    """What could not be loaded, and why."""
+    return {held.number: held.error for held in report.versions if held.state == Residence.FAILED}
+
+
+LINE = line(1)
+UNRELEASED = ServedTarget("unreleased", None)
 COMPLETION = {"model": "line", "prompt": "a", "max_tokens": 1}
 
 
 def settle(serving: LocalServing, *targets: ServedTarget) -> None:
     serving.apply(targets)
     deadline = time.monotonic() + 30
-    while any(serving.observe()[target.model][0].number != target.number for target in targets):
+    while any(not _answers_as(serving, target) for target in targets):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def _answers_as(serving: LocalServing, target: ServedTarget) -> bool:
+    [report] = serving.observe([target.model])[target.model]
+    return report.number == (None if target.stable is None else target.stable.number)

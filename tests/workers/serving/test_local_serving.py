@@ -10,8 +10,18 @@ import pytest
 from openai import OpenAI
 
 from service.artifacts import Artifacts
-from service.core.serving import ReplicaReport, ServedTarget
-from tests.workers.serving.serving_line import COMPLETION, LINE, PROMPT, UNRELEASED, settle
+from service.core.serving import ReplicaReport
+from tests.workers.serving.serving_line import (
+    COMPLETION,
+    LINE,
+    PROMPT,
+    UNRELEASED,
+    failures,
+    line,
+    settle,
+    trying,
+    version,
+)
 from workers.serving.local_serving import LocalServing
 
 
@@ -23,7 +33,7 @@ def test_too_many_waiting_sequences_are_429(http: httpx.Client, client: OpenAI) 
         with pytest.raises(openai.RateLimitError) as refused:
             client.completions.create(model="line", prompt=["a"] * 512, max_tokens=1)
     assert refused.value.code == "rate_limit_exceeded"
-    assert refused.value.response.headers["retry-after"] == "1"
+    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 30
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -47,7 +57,7 @@ def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(artifacts: Artifac
     settle(serving, LINE)
     stop = threading.Event()
     seen: list[tuple[str, str]] = []
-    failures: list[str] = []
+    mistakes: list[str] = []
 
     def stream_until_stopped() -> None:
         body = {"model": "line", "prompt": PROMPT, "max_tokens": 20, "temperature": 0, "stream": True}
@@ -58,7 +68,7 @@ def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(artifacts: Artifac
                 chunks = [json.loads(line) for line in lines[:-1]]
                 fingerprints = {chunk["system_fingerprint"] for chunk in chunks}
                 if response.status_code != 200 or lines[-1] != "[DONE]" or len(fingerprints) != 1:
-                    failures.append(str(lines))
+                    mistakes.append(str(lines))
                 version = response.headers["x-pathswitch-version"]
                 assert fingerprints == {f"line@{version}"}
                 seen.append((version, "".join(chunk["choices"][0]["text"] for chunk in chunks)))
@@ -67,25 +77,25 @@ def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(artifacts: Artifac
     for thread in clients:
         thread.start()
     time.sleep(0.5)
-    settle(serving, ServedTarget("line", 2, "export/2"))
-    serving.apply([ServedTarget("line", 3, "export/broken")])
+    settle(serving, line(2))
+    serving.apply([trying(2, version(3, "export/broken"))])
     time.sleep(0.5)
     stop.set()
     for thread in clients:
         thread.join()
-    [report] = serving.observe()["line"]
+    [report] = serving.observe(["line"])["line"]
     serving.close()
-    assert not failures
+    assert not mistakes
     assert len(set(seen)) == 2  # one text a version
     assert {version for version, _ in seen} == {"1", "2"}
-    assert (report.number, report.failed_number) == (2, 3)
+    assert (report.number, set(failures(report))) == (2, {3})
 
 
 def test_models_that_are_no_target_any_more_are_gone(artifacts: Artifacts) -> None:
     serving = LocalServing(artifacts, "127.0.0.1", 0)
     settle(serving, LINE)
     serving.apply([UNRELEASED])
-    assert serving.observe() == {"unreleased": [ReplicaReport("unreleased-0", None)]}
+    assert serving.observe(["line", "unreleased"]) == {"unreleased": [ReplicaReport("unreleased-0", None)]}
     response = httpx.post(f"{serving.url()}/v1/completions", json=COMPLETION)
     assert response.status_code == 404
     serving.close()

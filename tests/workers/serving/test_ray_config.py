@@ -6,18 +6,20 @@ from typing import Any
 import pytest
 
 from service.core.serving import ServedTarget
+from tests.workers.serving.serving_line import line
 from workers.serving.ray_config import (
     ReplicaOptions,
     applications,
     differing,
     failed,
     not_behind,
+    target_from_json,
     why_not_answering,
     without,
 )
 
 OPTIONS = ReplicaOptions("file:///artifacts")
-TARGETS = (ServedTarget("line", 3, "export/3", 5), ServedTarget("unreleased", None, None))
+TARGETS = (line(3, sequence=5), ServedTarget("unreleased", None))
 DECLARED = applications(TARGETS, OPTIONS)
 
 
@@ -46,15 +48,22 @@ def reported(declared: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_only_released_lines_have_replicas_and_the_ingress_knows_them_all() -> None:
-    ingress, line = DECLARED
-    assert ingress["deployments"][0]["user_config"] == {"models": {"line": True, "unreleased": False}}
-    assert line["name"] == "model-line"
-    assert line["deployments"][0]["user_config"] == {"number": 3, "key": "export/3", "sequence": 5}
+    ingress, of_line = DECLARED
+    assert ingress["deployments"][0]["user_config"] == {
+        "models": {
+            "line": {"released": True, "sleeps": False},
+            "unreleased": {"released": False, "sleeps": False},
+        }
+    }
+    assert of_line["name"] == "model-line"
+    config = of_line["deployments"][0]["user_config"]
+    assert config["sequence"] == 5
+    assert target_from_json(config["target"]) == TARGETS[0]
 
 
 def test_a_new_version_changes_nothing_but_the_user_config_of_its_line() -> None:
     """Anything else would replace the replicas, and drop what they answer."""
-    newer = applications((ServedTarget("line", 4, "export/4"), TARGETS[1]), OPTIONS)
+    newer = applications((line(4), TARGETS[1]), OPTIONS)
     assert newer[0] == DECLARED[0]
     newer[1]["deployments"][0]["user_config"] = DECLARED[1]["deployments"][0]["user_config"]
     assert newer == DECLARED
@@ -62,9 +71,9 @@ def test_a_new_version_changes_nothing_but_the_user_config_of_its_line() -> None
 
 def test_what_was_declared_after_a_later_decision_is_kept() -> None:
     seen = reported(DECLARED)
-    older, newer = ServedTarget("line", 2, "export/2", 4), ServedTarget("line", 2, "export/2", 6)
+    older, newer = line(2, sequence=4), line(2, sequence=6)
     assert not_behind([older, TARGETS[1]], seen) == list(TARGETS)
-    assert not_behind([ServedTarget("line", None, None), TARGETS[1]], seen) == list(TARGETS)
+    assert not_behind([ServedTarget("line", None), TARGETS[1]], seen) == list(TARGETS)
     assert not_behind([newer, TARGETS[1]], seen) == [newer, TARGETS[1]]
     seen["applications"]["model-line"]["status"] = "DELETING"
     assert not_behind([older], seen) == [older]
@@ -84,7 +93,7 @@ def test_what_runs_as_declared_does_not_differ() -> None:
         (("deployed_app_config", "args", "artifacts_url"), "file:///elsewhere"),
         (
             ("deployments", "ModelReplica", "deployment_config", "user_config"),
-            {"number": 2, "key": "export/2"},
+            {"sequence": 4, "target": {}},
         ),
     ],
 )
@@ -116,10 +125,10 @@ def test_an_application_that_is_being_built_does_not_differ() -> None:
 
 def test_serve_has_given_up_where_a_failed_application_has_no_replica_left() -> None:
     details = reported(DECLARED)
-    line = details["applications"]["model-line"]
-    line["status"] = "DEPLOY_FAILED"
+    of_line = details["applications"]["model-line"]
+    of_line["status"] = "DEPLOY_FAILED"
     assert failed(details) == set()
-    line["deployments"]["ModelReplica"]["replicas"] = []
+    of_line["deployments"]["ModelReplica"]["replicas"] = []
     assert failed(details) == {"model-line"}
     assert without(DECLARED, failed(details)) == DECLARED[:1]
 

@@ -20,6 +20,7 @@ from service.core.serving import ServedTarget
 from tests.support.ports import free_ports
 from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
+from tests.workers.serving.serving_line import failures, line, trying, version
 from workers.serving.ray_serving import RayServing
 
 pytestmark = pytest.mark.ray
@@ -27,10 +28,6 @@ pytestmark = pytest.mark.ray
 PROMPT = "The cat sat on"
 ANSWER = {"model": "line", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
 NUM_CLIENTS = 8
-
-
-def target(number: int, key: str | None = None) -> ServedTarget:
-    return ServedTarget("line", number, key or f"export/{number}")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +67,10 @@ def release(serving: RayServing, wanted: ServedTarget) -> None:
     """Tick as the orchestrator does until every replica answers with the version."""
 
     def released() -> bool:
-        reports = serving.observe().get(wanted.model, ()) if applied(serving, wanted) else ()
-        return bool(reports) and all(report.number == wanted.number for report in reports)
+        reports = serving.observe([wanted.model]).get(wanted.model, ()) if applied(serving, wanted) else ()
+        return bool(reports) and all(
+            wanted.stable and report.number == wanted.stable.number for report in reports
+        )
 
     eventually(released)
 
@@ -129,43 +128,44 @@ class Clients:
 
 
 def test_before_a_release_it_answers_503(serving: RayServing) -> None:
-    unreleased = ServedTarget("line", None, None)
-    eventually(lambda: applied(serving, unreleased))
+    eventually(lambda: applied(serving, ServedTarget("line", None)))
     response = complete(serving)
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "model_not_ready"
     assert complete(serving, model="other").status_code == 404
     assert httpx.get(f"{serving.url()}/v1/models").json()["data"] == []
-    assert serving.observe() == {"line": []}
+    assert serving.observe(["line"]) == {"line": []}
 
 
 def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(serving: RayServing) -> None:
-    release(serving, target(1))
+    release(serving, line(1))
     assert complete(serving).headers["x-pathswitch-version"] == "1"
-    [replica] = serving.observe()["line"]
+    [replica] = serving.observe(["line"])["line"]
     with Clients(serving.url()) as clients:
         time.sleep(3)
-        release(serving, target(2))
+        release(serving, line(2))
         time.sleep(2)
-        release(serving, target(1))
+        release(serving, line(1))
         time.sleep(1)
     assert not clients.failures
     assert {version for version, _ in clients.seen} == {"1", "2"}
     assert len(set(clients.seen)) == 2  # one text a version
     assert len(clients.seen) > 50
-    assert serving.observe()["line"] == [replica]  # the same process throughout
+    assert [report.replica for report in serving.observe(["line"])["line"]] == [
+        replica.replica
+    ]  # the same process
 
 
 def test_calls_are_cheap_and_change_nothing_when_nothing_changed(
     serving: RayServing, artifacts: Artifacts
 ) -> None:
-    release(serving, target(1))
+    release(serving, line(1))
     deployed = _deployed_at()
     restarted = RayServing(artifacts.url, "127.0.0.1", int(serving.url().rpartition(":")[2]))
     began = time.monotonic()
     for adopting in (serving, restarted):
-        adopting.apply([target(1)])
-        assert [report.number for report in adopting.observe()["line"]] == [1]
+        adopting.apply([line(1)])
+        assert [report.number for report in adopting.observe(["line"])["line"]] == [1]
     assert time.monotonic() - began < 4
     assert _deployed_at() == deployed
 
@@ -175,20 +175,52 @@ def _deployed_at() -> dict[str, float]:
 
 
 def test_a_version_that_cannot_be_loaded_is_reported_and_the_old_one_goes_on(serving: RayServing) -> None:
-    release(serving, target(1))
-    broken = target(3, "export/broken")
+    release(serving, line(1))
+    broken = trying(1, version(3, "export/broken"))
 
     def reported() -> bool:
-        reports = serving.observe()["line"] if applied(serving, broken) else ()
-        return [(report.number, report.failed_number) for report in reports] == [(1, 3)]
+        reports = serving.observe(["line"])["line"] if applied(serving, broken) else ()
+        return [(report.number, set(failures(report))) for report in reports] == [(1, {3})]
 
     eventually(reported)
     assert complete(serving).headers["x-pathswitch-version"] == "1"
-    release(serving, target(1))
+    release(serving, line(1))
+
+
+def test_a_canary_over_the_ingress_pinned_versions_and_what_prometheus_is_told(serving: RayServing) -> None:
+    release(serving, line(1))
+    canary = trying(1, version(2), share=0.5)
+
+    def both() -> bool:
+        reports = serving.observe(["line"])["line"] if applied(serving, canary) else ()
+        return [{held.number for held in report.versions if held.state == "ready"} for report in reports] == [
+            {1, 2}
+        ]
+
+    eventually(both)
+    answered = {
+        user: [complete(serving, user=user, max_tokens=1).headers["x-pathswitch-version"] for _ in range(3)]
+        for user in map(str, range(12))
+    }
+    assert all(len(set(numbers)) == 1 for numbers in answered.values()), answered
+    assert {numbers[0] for numbers in answered.values()} == {"1", "2"}
+    for number in (1, 2):
+        pinned = complete(serving, model=f"line@{number}")
+        assert pinned.json()["system_fingerprint"] == f"line@{number}"
+        assert pinned.json()["model"] == "line"
+    assert complete(serving, model="line@3").status_code == 404
+    listed = httpx.get(f"{serving.url()}/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == ["line", "line@1", "line@2"]
+    exposed = httpx.get(f"{serving.url()}/metrics").text
+    counted = [
+        line for line in exposed.splitlines() if line.startswith("pathswitch_inference_requests_total{")
+    ]
+    assert sorted('version="2"' in line for line in counted) == [False, True]
+    release(serving, line(1))
 
 
 def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing) -> None:
-    release(serving, target(1))
+    release(serving, line(1))
     body = {**ANSWER, "prompt": ["a"] * 512, "max_tokens": 120, "stream": True}
     with httpx.stream("POST", f"{serving.url()}/v1/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
@@ -202,7 +234,7 @@ def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing) -> None
 def test_before_its_ray_ends_what_is_in_flight_is_answered_and_newcomers_are_told_to_come_back(
     serving: RayServing, artifacts: Artifacts
 ) -> None:
-    release(serving, target(1))
+    release(serving, line(1))
     port = int(serving.url().rpartition(":")[2])
     body = {**ANSWER, "prompt": [PROMPT] * 48, "max_tokens": 100, "stream": True}
     ending = threading.Thread(target=RayServing(artifacts.url, "127.0.0.1", port, ends_with_us=True).close)
@@ -218,19 +250,19 @@ def test_before_its_ray_ends_what_is_in_flight_is_answered_and_newcomers_are_tol
     assert not ending.is_alive()
     # It has ended alone. Who comes next takes requests again.
     following = RayServing(artifacts.url, "127.0.0.1", port, ends_with_us=True)
-    eventually(lambda: applied(following, target(1)))
+    eventually(lambda: applied(following, line(1)))
     assert complete(serving).status_code == 200
 
 
 @pytest.mark.slow
 def test_a_replica_that_dies_comes_back_and_waiting_requests_are_answered(serving: RayServing) -> None:
-    release(serving, target(1))
-    [replica] = serving.observe()["line"]
+    release(serving, line(1))
+    [replica] = serving.observe(["line"])["line"]
     os.kill(_replica_pid(), signal.SIGKILL)
     response = complete(serving)
     assert response.status_code == 200
     assert response.headers["x-pathswitch-version"] == "1"
-    [successor] = serving.observe()["line"]
+    [successor] = serving.observe(["line"])["line"]
     assert successor.replica != replica.replica
 
 
@@ -243,12 +275,12 @@ def _replica_pid() -> int:
 
 @pytest.mark.slow
 def test_what_is_deleted_behind_its_back_comes_back(serving: RayServing) -> None:
-    release(serving, target(1))
+    release(serving, line(1))
     serve.delete("model-line", _blocking=False)
     time.sleep(1)
-    release(serving, target(1))
+    release(serving, line(1))
     serve.shutdown()
-    release(serving, target(2))
+    release(serving, line(2))
     assert complete(serving).headers["x-pathswitch-version"] == "2"
 
 

@@ -1,17 +1,16 @@
 import asyncio
 import gc
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.artifacts import Artifacts
+from service.core.serving import ServedTarget
 from tests.support.tiny_export import publish_tiny_export
-from workers.serving.engine.transformers_engine import TransformersEngine
+from tests.workers.serving.scripted_engines import Loader
+from tests.workers.serving.serving_line import failures, line, trying, version
 from workers.serving.generation import (
     Answer,
     Finished,
@@ -22,6 +21,7 @@ from workers.serving.generation import (
     Started,
     Token,
 )
+from workers.serving.metrics import metrics_response
 from workers.serving.replica import Replica
 
 PROMPT = "The cat sat on"
@@ -34,26 +34,6 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
         publish_tiny_export(artifacts, f"export/{number}", seed=number)
     publish_tiny_export(artifacts, "export/broken", seed=4, broken=True)
     return artifacts
-
-
-class Loader:
-    """Loads engines, remembers which and whether they live, and waits at a gate when told to."""
-
-    def __init__(self) -> None:
-        self.folders: list[str] = []
-        self.engines: list[weakref.ref[TransformersEngine]] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.errors: list[Exception] = []
-
-    def __call__(self, folder: Path) -> TransformersEngine:
-        self.folders.append(folder.parent.name)
-        assert self.gate.wait(30)
-        if self.errors:
-            raise self.errors.pop(0)
-        engine = TransformersEngine(folder)
-        self.engines.append(weakref.ref(engine))
-        return engine
 
 
 @pytest.fixture
@@ -69,10 +49,16 @@ def replica(artifacts: Artifacts, loader: Loader) -> Iterator[Replica]:
 
 
 def generation(
-    prompts: tuple[Prompt, ...] = (PROMPT,), *, n: int = 1, stream: bool = False, **sampling: Any
+    prompts: tuple[Prompt, ...] = (PROMPT,),
+    *,
+    n: int = 1,
+    stream: bool = False,
+    version: int | None = None,
+    affinity: str | None = None,
+    **sampling: Any,
 ) -> Generation:
     chosen = Sampling(**{"max_tokens": 10, "temperature": 0.0, **sampling})
-    return Generation("line", prompts, chosen, n=n, stream=stream)
+    return Generation("line", prompts, chosen, n=n, stream=stream, version=version, affinity=affinity)
 
 
 async def collect(replica: Replica, request: Generation) -> list[Answer]:
@@ -97,8 +83,8 @@ def text(answer: list[Answer]) -> str:
     return "".join(item.text for item in answer if isinstance(item, Token | Finished))
 
 
-def serve(replica: Replica, version: int) -> None:
-    replica.set_target(version, f"export/{version}")
+def serve(replica: Replica, number_: int) -> None:
+    replica.set_target(line(number_))
     assert replica.wait_until_settled(30)
 
 
@@ -115,7 +101,7 @@ def test_before_a_release_and_while_loading_it_says_so(replica: Replica, loader:
     assert "released" in refusal(ask(replica, generation())).message
     assert refusal(ask(replica, generation())).status == 503
     loader.gate.clear()
-    replica.set_target(1, "export/1")
+    replica.set_target(line(1))
     assert "being loaded" in refusal(ask(replica, generation())).message
     assert replica.report().number is None
     loader.gate.set()
@@ -140,7 +126,7 @@ def test_a_swap_under_streams_drops_nothing_mixes_nothing_and_frees_the_old_vers
         until = asyncio.Event()
         clients = [asyncio.create_task(client(until)) for _ in range(8)]
         await asyncio.sleep(0.3)
-        replica.set_target(2, "export/2")
+        replica.set_target(line(2))
         assert await asyncio.to_thread(replica.wait_until_settled, 30)
         await asyncio.sleep(0.3)
         until.set()
@@ -169,7 +155,7 @@ def test_a_stream_keeps_the_version_it_began_with_and_only_then_is_it_freed(
     async def stream_over_a_swap() -> list[Answer]:
         stream = replica.generate(generation((PROMPT, "the dog"), n=2, max_tokens=60, stream=True))
         answer = await anext(stream)
-        replica.set_target(2, "export/2")
+        replica.set_target(line(2))
         assert await asyncio.to_thread(replica.wait_until_settled, 30)
         assert number(await collect(replica, generation())) == 2
         assert loader.engines[0]() is not None
@@ -187,24 +173,24 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_is_reported(
     replica: Replica, artifacts: Artifacts
 ) -> None:
     serve(replica, 1)
-    for version, key, reason in (
+    for broken, key, reason in (
         (2, "export/broken", "not finite"),
         (3, "export/missing", "ArtifactMissing"),
     ):
-        replica.set_target(version, key)
+        replica.set_target(line(broken, key))
         assert replica.wait_until_settled(30)
         report = replica.report()
         assert report.number == 1
-        assert report.failed_number == version
-        assert report.error is not None
-        assert reason in report.error
+        [(failed, error)] = failures(report).items()
+        assert failed == broken
+        assert reason in (error or "")
         assert number(ask(replica, generation())) == 1
     serve(replica, 2)
-    assert replica.report().failed_number is None
+    assert not failures(replica.report())
 
 
 def test_a_failed_first_version_answers_503(replica: Replica) -> None:
-    replica.set_target(1, "export/missing")
+    replica.set_target(line(1, "export/missing"))
     assert replica.wait_until_settled(30)
     assert refusal(ask(replica, generation())).status == 503
     assert "could not be loaded" in refusal(ask(replica, generation())).message
@@ -213,9 +199,9 @@ def test_a_failed_first_version_answers_503(replica: Replica) -> None:
 def test_a_failed_load_is_tried_again(artifacts: Artifacts, loader: Loader) -> None:
     replica = Replica("replica-0", artifacts.open, loader, retry_seconds=0.05)
     loader.errors = [MemoryError("too little"), OSError("store away")]
-    replica.set_target(1, "export/1")
+    replica.set_target(line(1))
     assert eventually(lambda: replica.report().number == 1)
-    assert replica.report().error is None
+    assert not failures(replica.report())
     replica.close()
 
 
@@ -228,9 +214,9 @@ def test_the_same_target_again_loads_nothing(replica: Replica, loader: Loader) -
 def test_the_latest_target_wins(replica: Replica, loader: Loader) -> None:
     serve(replica, 1)
     loader.gate.clear()
-    replica.set_target(2, "export/2")
+    replica.set_target(line(2))
     assert eventually(lambda: loader.folders == ["1", "2"])
-    replica.set_target(3, "export/3")
+    replica.set_target(line(3))
     loader.gate.set()
     assert replica.wait_until_settled(30)
     assert replica.report().number == 3
@@ -240,9 +226,9 @@ def test_the_latest_target_wins(replica: Replica, loader: Loader) -> None:
 def test_back_to_the_version_that_answers_while_another_loads(replica: Replica, loader: Loader) -> None:
     serve(replica, 1)
     loader.gate.clear()
-    replica.set_target(2, "export/2")
+    replica.set_target(line(2))
     assert eventually(lambda: loader.folders == ["1", "2"])
-    replica.set_target(1, "export/1")
+    replica.set_target(line(1))
     assert replica.wait_until_settled(0)
     loader.gate.set()
     assert eventually(lambda: len(loader.engines) == 2 and loader.engines[1]() is None)
@@ -251,7 +237,7 @@ def test_back_to_the_version_that_answers_while_another_loads(replica: Replica, 
 
 def test_no_target_any_more_means_no_answer(replica: Replica) -> None:
     serve(replica, 1)
-    replica.set_target(None, None)
+    replica.set_target(ServedTarget("line", None))
     assert refusal(ask(replica, generation())).status == 503
 
 
@@ -301,3 +287,96 @@ def test_what_a_version_cannot_serve_is_refused(
     refused = refusal(ask(replica, request_))
     assert (refused.status, refused.param) == (400, param)
     assert fragment in refused.message
+
+
+def test_a_version_on_trial_answers_its_share_the_same_ones_again_and_again(replica: Replica) -> None:
+    replica.set_target(trying(1, version(2), share=0.3))
+    assert replica.wait_until_settled(30)
+    assert replica.report().number == 1
+    requests = [generation(max_tokens=1, affinity=f"user {user}") for user in range(60)]
+    answered = [number(ask(replica, request)) for request in requests]
+    assert set(answered) == {1, 2}
+    assert 6 <= answered.count(2) <= 32
+    assert [number(ask(replica, request)) for request in requests] == answered
+    unnamed = [number(ask(replica, generation(max_tokens=1))) for _ in range(60)]
+    assert 6 <= unnamed.count(2) <= 32
+    held = {held.number: held for held in replica.report().versions}
+    assert held[2].tried.requests == 2 * answered.count(2) + unnamed.count(2)
+    assert held[1].tried.requests == 180 - held[2].tried.requests
+    # What it has answered before does not count for the next trial.
+    replica.set_target(trying(1, version(3), share=1.0))
+    assert replica.wait_until_settled(30)
+    assert number(ask(replica, generation())) == 3
+    held = {held.number: held for held in replica.report().versions}
+    assert (held[1].tried.requests, held[3].tried.requests) == (0, 1)
+    assert held[1].traffic.requests > 60
+
+
+def test_what_a_version_on_trial_fails_the_served_one_answers(replica: Replica, loader: Loader) -> None:
+    replica.set_target(trying(1, version(2), share=1.0))
+    assert replica.wait_until_settled(30)
+    assert number(ask(replica, generation())) == 2
+    loader.engine("2").fails = True
+    for stream in (False, True):
+        assert number(ask(replica, generation(stream=stream))) == 1
+    held = {held.number: held for held in replica.report().versions}
+    assert (held[2].tried.requests, held[2].tried.failures) == (3, 2)
+    assert (held[1].tried.requests, held[1].tried.failures) == (2, 0)
+    # Asked for by number it is not another that answers.
+    assert refusal(ask(replica, generation(version=2))).status == 500
+
+
+def test_any_loaded_version_answers_by_number_and_no_other(replica: Replica) -> None:
+    replica.set_target(line(1, kept=(version(2),)))
+    assert replica.wait_until_settled(30)
+    texts = {asked: text(ask(replica, generation(version=asked))) for asked in (1, 2)}
+    assert [number(ask(replica, generation(version=asked))) for asked in (1, 2, None)] == [1, 2, 1]
+    assert texts[1] != texts[2]
+    refused = refusal(ask(replica, generation(version=3)))
+    assert (refused.status, refused.code) == (404, "model_not_found")
+    assert "loaded are: 1, 2" in refused.message
+    # Rolled back to what is loaded: at once.
+    replica.set_target(line(2, kept=(version(1),)))
+    assert number(ask(replica, generation())) == 2
+
+
+def test_a_version_in_the_shadow_is_counted_and_scored_and_answers_nobody(replica: Replica) -> None:
+    replica.set_target(trying(1, version(2), shadowed=1.0, scored=True))
+    assert replica.wait_until_settled(30)
+
+    async def some() -> list[int]:
+        numbers = [number(await collect(replica, generation())) for _ in range(5)]
+        for _ in range(200):
+            scored = [held.tried.scored_tokens for held in replica.report().versions]
+            if min(scored) >= 5:
+                break
+            await asyncio.sleep(0.05)
+        return numbers
+
+    assert asyncio.run(some()) == [1] * 5
+    served, tried = replica.report().versions
+    assert served.tried.requests == 5
+    assert 1 <= tried.tried.requests <= 5
+    assert served.tried.scored_tokens == tried.tried.scored_tokens >= 5
+    for held in (served, tried):
+        scoring = generation(version=held.number, max_tokens=0, echo=True, num_logprobs=0)
+        tokens = [item for item in ask(replica, scoring) if isinstance(item, Token)]
+        logprobs = [token.logprob for token in tokens if token.logprob is not None]
+        assert held.tried.loss == pytest.approx(-sum(logprobs) / len(logprobs), rel=1e-4)
+    assert served.tried.loss != tried.tried.loss
+
+
+def test_prometheus_is_told_by_model_version_and_replica(replica: Replica) -> None:
+    replica.set_target(line(1, kept=(version(2),)))
+    assert replica.wait_until_settled(30)
+    ask(replica, generation(max_tokens=5))
+    ask(replica, generation(max_tokens=7, version=2, stream=True))
+    exposed = bytes(metrics_response(replica.metrics()).body).decode()
+    labels = 'model="line",replica="replica-0"'
+    assert f'pathswitch_inference_output_tokens_total{{{labels},version="1"}} 5.0' in exposed
+    assert f'pathswitch_inference_output_tokens_total{{{labels},version="2"}} 7.0' in exposed
+    assert f'pathswitch_inference_first_token_seconds_count{{{labels},version="2"}} 1.0' in exposed
+    assert f'pathswitch_inference_token_seconds_bucket{{le="+Inf",{labels},version="1"}} 1.0' in exposed
+    assert f'pathswitch_inference_waiting{{{labels},version="1"}} 0.0' in exposed
+    assert f"pathswitch_inference_served_version{{{labels}}} 1.0" in exposed
+    assert exposed.count("# TYPE pathswitch_inference_running gauge") == 1

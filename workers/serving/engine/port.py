@@ -6,6 +6,7 @@ calls ``sink`` from a thread of its own, in order for each sequence; how it batc
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from workers.serving.generation import Chat, Finished, Sampling, Token
@@ -18,7 +19,11 @@ class EngineError(Exception):
 
 
 class QueueFull(Exception):
-    """Too many sequences wait already; nothing of the request was taken."""
+    """Too many sequences wait already; nothing of the request was taken. In ``retry_seconds`` half of them will be gone."""
+
+    def __init__(self, message: str, retry_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,21 @@ class SequenceFailed:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """``stalled_seconds``: how long it has been at one and the same turn; 0 while there is nothing to do. The longest turn
+    so far says what is usual. ``cached_tokens`` of ``cache_tokens`` have their keys and values kept.
+    """
+
+    alive: bool
+    stalled_seconds: float
+    longest_turn_seconds: float
+    num_running: int
+    num_waiting: int
+    cached_tokens: int
+    cache_tokens: int
+
+
 EngineEvent = Token | Finished | SequenceFailed
 Sink = Callable[[list[EngineEvent]], None]
 
@@ -51,15 +71,7 @@ class Engine(Protocol):
     @property
     def vocab_size(self) -> int: ...
 
-    @property
-    def alive(self) -> bool:
-        """Whether the engine still decodes."""
-        ...
-
-    @property
-    def stalled_seconds(self) -> float:
-        """How long the engine has been at one and the same turn; 0 while there is nothing to do."""
-        ...
+    def status(self) -> EngineStatus: ...
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a prompt; never empty."""
@@ -79,4 +91,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Stop; sequences still in flight fail. Returns without waiting."""
+        ...
+
+
+class EngineLoader(Protocol):
+    """Makes engines of exported folders, all in the memory of one device."""
+
+    def needed_bytes(self, folder: Path) -> int:
+        """What an engine of the folder takes at most. Raises OSError or ValueError for what is no export."""
+        ...
+
+    def free_bytes(self) -> int: ...
+
+    def load(self, folder: Path) -> Engine:
+        """Raises OSError or ValueError for what is no export, EngineError for a model that does not answer."""
         ...

@@ -20,6 +20,7 @@ from workers.serving.engine.port import (
     NOT_FINITE,
     EngineError,
     EngineEvent,
+    EngineStatus,
     QueueFull,
     SequenceFailed,
     SequenceRequest,
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 512  # of prompts a turn: what those that are being continued wait for at most
 SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring prompts, times vocabulary: 64 MiB
+
+REMEMBERED_ENDS = 64
 
 CLOSED = "the engine was closed"
 
@@ -83,12 +86,25 @@ class SlotDecoder:
         self._waiting: deque[_Sequence] = deque()
         self._closing = False
         self._turn_began: float | None = None
+        self._longest_turn = 0.0
+        self._busy_seconds = 0.0
+        self._ends: deque[float] = deque(
+            maxlen=REMEMBERED_ENDS
+        )  # how long it had been busy when sequences ended
         self._changed = threading.Condition()
 
-    @property
-    def stalled_seconds(self) -> float:
+    def status(self, *, alive: bool) -> EngineStatus:
+        """``alive`` is known to whoever runs the thread."""
         began = self._turn_began
-        return 0.0 if began is None else time.monotonic() - began
+        return EngineStatus(
+            alive=alive,
+            stalled_seconds=0.0 if began is None else time.monotonic() - began,
+            longest_turn_seconds=self._longest_turn,
+            num_running=len(self._active),
+            num_waiting=len(self._waiting),
+            cached_tokens=self._slots.num_held,
+            cache_tokens=self._forward.num_slots * self._forward.slot_tokens,
+        )
 
     def submit(self, requests: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
         """See ``Engine.submit``."""
@@ -106,10 +122,11 @@ class SlotDecoder:
         with self._changed:
             if self._closing:
                 raise EngineError("the engine is closed")
-            if len(self._waiting) + len(sequences) > self._max_waiting:
+            if len(self._waiting) >= self._max_waiting:
                 self._waiting = deque(other for other in self._waiting if not other.cancelled.is_set())
-            if len(self._waiting) + len(sequences) > self._max_waiting:
-                raise QueueFull(f"{len(self._waiting)} sequences are waiting")
+            # What stands before it counts, not its own length: a request of many sequences is no more to wait for.
+            if (num_waiting := len(self._waiting)) >= self._max_waiting:
+                raise QueueFull(f"{num_waiting} sequences are waiting", self._seconds_until(num_waiting / 2))
             self._waiting.extend(sequences)
             self._changed.notify()
         return cancelled.set
@@ -119,13 +136,22 @@ class SlotDecoder:
             self._closing = True
             self._changed.notify()
 
+    def _seconds_until(self, num_ended: float) -> float:
+        """When so many more sequences will have ended, if they go on ending as the last ones did; 1 where none has."""
+        if not self._ends:
+            return 1.0
+        return num_ended * (self._busy_seconds - self._ends[0]) / len(self._ends)
+
     @torch.inference_mode()
     def decode_until_closed(self) -> None:
         """Never raises: what fails, fails sequences."""
         while self._admit():
-            self._turn_began = time.monotonic()
+            began = self._turn_began = time.monotonic()
             self._take_turn()
             self._turn_began = None
+            taken = time.monotonic() - began
+            self._busy_seconds += taken
+            self._longest_turn = max(self._longest_turn, taken)
         for sequence in [*self._active, *self._waiting]:
             sequence.sink([SequenceFailed(sequence.request.index, CLOSED)])
 
@@ -161,6 +187,7 @@ class SlotDecoder:
 
     def _let_go(self, sequence: _Sequence, *, spoilt: bool = False) -> None:
         self._active.remove(sequence)
+        self._ends.append(self._busy_seconds)
         self._slots.give_back(sequence.slot, spoilt=spoilt)
         if spoilt:
             self._forward.clear(sequence.slot)

@@ -13,19 +13,22 @@ from transformers import AutoTokenizer
 from workers.pretrained import load_model
 from workers.serving.engine.chat_template import PLAIN_STOP, render_chat
 from workers.serving.engine.detokenizer import Vocabulary
+from workers.serving.engine.memory import cache_bytes, free_bytes, weight_bytes
 from workers.serving.engine.model_forward import forward_for
-from workers.serving.engine.port import SequenceRequest, Sink
+from workers.serving.engine.port import EngineStatus, SequenceRequest, Sink
 from workers.serving.engine.slot_decoder import SlotDecoder
 from workers.serving.generation import Chat
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """At most ``max_slots`` sequences at once, in ``kv_cache_bytes`` of keys and values; ``max_waiting`` more wait."""
+    """At most ``max_slots`` sequences at once, in ``kv_cache_bytes`` of keys and values. A request is taken while fewer than
+    ``max_waiting`` sequences wait: with as many as there are slots, nobody waits for more than one round.
+    """
 
     max_slots: int = 16
     kv_cache_bytes: int = 4 << 30
-    max_waiting: int = 512
+    max_waiting: int = 16
 
 
 DEFAULTS = EngineOptions()
@@ -63,13 +66,8 @@ class TransformersEngine:
     def vocab_size(self) -> int:
         return self._decoder.vocab_size
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    @property
-    def stalled_seconds(self) -> float:
-        return self._decoder.stalled_seconds
+    def status(self) -> EngineStatus:
+        return self._decoder.status(alive=self._thread.is_alive())
 
     def encode(self, text: str) -> tuple[int, ...]:
         ids = tuple(self._backend.encode(text, add_special_tokens=True).ids)
@@ -107,7 +105,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _load(self, folder: Path, options: EngineOptions) -> SlotDecoder:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = _device()
         model: Any = load_model(folder, dtype="auto" if device.type == "cuda" else torch.float32)
         model.to(device).eval()
         config = model.config.get_text_config()
@@ -134,6 +132,29 @@ class TransformersEngine:
             if id is not None:
                 return int(id)
         return 0
+
+
+class TransformersLoader:
+    """Loads engines into this process."""
+
+    def __init__(self, threads: int = 0, options: EngineOptions = DEFAULTS) -> None:
+        self._threads = threads
+        self._options = options
+
+    def needed_bytes(self, folder: Path) -> int:
+        device, options = _device(), self._options
+        cache = cache_bytes(folder, device, num_slots=options.max_slots, most=options.kv_cache_bytes)
+        return weight_bytes(folder, device) + cache
+
+    def free_bytes(self) -> int:
+        return free_bytes(_device())
+
+    def load(self, folder: Path) -> TransformersEngine:
+        return TransformersEngine(folder, self._threads, self._options)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -15,15 +16,19 @@ from workers.serving.generation import (
     Directory,
     Refused,
     RequestRefused,
+    Served,
     Started,
     fingerprint,
+    named_version,
     unknown_model,
 )
+from workers.serving.metrics import metrics_response
 from workers.serving.openai import errors
 from workers.serving.openai.answers import JSON, ChatRendering, CompletionRendering, Rendering
 from workers.serving.openai.schemas import ChatRequest, CompletionRequest
 
 VERSION_HEADER = "x-pathswitch-version"
+AFFINITY_HEADER = "x-pathswitch-affinity"
 
 T = TypeVar("T")
 
@@ -36,14 +41,22 @@ def build_app(directory: Directory) -> FastAPI:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         served = await directory.served()
-        return {"object": "list", "data": [_model(name, number) for name, number in sorted(served.items())]}
+        data = [
+            _model(id, name, number)
+            for name, model in sorted(served.items())
+            for id, number in _ids(name, model).items()
+        ]
+        return {"object": "list", "data": data}
 
     @app.get("/v1/models/{model}")
     async def model(model: str) -> Response:
-        number = (await directory.served()).get(model)
-        if number is None:
+        name, _ = named_version(model)
+        served = (await directory.served()).get(name)
+        if served is None or model not in _ids(name, served):
             raise unknown_model(model)
-        return JSONResponse(_model(model, number), headers=_headers(number))
+        number = _ids(name, served)[model]
+        headers = {} if number is None else _headers(number)
+        return JSONResponse(_model(model, name, number), headers=headers)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -54,6 +67,10 @@ def build_app(directory: Directory) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         return await _answer(directory, request, body, ChatRendering, logprobs=bool(body.logprobs))
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return metrics_response(await directory.metrics())
 
     return app
 
@@ -66,15 +83,16 @@ async def _answer(
     *,
     logprobs: bool,
 ) -> Response:
-    generation = body.generation()
+    affinity = request.headers.get(AFFINITY_HEADER) or body.user or body.safety_identifier
+    generation = replace(body.generation(), affinity=affinity)
     batches = directory.generate(generation)
     if not generation.stream:
         answer = await _unless_disconnected(request, _collect(batches))
-        rendering = kind(body.model, _started(answer), logprobs=logprobs, include_usage=True)
+        rendering = kind(generation.model, _started(answer), logprobs=logprobs, include_usage=True)
         return JSONResponse(rendering.whole(answer), headers=_headers(rendering.number))
     # The version is known with the first batch and belongs in the headers, which go out before the rest.
     first = await _unless_disconnected(request, anext(batches))
-    rendering = kind(body.model, _started(first), logprobs=logprobs, include_usage=body.include_usage)
+    rendering = kind(generation.model, _started(first), logprobs=logprobs, include_usage=body.include_usage)
     num_choices = len(generation.prompts) * generation.n
     events = _event_stream(rendering, num_choices, first, batches)
     return StreamingResponse(events, media_type="text/event-stream", headers=_headers(rendering.number))
@@ -134,14 +152,19 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _model(name: str, number: int) -> JSON:
+def _ids(name: str, served: Served) -> dict[str, int | None]:
+    """What a model can be asked by: its name, and the name with each version that is loaded."""
+    return {name: served.number} | {fingerprint(name, number): number for number in served.loaded}
+
+
+def _model(id: str, name: str, number: int | None) -> JSON:
     return {
-        "id": name,
+        "id": id,
         "object": "model",
         "created": 0,
         "owned_by": "pathswitch",
         "version": number,
-        "system_fingerprint": fingerprint(name, number),
+        "system_fingerprint": None if number is None else fingerprint(name, number),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.serving.generation import Chat, ChatMessage, Generation, Prompt, Sampling
+from workers.serving.generation import Chat, ChatMessage, Generation, Prompt, Sampling, named_version
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_LOGPROBS = 20
@@ -112,8 +112,10 @@ class CompletionRequest(_Request):
 
     def generation(self) -> Generation:
         max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+        model, version = named_version(self.model)
         return Generation(
-            model=self.model,
+            model=model,
+            version=version,
             prompts=self._prompts(),
             sampling=self._sampling(max_tokens=max_tokens, num_logprobs=self.logprobs, echo=bool(self.echo)),
             n=self.n or 1,
@@ -199,8 +201,10 @@ class ChatRequest(_Request):
         max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         num_logprobs = (self.top_logprobs or 0) if self.logprobs else None
         messages = tuple(ChatMessage(message.role, message.text()) for message in self.messages)
+        model, version = named_version(self.model)
         return Generation(
-            model=self.model,
+            model=model,
+            version=version,
             prompts=(Chat(messages),),
             sampling=self._sampling(max_tokens=max_tokens, num_logprobs=num_logprobs),
             n=self.n or 1,

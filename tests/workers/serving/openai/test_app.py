@@ -12,7 +12,7 @@ from tests.workers.serving.serving_line import PROMPT
 
 
 def test_models(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["line"]
+    assert [model.id for model in client.models.list()] == ["line", "line@1"]
     assert client.models.retrieve("line").owned_by == "pathswitch"
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")

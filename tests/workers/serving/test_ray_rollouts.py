@@ -1,0 +1,133 @@
+"""What Serve itself does for a rollout: replicas replaced one by one, scaled with the load, and none where nobody asks."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import httpx
+import pytest
+from ray import serve
+
+from service.artifacts import Artifacts
+from service.core.errors import Unavailable
+from service.core.serving import ReplicaReport, ServedTarget
+from service.core.serving_specs import ReplicasSpec, RollingSpec, ServingSpec
+from tests.support.ports import free_ports
+from tests.support.ray_cluster import RayCluster
+from tests.support.tiny_export import publish_tiny_export
+from tests.workers.serving.serving_line import failures, line
+from workers.serving.ray_serving import RayServing
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+BODY = {"model": "line", "prompt": "The cat sat on", "max_tokens": 20, "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def serving(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServing]:
+    artifacts = Artifacts(tmp_path_factory.mktemp("artifacts"))
+    for number in (1, 2):
+        publish_tiny_export(artifacts, f"export/{number}", seed=number)
+    publish_tiny_export(artifacts, "export/broken", seed=3, broken=True)
+    [port] = free_ports(1)
+    serving = RayServing(artifacts.url, "127.0.0.1", port)
+    yield serving
+    serving.close()
+    serve.shutdown()
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "never came to be"
+        time.sleep(0.2)
+
+
+def reports(serving: RayServing, target: ServedTarget) -> Sequence[ReplicaReport]:
+    try:
+        serving.apply([target])
+    except Unavailable:
+        return ()
+    return serving.observe(["line"])["line"]
+
+
+def complete(serving: RayServing) -> httpx.Response:
+    return httpx.post(f"{serving.url()}/v1/completions", json=BODY, timeout=60)
+
+
+class Asking:
+    """Asks again and again from several threads; remembers the versions, and what was no answer."""
+
+    def __init__(self, serving: RayServing, clients: int) -> None:
+        self._serving = serving
+        self._stop = threading.Event()
+        self.versions: list[str] = []
+        self.refused: list[str] = []
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+
+    def __enter__(self) -> "Asking":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        while not self._stop.is_set():
+            response = complete(self._serving)
+            if response.status_code == 200:
+                self.versions.append(response.headers["x-pathswitch-version"])
+            else:
+                self.refused.append(response.text)
+
+
+def test_rolling_replaces_replica_by_replica_under_clients_and_keeps_them_where_the_next_is_broken(
+    serving: RayServing,
+) -> None:
+    spec = ServingSpec(rollout=RollingSpec(), replicas=ReplicasSpec(min=2, max=2))
+    first = replace(line(1), rolling=True, spec=spec)
+    eventually(lambda: [report.number for report in reports(serving, first)] == [1, 1])
+    before = {report.replica for report in reports(serving, first)}
+    second = replace(line(2, sequence=1), rolling=True, spec=spec)
+    with Asking(serving, 4) as asking:
+        eventually(lambda: [report.number for report in reports(serving, second)] == [2, 2])
+    assert not asking.refused
+    assert set(asking.versions) == {"1", "2"}
+    after = {report.replica for report in reports(serving, second)}
+    assert not before & after
+
+    broken = replace(line(3, "export/broken", sequence=2), rolling=True, spec=spec)
+    with Asking(serving, 2) as asking:
+        eventually(
+            lambda: any(
+                "not finite" in (failures(report).get(3) or "") for report in reports(serving, broken)
+            )
+        )
+    assert not asking.refused
+    assert set(asking.versions) == {"2"}
+    back = replace(line(2, sequence=3), rolling=True, spec=spec)
+    eventually(lambda: [report.number for report in reports(serving, back)] == [2, 2])
+
+
+def test_an_idle_line_sleeps_and_is_woken_by_a_request_and_load_brings_more_replicas(
+    serving: RayServing,
+) -> None:
+    spec = ServingSpec(replicas=ReplicasSpec(min=0, max=2, requests=2, idle_seconds=5))
+    awake = replace(line(1, sequence=4), spec=spec)
+    eventually(lambda: {report.number for report in reports(serving, awake)} == {1})
+    asleep = replace(awake, awake=False)
+    eventually(lambda: list(reports(serving, asleep)) == [])
+    listed = httpx.get(f"{serving.url()}/v1/models").json()["data"]
+    assert [(model["id"], model["version"]) for model in listed] == [("line", None)]
+    began = time.monotonic()
+    response = complete(serving)
+    assert (response.status_code, response.headers["x-pathswitch-version"]) == (200, "1")
+    assert time.monotonic() - began < 60
+    with Asking(serving, 8) as asking:
+        eventually(lambda: [report.number for report in reports(serving, asleep)] == [1, 1])
+    assert not asking.refused
+    eventually(lambda: list(reports(serving, asleep)) == [])

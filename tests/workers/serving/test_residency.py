@@ -1,0 +1,176 @@
+"""What a replica holds: the limits of time, speed and memory, and versions that hang."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from service.artifacts import Artifacts
+from service.core.serving import Residence, ServedTarget
+from service.core.serving_specs import LimitsSpec, ServingSpec
+from tests.support.tiny_export import publish_tiny_export
+from tests.workers.serving.scripted_engines import Loader
+from tests.workers.serving.serving_line import failures, line, trying, version
+from workers.serving import residency
+from workers.serving.generation import Answer, Generation, Refused, Sampling, Started
+from workers.serving.replica import Replica
+from workers.serving.residency import Residency
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
+    artifacts = Artifacts(tmp_path_factory.mktemp("artifacts"))
+    for number in (1, 2, 3):
+        publish_tiny_export(artifacts, f"export/{number}", seed=number)
+    return artifacts
+
+
+@pytest.fixture
+def loader() -> Loader:
+    return Loader()
+
+
+@pytest.fixture
+def residents(artifacts: Artifacts, loader: Loader) -> Iterator[Residency]:
+    residents = Residency("replica-0", artifacts.open, loader)
+    yield residents
+    residents.close()
+
+
+def settled(residents: Residency, target: ServedTarget) -> dict[int, Residence]:
+    residents.set_target(target)
+    assert residents.wait_until_settled(30)
+    return {held.number: held.state for held in residents.report().versions}
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def limited(**limits: float) -> ServingSpec:
+    return ServingSpec(limits=LimitsSpec(**limits))
+
+
+def test_a_load_that_takes_too_long_is_given_up_and_what_comes_of_it_late_is_closed(
+    residents: Residency, loader: Loader
+) -> None:
+    settled(residents, line(1))
+    loader.gate.clear()
+    spec = limited(load_seconds=0.3)
+    held = settled(residents, replace(trying(1, version(2)), spec=spec))
+    assert held == {1: Residence.READY, 2: Residence.FAILED}
+    assert failures(residents.report())[2] == "TimeoutError: not loaded and warm after 0.3 s"
+    assert residents.take().version.number == 1
+    loader.gate.set()
+    eventually(
+        lambda: len(loader.engines) == 2 and (loader.engines[1]() is None or loader.engine("2").closed)
+    )
+    assert residents.healthy()
+
+
+def test_another_version_need_not_wait_for_a_load_that_nobody_wants_any_more(
+    residents: Residency, loader: Loader
+) -> None:
+    settled(residents, line(1))
+    gate = loader.gate = threading.Event()
+    residents.set_target(trying(1, version(2)))
+    eventually(lambda: loader.folders == ["1", "2"])
+    loader.gate = threading.Event()
+    loader.gate.set()
+    assert settled(residents, trying(1, version(3))) == {1: Residence.READY, 3: Residence.READY}
+    gate.set()
+
+
+def test_one_that_is_slower_than_its_limits_is_not_taken(residents: Residency) -> None:
+    settled(residents, line(1))
+    spec = limited(first_token_seconds=1e-6, token_seconds=1e-7)
+    held = settled(residents, replace(trying(1, version(2)), spec=spec))
+    assert held[2] == Residence.FAILED
+    reason = failures(residents.report())[2] or ""
+    assert "s to the first token, 1e-06 s are allowed" in reason
+    assert "s per token, 1e-07 s are allowed" in reason
+    fast = replace(trying(1, version(2)), spec=limited(first_token_seconds=30, token_seconds=30))
+    residents.set_target(line(1))
+    assert settled(residents, fast)[2] == Residence.READY
+
+
+def test_without_room_beside_what_is_loaded_it_is_not_begun(residents: Residency, loader: Loader) -> None:
+    settled(residents, line(1))
+    loader.room = 1
+    held = settled(residents, trying(1, version(2)))
+    assert held == {1: Residence.READY, 2: Residence.FAILED}
+    assert failures(residents.report())[2] == (
+        "NotEnoughMemory: 1 MiB are needed beside what is loaded, 0 MiB are free"
+    )
+    assert loader.folders == ["1"]
+
+
+def test_a_first_version_is_tried_whatever_the_room(residents: Residency, loader: Loader) -> None:
+    loader.room = 0
+    assert settled(residents, line(1)) == {1: Residence.READY}
+
+
+def test_kept_versions_make_room_and_are_not_loaded_at_the_cost_of_others(
+    residents: Residency, loader: Loader
+) -> None:
+    loader.room = 2
+    assert settled(residents, line(1, kept=(version(2),))) == {1: Residence.READY, 2: Residence.READY}
+    held = settled(residents, replace(trying(1, version(3)), kept=(version(2),)))
+    assert held == {1: Residence.READY, 3: Residence.READY, 2: Residence.FAILED}
+    assert failures(residents.report())[2] == "let go of to make room"
+    # The next is served, the one before kept: what is loaded stays.
+    held = settled(residents, line(3, kept=(version(1), version(2))))
+    assert held == {3: Residence.READY, 1: Residence.READY, 2: Residence.FAILED}
+
+
+def collect(replica: Replica, request: Generation) -> list[Answer]:
+    async def all_of_it() -> list[Answer]:
+        return [item async for batch in replica.generate(request) for item in batch]
+
+    return asyncio.run(all_of_it())
+
+
+def test_one_on_trial_that_hangs_is_given_up_and_what_it_was_asked_is_answered(
+    artifacts: Artifacts, loader: Loader
+) -> None:
+    replica = Replica("replica-0", artifacts.open, loader)
+    replica.set_target(trying(1, version(2), share=1.0))
+    assert replica.wait_until_settled(30)
+    loader.engine("2").hangs = True
+    began = time.monotonic()
+    first, *_ = collect(replica, Generation("line", ("a",), Sampling(max_tokens=3)))
+    assert isinstance(first, Started)
+    assert first.number == 1
+    assert time.monotonic() - began < 5
+    assert "hung" in (failures(replica.report())[2] or "")
+    assert replica.healthy(), "the served version answers"
+    replica.close()
+
+
+def test_a_served_version_that_hangs_makes_the_replica_ill(artifacts: Artifacts, loader: Loader) -> None:
+    """There is no other to answer: whoever asks ends the replica."""
+    replica = Replica("replica-0", artifacts.open, loader)
+    replica.set_target(line(1))
+    assert replica.wait_until_settled(30)
+    engine = loader.engine("1")
+    engine.hung_since, engine.hung_seconds = 1.0, residency.HUNG_SECONDS - 1
+    assert replica.healthy()
+    engine.hung_seconds = residency.HUNG_SECONDS + 1
+    assert not replica.healthy()
+    replica.close()
+    answer = collect(replica, Generation("line", ("a",), Sampling(max_tokens=3)))
+    assert isinstance(answer[0], Refused)
+
+
+def test_a_folder_that_is_no_export_is_no_version(residents: Residency, artifacts: Artifacts) -> None:
+    with artifacts.writing("export/empty") as folder:
+        (folder / "config.json").write_text("{}")
+        artifacts.publish("export/empty", folder, {})
+    assert settled(residents, line(1, "export/empty")) == {1: Residence.FAILED}
+    assert "no *.safetensors" in (failures(residents.report())[1] or "")

@@ -1,0 +1,50 @@
+"""What an engine is said to take against what its tensors really are."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from workers.serving.engine import memory
+from workers.serving.engine.transformers_engine import EngineOptions, TransformersLoader
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+
+
+def test_weights_are_counted_as_they_are_computed_with(export: Path) -> None:
+    tensors = load_file(export / "model.safetensors")
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    assert memory.weight_bytes(export, CPU) == 2 * 4 * numbers
+    assert memory.weight_bytes(export, CUDA) == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_the_cache_is_counted_by_token_and_bounded(export: Path) -> None:
+    config = json.loads((export / "config.json").read_text())
+    width = config["hidden_size"] // config["num_attention_heads"]
+    a_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width * 4
+    context = config["max_position_embeddings"]
+    assert memory.cache_bytes(export, CPU, num_slots=3, most=1 << 40) == 3 * context * a_token
+    assert memory.cache_bytes(export, CPU, num_slots=3, most=1000) == 1000
+
+
+def test_a_loader_counts_both(export: Path) -> None:
+    small = TransformersLoader(options=EngineOptions(max_slots=1)).needed_bytes(export)
+    large = TransformersLoader(options=EngineOptions(max_slots=2)).needed_bytes(export)
+    assert large - small == memory.cache_bytes(export, CPU, num_slots=1, most=1 << 40)
+    assert TransformersLoader().free_bytes() > 1 << 20
+
+
+def test_a_control_group_with_less_is_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("5000\n")
+    everything = memory.free_bytes(CPU)
+    assert everything > 1 << 20
+    (tmp_path / "memory.max").write_text("9000\n")
+    (tmp_path / "memory.stat").write_text("anon 4000\ninactive_file 700\nslab_reclaimable 50\n")
+    assert memory.free_bytes(CPU) == 9000 - 5000 + 750
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory.free_bytes(CPU) == 0

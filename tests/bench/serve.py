@@ -1,6 +1,6 @@
 """What serving does beside its peers, and what it bears: ``make bench-serve``, or a part: ``--only engine``.
 
-Exit status 1 where a target is missed.
+Everything but the engine runs over a Ray of its own. Exit status 1 where a target is missed.
 """
 
 import argparse
@@ -9,12 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench import figure
+from tests.bench import figure, serve_http
 from tests.bench.figure import Figure
 from tests.bench.serve_engine import engine_figures
 from tests.bench.serve_model import write_served_model
+from tests.bench.serve_world import serving_world
 
-CHECKS = ("engine",)
+CHECKS = ("engine", "overhead", "releases", "kills", "overload", "soak")
 
 
 def main() -> None:
@@ -25,17 +26,32 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, action="append", help="of the engine and its peer; 1 and all cores"
     )
+    parser.add_argument("--releases", type=int, default=serve_http.RELEASES)
+    parser.add_argument("--minutes", type=float, default=20.0, help="of the soak")
     parser.add_argument("--json", type=Path, help="where to write the figures too")
     arguments = parser.parse_args()
+    checks = arguments.only or CHECKS
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory) / "export"
         write_served_model(folder, seed=1)
-        for check in arguments.only or CHECKS:
-            match check:
-                case "engine":
-                    for threads in arguments.threads or sorted({1, os.cpu_count() or 1}):
-                        figures += _shown(engine_figures(folder, threads))
+        if "engine" in checks:
+            for threads in arguments.threads or sorted({1, os.cpu_count() or 1}):
+                figures += _shown(engine_figures(folder, threads))
+        if set(checks) - {"engine"}:
+            with serving_world(Path(directory)) as world:
+                for check in checks:
+                    match check:
+                        case "overhead":
+                            figures += _shown(serve_http.overhead_figures(world, folder))
+                        case "releases":
+                            figures += _shown(serve_http.release_figures(world, arguments.releases))
+                        case "kills":
+                            figures += _shown(serve_http.kill_figures(world))
+                        case "overload":
+                            figures += _shown(serve_http.overload_figures(world))
+                        case "soak":
+                            figures += _shown(serve_http.soak_figures(world, arguments.minutes))
     if arguments.json:
         figure.write(arguments.json, {"serving": figures})
     sys.exit(any(not one.met for one in figures))

@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -58,14 +58,14 @@ class Done:
 
 def engine_figures(folder: Path, threads: int) -> list[Figure]:
     rng = random.Random(0)
-    equal = Work(_prompts(rng, SLOTS), [EQUAL_TOKENS] * SLOTS, SLOTS)
+    equal = Work(random_prompts(rng, SLOTS), [EQUAL_TOKENS] * SLOTS, SLOTS)
     sequential = Work(equal.prompts[:SEQUENTIAL_REQUESTS], equal.lengths[:SEQUENTIAL_REQUESTS], 1)
     lengths = [
         SHORTEST + (LONGEST - SHORTEST) * number // (MIXED_REQUESTS - 1) for number in range(MIXED_REQUESTS)
     ]
     rng.shuffle(lengths)
-    mixed = Work(_prompts(rng, MIXED_REQUESTS), lengths, SLOTS)
-    alone = Work(_prompts(rng, ALONE_REQUESTS), [4] * ALONE_REQUESTS, 1)
+    mixed = Work(random_prompts(rng, MIXED_REQUESTS), lengths, SLOTS)
+    alone = Work(random_prompts(rng, ALONE_REQUESTS), [4] * ALONE_REQUESTS, 1)
     with _process(_generate, folder, threads) as peer, _process(_decode, folder, threads) as engine:
         for process in (peer, engine):
             process(replace(equal, lengths=[SHORTEST] * SLOTS))
@@ -92,16 +92,16 @@ def engine_figures(folder: Path, threads: int) -> list[Figure]:
         Figure(name, "their gap in float64, largest, logits", max(gaps, default=0.0), TIED),
         Figure(name, "first token alone, p50 ms", 1e3 * statistics.median(unloaded)),
         Figure(name, "first token among 16, p50 ms", 1e3 * statistics.median(loaded)),
-        Figure(name, "first token among 16, p99 ms", 1e3 * _p99(loaded)),
-        Figure(name, "times p99 alone", _p99(loaded) / _p99(unloaded), 3.0),
+        Figure(name, "first token among 16, p99 ms", 1e3 * p99(loaded)),
+        Figure(name, "times p99 alone", p99(loaded) / p99(unloaded), 3.0),
     ]
 
 
-def _prompts(rng: random.Random, number: int) -> list[list[int]]:
+def random_prompts(rng: random.Random, number: int) -> list[list[int]]:
     return [[rng.randrange(VOCABULARY) for _ in range(PROMPT_TOKENS)] for _ in range(number)]
 
 
-def _p99(values: Sequence[float]) -> float:
+def p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[98]
 
 
@@ -137,6 +137,11 @@ def _gaps(folder: Path, differences: Sequence[tuple[list[int], int, int]]) -> li
         logits_V = model(torch.tensor([begun])).logits[0, -1]
         gaps.append(abs(float(logits_V[own] - logits_V[other])))
     return gaps
+
+
+def bare_engine(folder: Path, threads: int) -> AbstractContextManager[Callable[[Work], Done]]:
+    """The engine alone in a process, asked without HTTP."""
+    return _process(_decode, folder, threads)
 
 
 @contextmanager

@@ -37,6 +37,12 @@ ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
+# As a head of `pathswitch up` is started: api/cli/up/local_ray.py says why.
+_HEAD_ENVIRONMENT = {
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+}
+
 
 @dataclass(frozen=True)
 class RayCluster:
@@ -85,8 +91,7 @@ def started_ray() -> Iterator[RayCluster]:
     with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(
             command,
-            # Nothing to drain to: a single node would wait 30 s for its actors before it ends.
-            env=os.environ | _environment(token) | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"},
+            env=os.environ | _environment(token) | _HEAD_ENVIRONMENT,
             cwd=ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -149,7 +149,9 @@ class _RayDirectory:
 
     async def metrics(self) -> list[Metric]:
         """Of every replica that answers in time."""
-        asked = (asyncio.to_thread(_metrics_of, handle) for handle in self._handles.values())
+        awake = await asyncio.gather(*(self._is_awake(model) for model in self._handles))
+        handles = [handle for handle, runs in zip(self._handles.values(), awake, strict=True) if runs]
+        asked = (asyncio.to_thread(_metrics_of, handle) for handle in handles)
         return [metric for metrics in await asyncio.gather(*asked) for metric in metrics]
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
@@ -195,16 +197,21 @@ class _RayDirectory:
             await asyncio.sleep(0.05)
         return handle
 
+    async def _is_awake(self, model: str) -> bool:
+        """Whether some replica would answer. A handle knows only whether any ever was."""
+        if not self._handles[model].running_replicas_populated():
+            return False
+        return not self._models[model]["sleeps"] or await asyncio.to_thread(_any_runs, model)
+
     def _is_released(self, model: str) -> bool:
         known = self._models.get(model)
         return known is not None and known["released"]
 
     async def _served(self, model: str) -> Served | None:
         """What some replica answers with; None while none does. A model that sleeps is not woken for it."""
-        handle = self._handles[model]
-        if not handle.running_replicas_populated():
+        if not await self._is_awake(model):
             return Served(None, ()) if self._models[model]["sleeps"] else None
-        response = handle.options(method_name="report", stream=False).remote()
+        response = self._handles[model].options(method_name="report", stream=False).remote()
         try:
             return served_by(await asyncio.wait_for(response, REPORT_SECONDS))
         except (TimeoutError, RayActorError, DeploymentUnavailableError):
@@ -212,9 +219,14 @@ class _RayDirectory:
             return None
 
 
+def _any_runs(model: str) -> bool:
+    """Whether Serve has a replica of the model. To ask the model itself would wake it."""
+    app = serve.status().applications.get(app_name(model))
+    deployment = None if app is None else app.deployments.get(REPLICA)
+    return deployment is not None and deployment.replica_states.get("RUNNING", 0) > 0
+
+
 def _metrics_of(handle: DeploymentHandle[Any]) -> list[Metric]:
-    if not handle.running_replicas_populated():
-        return []
     try:
         answers = handle.broadcast("metrics").results(timeout_s=REPORT_SECONDS, return_exceptions=True)
     except (RayError, RayServeException, TimeoutError):
@@ -239,7 +251,8 @@ def model_app(args: dict[str, str]) -> Any:
         max_ongoing_requests=256,
         max_queued_requests=256,
         graceful_shutdown_timeout_s=STREAM_SECONDS,
+        # A frozen process is found after three looks without an answer: within 30 s.
         health_check_period_s=3,
-        health_check_timeout_s=10,
+        health_check_timeout_s=6,
     )
     return deployment(ModelReplica).bind(args)

@@ -89,6 +89,8 @@ class LocalRay:
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
             # By default 60 s, which a busy machine with two cores has been seen to take.
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
+            # A dead HTTP proxy is replaced after three looks: by default half a minute without an answer.
+            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         }
 
     def client_environment(self) -> dict[str, str]:

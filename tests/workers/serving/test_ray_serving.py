@@ -6,13 +6,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import ray
 from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.schema import ServeDeploySchema
 
 from service.artifacts import Artifacts
 from service.core.errors import Unavailable
@@ -21,6 +25,7 @@ from tests.support.ports import free_ports
 from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
 from tests.workers.serving.serving_line import failures, line, trying, version
+from workers.serving.ray_config import ReplicaOptions, applications
 from workers.serving.ray_serving import RayServing
 
 pytestmark = pytest.mark.ray
@@ -271,6 +276,31 @@ def _replica_pid() -> int:
     [replica] = details["applications"]["model-line"]["deployments"]["ModelReplica"]["replicas"]
     pid: int = replica["pid"]
     return pid
+
+
+@pytest.mark.slow
+def test_a_replica_that_hangs_is_noticed_and_replaced_within_its_time(serving: RayServing) -> None:
+    release(serving, line(1))
+    pid = _replica_pid()
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        assert time.monotonic() - began < 35  # 30 s to notice, and the time to end it
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    eventually(lambda: applied(serving, line(1)) and complete(serving).status_code == 200)
+
+
+@pytest.mark.slow
+def test_what_is_changed_by_hand_comes_back(serving: RayServing) -> None:
+    release(serving, line(1))
+    by_hand = applications([line(2)], ReplicaOptions("file:///elsewhere"))
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    ray.get(controller.apply_config.remote(ServeDeploySchema.model_validate({"applications": by_hand})))
+    release(serving, line(1))
+    assert complete(serving).headers["x-pathswitch-version"] == "1"
 
 
 @pytest.mark.slow

@@ -1,0 +1,296 @@
+"""What serving costs over the bare engine, and what it bears: releases, kills, overload, and hours."""
+
+import asyncio
+import random
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench.figure import Figure
+from tests.bench.serve_clients import Answer, Ask, Clients, ask_all, meanwhile
+from tests.bench.serve_engine import Work, bare_engine, p99, random_prompts
+from tests.bench.serve_world import CONTROLLER, INGRESS, PROXY, REPLICA, VERSIONS, World
+
+CLIENTS = 16
+ANSWER_TOKENS = 32
+STEADY_SECONDS = 20.0
+RELEASES = 100
+BACK = 10
+RETRY_SECONDS = 10.0  # of who is not told when to come back
+RECOVERY_SECONDS = 60.0
+WINDOW_SECONDS = 5.0
+OVERLOAD_SECONDS = 30.0
+ROUNDS = 3
+ONE_GIB = 1 << 30
+
+
+def overhead_figures(world: World, folder: Path) -> list[Figure]:
+    """The same requests to the bare engine, and over HTTP and Serve: 16 at a time, half of them as streams, and none."""
+    rng = random.Random(1)
+    prompts = random_prompts(rng, 4 * CLIENTS)
+    lengths = [128] * len(prompts)
+    bare, over_http, half_streamed = [], [], []
+    with bare_engine(folder, 1) as engine:
+        engine(Work(prompts[:CLIENTS], lengths[:CLIENTS], CLIENTS))
+        for _ in range(ROUNDS):
+            bare.append(engine(Work(prompts, lengths, CLIENTS)).rate)
+            over_http.append(_rate(world, [Ask(prompt, 128) for prompt in prompts]))
+            half_streamed.append(
+                _rate(world, [Ask(prompt, 128, stream=bool(n % 2)) for n, prompt in enumerate(prompts)])
+            )
+        unloaded = asyncio.run(
+            ask_all(world.url, [Ask(prompt, 4, stream=True) for prompt in random_prompts(rng, 100)], 1)
+        )
+        mixed = [8 + 248 * number // 127 for number in range(128)]
+        rng.shuffle(mixed)
+        asks = [
+            Ask(prompt, tokens, stream=True)
+            for prompt, tokens in zip(random_prompts(rng, 128), mixed, strict=True)
+        ]
+        loaded = asyncio.run(ask_all(world.url, asks, CLIENTS))[CLIENTS:]
+    alone, busy = [_first(answer) for answer in unloaded], [_first(answer) for answer in loaded]
+    of = statistics.median
+    return [
+        Figure("over HTTP and Serve", "tokens/s, bare engine, 16 at once", of(bare)),
+        Figure("over HTTP and Serve", "tokens/s", of(over_http)),
+        Figure(
+            "over HTTP and Serve",
+            "of the bare engine's, %",
+            100 * of(over_http) / of(bare),
+            90,
+            at_least=True,
+        ),
+        Figure("over HTTP and Serve", "tokens/s, every second one a stream", of(half_streamed)),
+        Figure(
+            "over HTTP and Serve",
+            "of the bare engine's, %",
+            100 * of(half_streamed) / of(bare),
+            90,
+            at_least=True,
+        ),
+        Figure("over HTTP and Serve", "first token alone, p99 ms", 1e3 * p99(alone)),
+        Figure("over HTTP and Serve", "first token among 16, p99 ms", 1e3 * p99(busy)),
+        Figure("over HTTP and Serve", "times p99 alone", p99(busy) / p99(alone), 3.0),
+    ]
+
+
+def release_figures(world: World, releases: int = RELEASES) -> list[Figure]:
+    """Releases of two versions in turn, while 16 clients ask, half of them for streams; each is loaded anew. Then some back
+    to what is still loaded.
+    """
+    asks = _asks(random.Random(2))
+    expected = _expected(world, asks)
+    steady = Clients(world.url)
+    asyncio.run(meanwhile(steady, asks, lambda: time.sleep(STEADY_SECONDS)))
+    seconds: list[float] = []
+
+    back: list[float] = []
+
+    def release_in_turn() -> None:
+        world.keep(0)
+        for number in range(releases):
+            seconds.append(world.release(VERSIONS[(number + 1) % 2]))
+        world.keep(1)
+        world.release(VERSIONS[1])
+        for number in range(BACK):
+            back.append(world.release(VERSIONS[number % 2]))
+
+    clients = Clients(world.url)
+    asyncio.run(meanwhile(clients, asks, release_in_turn))
+    cut = [answer for answer in clients.answers if answer.status == 200 and not answer.whole]
+    foreign = [
+        answer for answer in clients.answers if answer.whole and answer.text not in expected[answer.version]
+    ]
+    name = f"{releases} releases under {CLIENTS} clients"
+    return [
+        Figure(name, "requests", len(clients.answers)),
+        Figure(name, "failed", sum(answer.status != 200 for answer in clients.answers), 0),
+        Figure(name, "streams cut or of two versions", len(cut), 0),
+        Figure(name, "answers that no version gives", len(foreign), 0),
+        Figure(
+            name,
+            "versions that answered",
+            len({answer.version for answer in clients.answers}),
+            2,
+            at_least=True,
+        ),
+        Figure(name, "a release, p50 s", statistics.median(seconds)),
+        Figure(name, "a release, worst s", max(seconds)),
+        Figure(name, "back to what is loaded, worst s", max(back)),
+        Figure(name, "steady p99, ms", 1e3 * _p99(steady.answers)),
+        Figure(name, "worst, ms", 1e3 * max(answer.seconds for answer in clients.answers)),
+        Figure(
+            name,
+            "worst, times the steady p99",
+            max(answer.seconds for answer in clients.answers) / _p99(steady.answers),
+            3.0,
+        ),
+    ]
+
+
+def kill_figures(world: World) -> list[Figure]:
+    """Kill -9 under 16 clients that ask once more where no answer came."""
+    figures = []
+    for part in (REPLICA, INGRESS, PROXY, CONTROLLER):
+        figures += _killed(world, part)
+    return figures
+
+
+def _killed(world: World, part: str) -> list[Figure]:
+    asks = _asks(random.Random(3), retry_seconds=RETRY_SECONDS)
+    clients = Clients(world.url)
+    killed_at: list[float] = []
+
+    def kill() -> None:
+        time.sleep(STEADY_SECONDS)
+        killed_at.append(time.perf_counter())
+        world.kill(part)
+        time.sleep(RECOVERY_SECONDS + WINDOW_SECONDS)
+
+    asyncio.run(meanwhile(clients, asks, kill))
+    before = sum(
+        killed_at[0] - STEADY_SECONDS / 2 < answer.ended_at <= killed_at[0] for answer in clients.answers
+    )
+    usual = before / (STEADY_SECONDS / 2)
+    failed = [answer for answer in clients.answers if not answer.whole]
+    for error, times in Counter(f"{answer.status} {answer.error[:200]}" for answer in failed).items():
+        print(f"  {times} times: {error}", flush=True)
+    name = f"kill -9 of {part.partition(':')[2] or part}"
+    return [
+        Figure(name, "requests", len(clients.answers)),
+        Figure(name, "that asked once more", sum(answer.attempts > 1 for answer in clients.answers)),
+        Figure(name, "failed nevertheless", len(failed), 0),
+        Figure(
+            name, "full capacity after, s", _recovered(clients.answers, killed_at[0], usual), RECOVERY_SECONDS
+        ),
+    ]
+
+
+def _recovered(answers: Sequence[Answer], at: float, usual: float) -> float:
+    """Seconds until a window begins in which answers come as often as before, within a tenth."""
+    ends = sorted(answer.ended_at - at for answer in answers if answer.whole and answer.ended_at > at)
+    begin = 0.0
+    while begin <= RECOVERY_SECONDS:
+        if sum(begin < end <= begin + WINDOW_SECONDS for end in ends) >= 0.9 * usual * WINDOW_SECONDS:
+            return begin
+        begin += 0.5
+    return float("inf")
+
+
+def overload_figures(world: World) -> list[Figure]:
+    """Four times as many clients as the engine has slots; who is told 429 comes back when told to."""
+    rng = random.Random(4)
+    steady, overload, after = Clients(world.url), Clients(world.url), Clients(world.url)
+    asks = _asks(rng)
+    asyncio.run(meanwhile(steady, asks, lambda: time.sleep(STEADY_SECONDS)))
+    crowd = [ask for _ in range(4) for ask in _asks(rng)]
+    asyncio.run(meanwhile(overload, crowd, lambda: time.sleep(OVERLOAD_SECONDS), heed_retry_after=True))
+    began = time.perf_counter()
+    asyncio.run(meanwhile(after, asks, lambda: time.sleep(STEADY_SECONDS)))
+    refused = [answer for answer in overload.answers if answer.status == 429]
+    others = [answer for answer in overload.answers if answer.status not in (200, 429)]
+    accepted = [answer for answer in overload.answers if answer.status == 200]
+    late = [
+        answer.ended_at - began
+        for answer in after.answers
+        if not answer.whole or answer.seconds > 1.5 * _p99(steady.answers)
+    ]
+    return [
+        Figure("4 times the load", "accepted", len(accepted)),
+        Figure("4 times the load", "told 429", len(refused), 1, at_least=True),
+        Figure(
+            "4 times the load", "without Retry-After", sum(not answer.retry_after for answer in refused), 0
+        ),
+        Figure("4 times the load", "failed otherwise", len(others), 0),
+        Figure("4 times the load", "steady p99, ms", 1e3 * _p99(steady.answers)),
+        Figure(
+            "4 times the load", "accepted p99, times the steady", _p99(accepted) / _p99(steady.answers), 2.0
+        ),
+        Figure(
+            "4 times the load",
+            "tokens/s, of the steady, %",
+            100 * _throughput(accepted) / _throughput(steady.answers),
+        ),
+        Figure("4 times the load", "as before after, s", max(late, default=0.0), 10.0),
+    ]
+
+
+def soak_figures(world: World, minutes: float) -> list[Figure]:
+    """16 clients for so long, with a release a minute: does memory grow?"""
+    asks = _asks(random.Random(5))
+    clients = Clients(world.url)
+    seen: list[dict[str, int]] = []
+
+    def watch() -> None:
+        ends = time.monotonic() + 60 * minutes
+        number = 0
+        while time.monotonic() < ends:
+            time.sleep(min(15.0, max(ends - time.monotonic(), 0)))
+            seen.append(world.serving_bytes())
+            number += 1
+            if number % 4 == 0:
+                world.release(VERSIONS[number // 4 % 2])
+
+    asyncio.run(meanwhile(clients, asks, watch))
+    quarter = max(len(seen) // 4, 1)
+    figures = [
+        Figure(f"{minutes:g} minutes", "requests", len(clients.answers)),
+        Figure(f"{minutes:g} minutes", "failed", sum(not answer.whole for answer in clients.answers), 0),
+    ]
+    for part in seen[0]:
+        early = statistics.median(one[part] for one in seen[quarter : 2 * quarter])
+        late = statistics.median(one[part] for one in seen[-quarter:])
+        name = part.partition(":")[2] or part
+        figures += [
+            Figure(f"{minutes:g} minutes", f"{name}, MiB", late / (1 << 20)),
+            Figure(f"{minutes:g} minutes", f"{name}, grown, %", 100 * (late / early - 1), 2.0),
+        ]
+    return figures
+
+
+def _asks(rng: random.Random, retry_seconds: float | None = None) -> list[Ask]:
+    """One per client, half of them for streams."""
+    prompts = random_prompts(rng, CLIENTS)
+    return [
+        Ask(prompt, ANSWER_TOKENS, stream=bool(number % 2), retry_seconds=retry_seconds)
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def _expected(world: World, asks: Sequence[Ask]) -> dict[str, set[str]]:
+    """What each version answers, by number: asked by name while both are loaded."""
+    world.release(VERSIONS[1])
+    world.release(VERSIONS[0])
+    texts = {}
+    for number in VERSIONS:
+        pinned = [Ask(ask.prompt, ask.max_tokens, version=number) for ask in asks]
+        answers = asyncio.run(ask_all(world.url, pinned, CLIENTS))
+        assert all(answer.whole for answer in answers), [answer.error for answer in answers]
+        texts[str(number)] = {answer.text for answer in answers}
+    assert not texts["1"] & texts["2"]
+    return texts
+
+
+def _rate(world: World, asks: Sequence[Ask]) -> float:
+    began = time.perf_counter()
+    answers = asyncio.run(ask_all(world.url, asks, CLIENTS))
+    assert all(answer.whole for answer in answers), [answer.error for answer in answers]
+    return sum(answer.num_tokens for answer in answers) / (time.perf_counter() - began)
+
+
+def _throughput(answers: Sequence[Answer]) -> float:
+    whole = [answer for answer in answers if answer.whole]
+    return sum(answer.num_tokens for answer in whole) / (
+        max(answer.ended_at for answer in whole) - min(answer.asked_at for answer in whole)
+    )
+
+
+def _p99(answers: Sequence[Answer]) -> float:
+    return p99([answer.seconds for answer in answers if answer.whole])
+
+
+def _first(answer: Answer) -> float:
+    assert answer.first_seconds is not None, answer.error
+    return answer.first_seconds

@@ -34,10 +34,16 @@ FREE_TEXT = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache 2.0": "Apache-2.0",
     "Apache 2.0 License": "Apache-2.0",
+    "MIT License": "MIT",
+    "The MIT License (MIT)": "MIT",
 }
 
 # name: (what its metadata declares, why it is accepted all the same). Another declaration ends the exception.
 EXCEPTIONS = {
+    "chardet": (
+        "License :: OSI Approved :: GNU Lesser General Public License v2 or later (LGPLv2+)",
+        "required by lm-eval through pytablewriter: in the dev extra only, so never distributed with the service",
+    ),
     "psycopg": (
         "LGPL-3.0-only",
         "used unmodified, imported at run time as a distribution of its own that a user can replace",

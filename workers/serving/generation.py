@@ -58,6 +58,9 @@ Prompt = str | tuple[int, ...] | Chat
 class Generation:
     """One request. ``stream`` only says whether the caller wants the items as they come or all at once.
 
+    ``best_of``: so many sequences are decoded for every prompt, and the ``n`` likeliest of them answered; not with
+    ``stream``. None: ``n``, all of them.
+
     ``version``: one that is loaded, instead of the served one. ``affinity``: requests of the same are answered by the same
     version while another is tried.
     """
@@ -69,6 +72,12 @@ class Generation:
     stream: bool = False
     version: int | None = None
     affinity: str | None = None
+    best_of: int | None = None
+
+    @property
+    def num_candidates(self) -> int:
+        """Sequences of every prompt."""
+        return self.n if self.best_of is None else self.best_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +135,14 @@ class Refused:
     retry_after_seconds: int | None = None
 
 
-Answer = Started | Token | Finished | Refused
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """Tokens that were sampled for candidates which are not among the choices: the usage counts them."""
+
+    num_tokens: int
+
+
+Answer = Started | Token | Finished | Discarded | Refused
 
 
 class RequestRefused(Exception):

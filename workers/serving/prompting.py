@@ -13,29 +13,31 @@ _SEED_RANGE = 1 << 64
 
 
 def plan_sequences(request: Generation, engine: Engine) -> tuple[list[SequenceRequest], int]:
-    """Sequences of every prompt's ``n`` choices, prompts first as OpenAI numbers them, and the prompts' token
-    count.
+    """Sequences of every prompt's candidates, prompts first as OpenAI numbers them, and the prompts' token count.
 
     Raises RequestRefused (400) where the engine cannot serve the request.
     """
-    if len(request.prompts) * request.n > MAX_SEQUENCES:
-        raise invalid(
-            f"{len(request.prompts)} prompts with n={request.n} exceed {MAX_SEQUENCES} choices", param="n"
-        )
+    if len(request.prompts) * request.num_candidates > MAX_SEQUENCES:
+        param = "n" if request.best_of is None else "best_of"
+        prompts = f"{len(request.prompts)} prompts with {param}={request.num_candidates}"
+        raise invalid(f"{prompts} exceed {MAX_SEQUENCES} choices", param=param)
     biased = [token for token, _ in request.sampling.logit_bias if token >= engine.vocab_size]
     if biased:
         message = f"Token id {biased[0]} is outside the vocabulary of {engine.vocab_size}"
         raise invalid(message, param="logit_bias")
+    asked = request.sampling
+    if request.best_of is not None and asked.num_logprobs is None:
+        asked = replace(asked, num_logprobs=0)  # to choose by
     seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbits(64)
     sequences: list[SequenceRequest] = []
     num_prompt_tokens = 0
     for prompt in request.prompts:
         ids, stop = _encode(prompt, engine)
         num_prompt_tokens += len(ids)
-        sampling = replace(request.sampling, stop=request.sampling.stop + stop)
+        sampling = replace(asked, stop=asked.stop + stop)
         param = "messages" if isinstance(prompt, Chat) else "prompt"
         max_tokens = _max_tokens(len(ids), request.sampling.max_tokens, engine.context_length, param)
-        for _ in range(request.n):
+        for _ in range(request.num_candidates):
             index = len(sequences)
             own_seed = (seed + index * _SEED_STEP) % _SEED_RANGE
             sequences.append(SequenceRequest(index, ids, max_tokens, own_seed, sampling))

@@ -16,6 +16,7 @@ from prometheus_client import Metric
 
 from service.core.serving import ReplicaReport, ServedTarget
 from service.core.traffic import Traffic
+from workers.serving.best_of import choose_best
 from workers.serving.engine.port import EngineError, EngineLoader, QueueFull, SequenceFailed
 from workers.serving.generation import (
     Answer,
@@ -130,7 +131,7 @@ class Replica:
             else:
                 async with aclosing(self._decode(resident, request)) as batches:
                     answer = [item async for batch in batches for item in batch]
-                yield answer
+                yield answer if request.best_of is None else choose_best(answer, request)
         finally:
             self._num_streams -= request.stream
 
@@ -209,7 +210,7 @@ class Replica:
         """The loss on the request's prompts, in nats, and how many tokens it is of. Raises as ``_answer``."""
         sampling = replace(request.sampling, max_tokens=0, echo=True, num_logprobs=0, stop=())
         sequences, _ = await asyncio.to_thread(
-            plan_sequences, replace(request, sampling=sampling, n=1), resident.engine
+            plan_sequences, replace(request, sampling=sampling, n=1, best_of=None), resident.engine
         )
         outbox = Outbox(len(sequences), whole=True)
         try:

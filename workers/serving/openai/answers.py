@@ -9,6 +9,7 @@ from typing import Any
 from workers.serving.generation import (
     Alternative,
     Answer,
+    Discarded,
     Finished,
     FinishReason,
     Started,
@@ -95,7 +96,7 @@ class Rendering(ABC):
         for item in items:
             if isinstance(item, Token | Finished):
                 choices.setdefault(item.index, Choice()).add(item)
-            if isinstance(item, Finished):
+            if isinstance(item, Finished | Discarded):
                 self._num_completion_tokens += item.num_tokens
         return choices
 

@@ -100,14 +100,17 @@ class CompletionRequest(_Request):
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool | None = None
 
-    best_of: int | None = None
+    best_of: int | None = Field(default=None, ge=1)
     suffix: str | None = None
 
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {"suffix": ("",)}
 
     @model_validator(mode="after")
-    def _best_of_is_n(self) -> "CompletionRequest":
-        self._require("best_of", (self.n or 1,))
+    def _best_of_can_be_chosen_from(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise refusal("best_of", "`best_of` must be at least `n`")
+        if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
+            raise refusal("best_of", "`best_of` greater than `n` cannot be streamed")
         return self
 
     def generation(self) -> Generation:
@@ -120,6 +123,7 @@ class CompletionRequest(_Request):
             sampling=self._sampling(max_tokens=max_tokens, num_logprobs=self.logprobs, echo=bool(self.echo)),
             n=self.n or 1,
             stream=bool(self.stream),
+            best_of=None if self.best_of == (self.n or 1) else self.best_of,
         )
 
     def _prompts(self) -> tuple[Prompt, ...]:

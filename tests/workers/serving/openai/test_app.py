@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
+from openai.types import CompletionChoice
 
 from tests.workers.serving.serving_line import PROMPT
 
@@ -84,6 +85,44 @@ def test_seeds_repeat_an_answer(client: OpenAI) -> None:
     assert texts(1) == texts(1)
     assert texts(1) != texts(-2)
     assert len(set(texts(1))) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"logprobs": 2}, {"echo": True}, {"echo": True, "logprobs": 0}])
+def test_best_of_answers_the_likeliest_per_token_of_its_candidates(
+    client: OpenAI, options: dict[str, Any]
+) -> None:
+    prompts, n, best_of = [PROMPT, "the dog"], 2, 6
+    request: dict[str, Any] = {"model": "line", "prompt": prompts, "seed": 4, "max_tokens": 12, "stop": "a"}
+    candidates = client.completions.create(**request, **{"logprobs": 0, **options}, n=best_of)
+    answer = client.completions.create(**request, **options, n=n, best_of=best_of)
+
+    def sampled(choice: CompletionChoice) -> list[float]:
+        echoed = len(prompts[choice.index // best_of]) if "echo" in options else 0
+        logprobs: Any = choice.logprobs
+        return [
+            p for p, at in zip(logprobs.token_logprobs, logprobs.text_offset, strict=True) if at >= echoed
+        ]
+
+    def mean(choice: CompletionChoice) -> float:
+        return sum(sampled(choice)) / len(sampled(choice))
+
+    expected: list[CompletionChoice] = []
+    for first in (0, best_of):
+        of_prompt = candidates.choices[first : first + best_of]
+        expected += sorted(of_prompt, key=mean, reverse=True)[:n]
+        # Neither what came first nor what is likeliest as a whole would do.
+        assert len({len(sampled(choice)) for choice in of_prompt}) > 1
+    assert max(candidates.choices[:best_of], key=lambda choice: sum(sampled(choice))) != expected[0]
+    assert expected[0].index > 0
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in answer.choices] == [choice.text for choice in expected]
+    assert [choice.finish_reason for choice in answer.choices] == [
+        choice.finish_reason for choice in expected
+    ]
+    assert [choice.logprobs for choice in answer.choices] == [
+        choice.logprobs if "logprobs" in options else None for choice in expected
+    ]
+    assert answer.usage == candidates.usage
 
 
 def test_echoed_prompts_carry_the_logprobs_a_harness_needs(client: OpenAI) -> None:

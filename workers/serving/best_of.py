@@ -27,7 +27,8 @@ def choose_best(answer: Sequence[Answer], request: Generation) -> list[Answer]:
             candidates, key=lambda index: _mean_logprob(tokens[index], ends[index]), reverse=True
         )
         for choice, index in enumerate(likeliest[: request.n], start=prompt * request.n):
-            best += [replace(item, index=choice) for item in (*tokens[index], ends[index])]
+            best += [replace(token, index=choice) for token in tokens[index]]
+            best.append(replace(ends[index], index=choice))
         num_discarded += sum(ends[index].num_tokens for index in likeliest[request.n :])
     return [*best, Discarded(num_discarded)]
 

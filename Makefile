@@ -72,7 +72,7 @@ study-smoke: install ## Compare every paradigm on the demo's text, in minutes; t
 bench: install ## Run the benchmarks
 	@$(BIN)/python -m tests.bench
 
-bench-serve: install ## Hold the serving engine against transformers' generate
+bench-serve: install ## Hold serving against transformers' generate, then release, kill and overload it (half an hour and more)
 	@$(BIN)/python -m tests.bench.serve
 
 bench-api: install ## Put load on the control plane, on SQLite and on PostgreSQL, and hold it to its targets

@@ -35,8 +35,8 @@ from workers.serving.residency import RETRY_SECONDS, Residency, Resident
 
 logger = logging.getLogger(__name__)
 
-ITEM_SECONDS = 0.002  # what it costs, process after process, to pass on one batch of a stream
-MAX_PAUSE_SECONDS = 0.1
+ITEM_SECONDS = 0.004  # what it costs, process after process, to pass on one batch of a stream
+MAX_PAUSE_SECONDS = 0.2
 MAX_SHADOWS = 4  # copies that are answered at once; those that come meanwhile are not copied
 
 
@@ -122,7 +122,7 @@ class Replica:
         """Raises RequestRefused and EngineFailed; counts what came of it."""
         self._num_streams += request.stream
         try:
-            if not self._is_tried(resident):
+            if request.version is None and not self._is_tried(resident):
                 self._shadow(request)
             if request.stream:
                 async with aclosing(self._decode(resident, request)) as batches:

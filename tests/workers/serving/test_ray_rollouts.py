@@ -116,7 +116,7 @@ def test_rolling_replaces_replica_by_replica_under_clients_and_keeps_them_where_
 def test_an_idle_line_sleeps_and_is_woken_by_a_request_and_load_brings_more_replicas(
     serving: RayServing,
 ) -> None:
-    spec = ServingSpec(replicas=ReplicasSpec(min=0, max=2, requests=2, idle_seconds=5))
+    spec = ServingSpec(replicas=ReplicasSpec(min=0, max=2, requests=0.2, idle_seconds=5))
     awake = replace(line(1, sequence=4), spec=spec)
     eventually(lambda: {report.number for report in reports(serving, awake)} == {1})
     asleep = replace(awake, awake=False)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from api.schemas.common import BASE
 from service.settings import Settings
@@ -68,6 +69,7 @@ def follow(url: str, last_id: str) -> Iterator[dict[str, str]]:
         return
 
 
+@pytest.mark.slow_on_postgres
 def test_every_event_comes_once_and_in_order_though_the_server_is_killed(
     database: Database, tmp_path: Path
 ) -> None:

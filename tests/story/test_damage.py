@@ -12,6 +12,7 @@ def keys_of(plane: ControlPlane, kind: StageKind) -> list[str]:
     return plane.artifacts.keys({StageKind.PACK: "pack", StageKind.TOKENIZER: "tokenizer"}[kind])
 
 
+@pytest.mark.slow_on_postgres
 @pytest.mark.parametrize("kind", [StageKind.PACK, StageKind.TOKENIZER])
 def test_damage_is_found_mended_and_told(new_plane: NewPlane, workers: Workers, kind: StageKind) -> None:
     whole, damaged = new_plane(), new_plane()

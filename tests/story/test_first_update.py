@@ -21,6 +21,7 @@ def answer(serving: LocalServing, model: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow_on_postgres
 def test_two_data_versions_become_served_model_versions_and_equal_runs_are_equal_to_the_bit(
     new_plane: NewPlane, workers: Workers
 ) -> None:

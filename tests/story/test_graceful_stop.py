@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow_on_postgres
 LONGER: dict[str, Any] = LONG | {"training": LONG["training"] | {"epochs": 80}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_without_ray_streams_end_whole_and_training_goes_on_from_the_step_it_stopped_at(
     new_plane: NewPlane, tmp_path: Path, processes: int

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow_on_postgres
 DOWN_SECONDS = 4.0
 
 
+@pytest.mark.slow
 def test_an_object_store_holds_the_same_line_through_an_outage(
     new_plane: NewPlane, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

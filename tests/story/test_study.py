@@ -83,6 +83,7 @@ def without_clocks(results: Results) -> Any:
     return plain
 
 
+@pytest.mark.slow
 def test_a_study_measures_every_line_trains_none_twice_and_comes_out_the_same_again(
     new_plane: NewPlane, workers: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -201,6 +201,7 @@ def test_a_run_whose_process_dies_is_lost_and_the_next_one_runs(tmp_path: Path) 
     assert not active_children()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path: Path, ray_cluster) -> None:
     from workers.ray_executor import RayExecutor

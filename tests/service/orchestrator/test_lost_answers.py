@@ -30,6 +30,7 @@ class Forgetful(Database):
         dialect.do_commit = do_commit
 
 
+@pytest.mark.slow_on_postgres
 def test_whatever_commit_it_is_it_costs_no_attempt_and_no_lease_is_waited_for(house: House) -> None:
     at, commits = 0, 0
     while commits >= at:  # one commit later each time, until the update ends before it

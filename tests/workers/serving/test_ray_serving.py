@@ -223,9 +223,11 @@ def test_a_canary_over_the_ingress_pinned_versions_and_what_prometheus_is_told(s
     release(serving, line(1))
 
 
-def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing) -> None:
+def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing, artifacts: Artifacts) -> None:
     release(serving, line(1))
+    end_of_text = json.loads((artifacts.open("export/1") / "config.json").read_text())["eos_token_id"]
     body = {**ANSWER, "prompt": ["a"] * 512, "max_tokens": 120, "stream": True}
+    body["logit_bias"] = {end_of_text: -100}  # or it would be over in two seconds
     with httpx.stream("POST", f"{serving.url()}/v1/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)

@@ -100,6 +100,7 @@ def test_what_earlier_attempts_trained_is_carried_and_what_others_trained_is_not
     assert result["carried_device_seconds"] == stopped.result["device_seconds"] < result["device_seconds"]
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_a_checkpoint_is_written(
     small: SmallLine, trainer: Trainer, other_trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,8 @@ class ModelReplica:
     """
 
     def __init__(self, args: Mapping[str, str]) -> None:
-        from workers.serving.engine.transformers_engine import EngineOptions, TransformersLoader
+        from workers.serving.engine.options import EngineOptions
+        from workers.serving.engine.transformers_engine import TransformersLoader
 
         options = EngineOptions(**json.loads(args["engine"]))
         self._replica = Replica(

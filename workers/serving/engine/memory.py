@@ -14,8 +14,22 @@ _FLOAT32_BYTES = 4
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
-def weight_bytes(folder: Path, device: torch.device) -> int:
-    """Of the weights as they are computed with. On a CPU that is float32, and each layer is packed beside its original."""
+def this_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def context_length(config: Any) -> int:
+    """Of a text model's config. Raises ValueError."""
+    length: int | None = getattr(config, "max_position_embeddings", None)
+    if not length:
+        raise ValueError("config.json has no max_position_embeddings")
+    return length
+
+
+def weight_bytes(folder: Path, device: torch.device, *, widest: int = 8) -> int:
+    """Of the weights as they are computed with: as stored, but no number wider than ``widest`` bytes. On a CPU that is
+    float32, and each layer is packed beside its original.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder}: no *.safetensors")
@@ -24,7 +38,8 @@ def weight_bytes(folder: Path, device: torch.device) -> int:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 part = tensors.get_slice(name)
-                each = _FLOAT32_BYTES if device.type == "cpu" else _BYTES.get(part.get_dtype(), 1)
+                stored = _BYTES.get(part.get_dtype(), 1)
+                each = _FLOAT32_BYTES if device.type == "cpu" else min(stored, widest)
                 num_bytes += each * math.prod(part.get_shape())
     return num_bytes * 2 if device.type == "cpu" else num_bytes
 
@@ -50,12 +65,22 @@ def free_bytes(device: torch.device) -> int:
         free = int(torch.cuda.mem_get_info(device)[0])
         # What torch has cached and does not use is free to the next engine, though the driver does not know.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) << 10
+    free = _host_bytes("MemAvailable")
     limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
     if limit is not None and used is not None:
         free = min(free, max(limit - used + _reclaimable(), 0))
     return free
+
+
+def total_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return _host_bytes("MemTotal")
+
+
+def _host_bytes(field: str) -> int:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields[field].split()[0]) << 10
 
 
 def _reclaimable() -> int:

@@ -6,7 +6,6 @@ those that have just come: between two turns sequences end, are cancelled, and o
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,14 +28,13 @@ from workers.serving.engine.port import (
 from workers.serving.engine.sampling import Chooser, Score, choose, score
 from workers.serving.engine.slots import Slots
 from workers.serving.engine.token_writer import TokenWriter
+from workers.serving.engine.turns import Turns
 from workers.serving.generation import FinishReason
 
 logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 512  # of prompts a turn: what those that are being continued wait for at most
 SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring prompts, times vocabulary: 64 MiB
-
-REMEMBERED_ENDS = 64
 
 CLOSED = "the engine was closed"
 
@@ -85,21 +83,15 @@ class SlotDecoder:
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
         self._closing = False
-        self._turn_began: float | None = None
-        self._longest_turn = 0.0
-        self._busy_seconds = 0.0
-        self._ends: deque[float] = deque(
-            maxlen=REMEMBERED_ENDS
-        )  # how long it had been busy when sequences ended
+        self._turns = Turns()
         self._changed = threading.Condition()
 
     def status(self, *, alive: bool) -> EngineStatus:
         """``alive`` is known to whoever runs the thread."""
-        began = self._turn_began
         return EngineStatus(
             alive=alive,
-            stalled_seconds=0.0 if began is None else time.monotonic() - began,
-            longest_turn_seconds=self._longest_turn,
+            stalled_seconds=self._turns.stalled_seconds,
+            longest_turn_seconds=self._turns.longest_seconds,
             num_running=len(self._active),
             num_waiting=len(self._waiting),
             cached_tokens=self._slots.num_held,
@@ -126,7 +118,8 @@ class SlotDecoder:
                 self._waiting = deque(other for other in self._waiting if not other.cancelled.is_set())
             # What stands before it counts, not its own length: a request of many sequences is no more to wait for.
             if (num_waiting := len(self._waiting)) >= self._max_waiting:
-                raise QueueFull(f"{num_waiting} sequences are waiting", self._seconds_until(num_waiting / 2))
+                retry_seconds = self._turns.seconds_until(num_waiting / 2)
+                raise QueueFull(f"{num_waiting} sequences are waiting", retry_seconds)
             self._waiting.extend(sequences)
             self._changed.notify()
         return cancelled.set
@@ -136,22 +129,13 @@ class SlotDecoder:
             self._closing = True
             self._changed.notify()
 
-    def _seconds_until(self, num_ended: float) -> float:
-        """When so many more sequences will have ended, if they go on ending as the last ones did; 1 where none has."""
-        if not self._ends:
-            return 1.0
-        return num_ended * (self._busy_seconds - self._ends[0]) / len(self._ends)
-
     @torch.inference_mode()
     def decode_until_closed(self) -> None:
         """Never raises: what fails, fails sequences."""
         while self._admit():
-            began = self._turn_began = time.monotonic()
+            self._turns.begin()
             self._take_turn()
-            self._turn_began = None
-            taken = time.monotonic() - began
-            self._busy_seconds += taken
-            self._longest_turn = max(self._longest_turn, taken)
+            self._turns.end()
         for sequence in [*self._active, *self._waiting]:
             sequence.sink([SequenceFailed(sequence.request.index, CLOSED)])
 
@@ -187,7 +171,7 @@ class SlotDecoder:
 
     def _let_go(self, sequence: _Sequence, *, spoilt: bool = False) -> None:
         self._active.remove(sequence)
-        self._ends.append(self._busy_seconds)
+        self._turns.sequence_ended()
         self._slots.give_back(sequence.slot, spoilt=spoilt)
         if spoilt:
             self._forward.clear(sequence.slot)

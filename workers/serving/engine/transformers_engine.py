@@ -3,35 +3,19 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from workers.pretrained import load_model
-from workers.serving.engine.chat_template import PLAIN_STOP, render_chat
-from workers.serving.engine.detokenizer import Vocabulary
-from workers.serving.engine.memory import cache_bytes, free_bytes, weight_bytes
+from workers.serving.engine.export_tokenizer import ExportTokenizer
+from workers.serving.engine.memory import cache_bytes, context_length, free_bytes, this_device, weight_bytes
 from workers.serving.engine.model_forward import forward_for
+from workers.serving.engine.options import DEFAULTS, EngineOptions
 from workers.serving.engine.port import EngineStatus, SequenceRequest, Sink
 from workers.serving.engine.slot_decoder import SlotDecoder
 from workers.serving.generation import Chat
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """At most ``max_slots`` sequences at once, in ``kv_cache_bytes`` of keys and values. A request is taken while fewer than
-    ``max_waiting`` sequences wait: with as many as there are slots, nobody waits for more than one round.
-    """
-
-    max_slots: int = 16
-    kv_cache_bytes: int = 4 << 30
-    max_waiting: int = 16
-
-
-DEFAULTS = EngineOptions()
 
 
 class TransformersEngine:
@@ -43,14 +27,7 @@ class TransformersEngine:
     """
 
     def __init__(self, folder: Path, threads: int = 0, options: EngineOptions = DEFAULTS) -> None:
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        self._backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
-        if self._backend is None:
-            raise ValueError(f"{folder}: no tokenizer.json")
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._tokenizer = ExportTokenizer(folder)
         loading: Future[SlotDecoder] = Future()
         self._thread = threading.Thread(
             target=self._load_and_decode, args=(folder, threads, options, loading), name="decode", daemon=True
@@ -70,15 +47,10 @@ class TransformersEngine:
         return self._decoder.status(alive=self._thread.is_alive())
 
     def encode(self, text: str) -> tuple[int, ...]:
-        ids = tuple(self._backend.encode(text, add_special_tokens=True).ids)
-        return ids or (self._beginning(),)
+        return self._tokenizer.encode(text)
 
     def encode_chat(self, chat: Chat) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        text = render_chat(self._tokenizer, chat)
-        if self._tokenizer.chat_template is None:
-            return self.encode(text), PLAIN_STOP
-        # A template of the tokenizer's own writes the special tokens itself.
-        return tuple(self._backend.encode(text, add_special_tokens=False).ids), ()
+        return self._tokenizer.encode_chat(chat)
 
     def submit(self, sequences: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
         return self._decoder.submit(sequences, sink)
@@ -105,33 +77,23 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _load(self, folder: Path, options: EngineOptions) -> SlotDecoder:
-        device = _device()
+        device = this_device()
         model: Any = load_model(folder, dtype="auto" if device.type == "cuda" else torch.float32)
         model.to(device).eval()
         config = model.config.get_text_config()
-        context_length = getattr(config, "max_position_embeddings", None)
-        if not context_length:
-            raise ValueError(f"{folder}: config.json has no max_position_embeddings")
         forward = forward_for(
             model,
             max_slots=options.max_slots,
-            slot_tokens=context_length,
+            slot_tokens=context_length(config),
             kv_cache_bytes=options.kv_cache_bytes,
         )
         return SlotDecoder(
             forward,
-            Vocabulary(self._backend, type(self._backend.decoder).__name__),
-            _end_tokens(model, self._tokenizer),
+            self._tokenizer.vocabulary(),
+            self._tokenizer.end_tokens(model.generation_config, model.config),
             config.vocab_size,
             max_waiting=options.max_waiting,
         )
-
-    def _beginning(self) -> int:
-        """The token an empty prompt stands for."""
-        for id in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id):
-            if id is not None:
-                return int(id)
-        return 0
 
 
 class TransformersLoader:
@@ -142,24 +104,12 @@ class TransformersLoader:
         self._options = options
 
     def needed_bytes(self, folder: Path) -> int:
-        device, options = _device(), self._options
+        device, options = this_device(), self._options
         cache = cache_bytes(folder, device, num_slots=options.max_slots, most=options.kv_cache_bytes)
         return weight_bytes(folder, device) + cache
 
     def free_bytes(self) -> int:
-        return free_bytes(_device())
+        return free_bytes(this_device())
 
     def load(self, folder: Path) -> TransformersEngine:
         return TransformersEngine(folder, self._threads, self._options)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a text, by the generation config, the model's config or the tokenizer."""
-    ends: set[int] = set()
-    for value in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
-        ends.update([value] if isinstance(value, int) else value or [])
-    return frozenset(ends)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from workers.serving.engine import memory
-from workers.serving.engine.transformers_engine import EngineOptions, TransformersLoader
+from workers.serving.engine.options import EngineOptions
+from workers.serving.engine.transformers_engine import TransformersLoader
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")

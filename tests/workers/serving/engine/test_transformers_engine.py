@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.tiny_export import CONTEXT_LENGTH, write_tiny_export
 from workers.serving.engine import slot_decoder
+from workers.serving.engine.options import EngineOptions
 from workers.serving.engine.port import EngineError, EngineEvent, QueueFull, SequenceFailed, SequenceRequest
-from workers.serving.engine.transformers_engine import EngineOptions, TransformersEngine
+from workers.serving.engine.transformers_engine import TransformersEngine
 from workers.serving.generation import Chat, ChatMessage, Finished, FinishReason, Sampling, Token
 
 PROMPT = "The cat sat on"
@@ -210,7 +211,7 @@ def test_a_conversation_without_a_template_is_plain_text(engine: TransformersEng
 
 def test_a_template_of_the_tokenizer_is_used_and_may_refuse(export: Path) -> None:
     engine = TransformersEngine(export)
-    engine._tokenizer.chat_template = (
+    engine._tokenizer._tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
         "{% for message in messages %}[{{ message.content }}]{% endfor %}"
     )

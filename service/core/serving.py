@@ -50,6 +50,12 @@ class ServedTarget:
     awake: bool = True
 
 
+class EngineName(StrEnum):
+    AUTO = "auto"  # vLLM where it is installed and there is a GPU
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+
+
 class Residence(StrEnum):
     LOADING = "loading"
     READY = "ready"

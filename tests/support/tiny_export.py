@@ -27,13 +27,13 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
 
-def write_tiny_export(folder: Path, *, seed: int, broken: bool = False) -> None:
+def write_tiny_export(folder: Path, *, seed: int, broken: bool = False, hidden_size: int = 32) -> None:
     """Write an export whose weights follow from ``seed``; ``broken`` ones are not finite."""
     tokenizer = byte_level_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -12,7 +12,7 @@ from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.serving import ReplicaReport, ServedTarget
 from service.core.stopping import DRAIN_SECONDS
-from workers.serving.engine.transformers_engine import TransformersLoader
+from workers.serving.engine.loader import check_installed, engine_loader
 from workers.serving.generation import Answer, Generation, Served, unknown_model
 from workers.serving.openai.app import build_app
 from workers.serving.replica import Replica
@@ -20,10 +20,16 @@ from workers.serving.residency import served_by
 
 
 class LocalServing:
-    """One replica per model line, and an HTTP server on ``host`` and ``port`` (0: any free one)."""
+    """One replica per model line, and an HTTP server on ``host`` and ``port`` (0: any free one). ``engine``: as
+    ``engine_loader`` is given it. Raises ValueError for one that is not installed.
+    """
 
-    def __init__(self, artifacts: Artifacts, host: str, port: int) -> None:
+    def __init__(
+        self, artifacts: Artifacts, host: str, port: int, *, engine: Mapping[str, int | str] | None = None
+    ) -> None:
         self._artifacts = artifacts
+        self._engine = engine or {}
+        check_installed(self._engine)
         self._directory = _LocalDirectory()
         # Bound here, so that a port in use is the caller's error and a free one is known at once.
         self._socket = socket.create_server((host, port))
@@ -53,7 +59,7 @@ class LocalServing:
             replicas.pop(model).close()
         for target in targets:
             if target.model not in replicas:
-                loader = TransformersLoader()
+                loader = engine_loader(0, self._engine)
                 replicas[target.model] = Replica(f"{target.model}-0", self._artifacts.open, loader)
             replicas[target.model].set_target(target)
 

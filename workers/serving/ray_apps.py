@@ -53,14 +53,12 @@ class ModelReplica:
     """
 
     def __init__(self, args: Mapping[str, str]) -> None:
-        from workers.serving.engine.options import EngineOptions
-        from workers.serving.engine.transformers_engine import TransformersLoader
+        from workers.serving.engine.loader import engine_loader
 
-        options = EngineOptions(**json.loads(args["engine"]))
         self._replica = Replica(
             serve.get_replica_context().replica_tag,
             Artifacts.from_url(args["artifacts_url"]).open,
-            TransformersLoader(int(args["threads"]), options),
+            engine_loader(int(args["threads"]), json.loads(args["engine"])),
         )
         self._own = json.loads(args["target"]) if "target" in args else None
         self._loaded_once = False

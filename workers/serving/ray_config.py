@@ -41,7 +41,7 @@ class ReplicaOptions:
     """What every replica is given. ``num_cpus`` is a logical share, small so that replicas fit beside a trainer."""
 
     artifacts_url: str
-    engine: Mapping[str, int] = field(default_factory=dict)  # EngineOptions, where they are not the default
+    engine: Mapping[str, int | str] = field(default_factory=dict)  # as ``engine_loader`` is given it
     num_cpus: float = 0.1
     num_gpus: float = 0.0
 

@@ -37,7 +37,7 @@ REPLICA_GPUS = 0.05  # so that one GPU holds several model lines beside a traine
 
 class RayServing:
     """Serves over the Ray this process is connected to. ``num_gpus`` a replica; None: a share where there is
-    a GPU. ``engine``: what it is given beside its defaults. ``ends_with_us``: whoever runs that Ray ends it when this
+    a GPU. ``engine``: as ``engine_loader`` is given it. ``ends_with_us``: whoever runs that Ray ends it when this
     process has ended.
     """
 
@@ -47,7 +47,7 @@ class RayServing:
         host: str,
         port: int,
         *,
-        engine: Mapping[str, int] | None = None,
+        engine: Mapping[str, int | str] | None = None,
         num_cpus: float = 0.1,
         num_gpus: float | None = None,
         ends_with_us: bool = False,

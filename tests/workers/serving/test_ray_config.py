@@ -1,6 +1,7 @@
 """What Serve is told, and what of its report counts as different; without any Ray."""
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,6 +68,12 @@ def test_a_new_version_changes_nothing_but_the_user_config_of_its_line() -> None
     assert newer[0] == DECLARED[0]
     newer[1]["deployments"][0]["user_config"] = DECLARED[1]["deployments"][0]["user_config"]
     assert newer == DECLARED
+
+
+def test_another_engine_replaces_the_replicas_and_not_the_ingress() -> None:
+    other = applications(TARGETS, replace(OPTIONS, engine={"max_slots": 4, "engine": "vllm"}))
+    assert other[1]["args"]["engine"] == '{"engine": "vllm", "max_slots": 4}'
+    assert differing(other, reported(DECLARED)) == {"model-line"}
 
 
 def test_what_was_declared_after_a_later_decision_is_kept() -> None:

@@ -1,4 +1,4 @@
-"""The engine port: what runs one model version. The default is ``transformers_engine``; another can slide in.
+"""The engine port: what runs one model version. ``loader`` chooses which.
 
 An engine keeps several sequences in flight by itself. It is handed all sequences of a request at once and
 calls ``sink`` from a thread of its own, in order for each sequence; how it batches them is its own matter.
@@ -12,6 +12,7 @@ from typing import Protocol
 from workers.serving.generation import Chat, Finished, Sampling, Token
 
 NOT_FINITE = "the model's logits are not finite"
+CLOSED = "the engine was closed"
 
 
 class EngineError(Exception):

@@ -16,6 +16,7 @@ from torch import Tensor
 from workers.serving.engine.detokenizer import Vocabulary
 from workers.serving.engine.forward import Forward, Piece
 from workers.serving.engine.port import (
+    CLOSED,
     NOT_FINITE,
     EngineError,
     EngineEvent,
@@ -35,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 512  # of prompts a turn: what those that are being continued wait for at most
 SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring prompts, times vocabulary: 64 MiB
-
-CLOSED = "the engine was closed"
 
 
 @dataclass(eq=False)

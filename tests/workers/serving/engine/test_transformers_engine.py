@@ -11,11 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.tiny_export import CONTEXT_LENGTH, write_tiny_export
+from tests.workers.serving.engine.asking import finish, raws, run, sequence, text, tokens
 from workers.serving.engine import slot_decoder
 from workers.serving.engine.options import EngineOptions
-from workers.serving.engine.port import EngineError, EngineEvent, QueueFull, SequenceFailed, SequenceRequest
+from workers.serving.engine.port import EngineError, EngineEvent, QueueFull, SequenceFailed
 from workers.serving.engine.transformers_engine import TransformersEngine
-from workers.serving.generation import Chat, ChatMessage, Finished, FinishReason, Sampling, Token
+from workers.serving.generation import Chat, ChatMessage, FinishReason, Token
 
 PROMPT = "The cat sat on"
 
@@ -30,51 +31,6 @@ def engine(export: Path) -> Iterator[TransformersEngine]:
 @pytest.fixture(scope="module")
 def model(export: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(export).eval()
-
-
-def sequence(
-    prompt: Sequence[int],
-    *,
-    max_tokens: int = 20,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    index: int = 0,
-    **sampling: Any,
-) -> SequenceRequest:
-    chosen = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, **sampling)
-    return SequenceRequest(index, tuple(prompt), max_tokens, seed, chosen)
-
-
-def run(engine: TransformersEngine, *sequences: SequenceRequest) -> list[list[EngineEvent]]:
-    """Events of each sequence, the sequences in flight together."""
-    emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
-    engine.submit(sequences, emitted.put)
-    events: dict[int, list[EngineEvent]] = {request.index: [] for request in sequences}
-    open_sequences = len(sequences)
-    while open_sequences:
-        for event in emitted.get(timeout=30):
-            events[event.index].append(event)
-            open_sequences -= isinstance(event, Finished | SequenceFailed)
-    return [events[request.index] for request in sequences]
-
-
-def tokens(events: Sequence[EngineEvent]) -> list[Token]:
-    return [event for event in events if isinstance(event, Token)]
-
-
-def text(events: Sequence[EngineEvent]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Token | Finished))
-
-
-def finish(events: Sequence[EngineEvent]) -> Finished:
-    last = events[-1]
-    assert isinstance(last, Finished), last
-    return last
-
-
-def raws(events: Sequence[EngineEvent]) -> list[bytes]:
-    return [token.raw for token in tokens(events)]
 
 
 def generated(model: Any, prompt: Sequence[int], max_tokens: int) -> list[int]:

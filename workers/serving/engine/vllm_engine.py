@@ -1,0 +1,288 @@
+"""The engine on vLLM, for GPUs: an ``AsyncLLMEngine``, whose model runs in a process of its own, on a thread with a loop.
+
+Written against the sources of vLLM 0.33.0 and run with a build of 0.32.0 for CPUs; on a GPU it has not been run.
+vLLM batches by itself: it is given everything that is taken, and what is more than its slots waits there.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from workers.serving.engine import vllm_library
+from workers.serving.engine.export_tokenizer import ExportTokenizer
+from workers.serving.engine.memory import (
+    cache_bytes,
+    context_length,
+    free_bytes,
+    this_device,
+    total_bytes,
+    weight_bytes,
+)
+from workers.serving.engine.options import EngineOptions
+from workers.serving.engine.port import (
+    CLOSED,
+    EngineError,
+    EngineEvent,
+    EngineStatus,
+    QueueFull,
+    SequenceFailed,
+    SequenceRequest,
+    Sink,
+)
+from workers.serving.engine.turns import Turns
+from workers.serving.engine.vllm_requests import SequenceAnswer, engine_arguments
+from workers.serving.generation import Chat, Sampling
+
+logger = logging.getLogger(__name__)
+
+DEFAULTS = EngineOptions(max_slots=256, max_waiting=256)  # its cache has pages: a slot costs what it holds
+NUMBER_BYTES = 2  # of weights: it computes what is stored in float32 in bfloat16 (``dtype`` "auto")
+OVERHEAD_BYTES = 2 << 30  # the context of its process, activations, CUDA graphs: an estimate
+
+
+@dataclass(eq=False)
+class _Sequence:
+    request: SequenceRequest
+    sink: Sink
+    answer: SequenceAnswer
+    task: asyncio.Task[None] | None = None
+
+
+class VllmEngine:
+    """Loads the export in ``folder``: safetensors only, no network, no code from the folder. Raises OSError or ValueError
+    for a folder that is not such an export, EngineError where vLLM cannot serve it.
+    """
+
+    def __init__(self, folder: Path, options: EngineOptions = DEFAULTS) -> None:
+        if not vllm_library.is_installed():
+            raise EngineError(vllm_library.NOT_INSTALLED)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        text = config.get_text_config()
+        self._tokenizer = ExportTokenizer(folder)
+        self._vocabulary = self._tokenizer.vocabulary()
+        self._context_length, self._vocab_size = context_length(text), int(text.vocab_size)
+        ends = self._tokenizer.end_tokens(_generation_config(folder), config)
+        self._end_tokens = frozenset(end for end in ends if end < self._vocab_size)  # vLLM refuses others
+        self._max_slots, self._max_waiting = options.max_slots, options.max_waiting
+        self._numbers = count()
+        self._turns = Turns()
+        self._in_flight: dict[_Sequence, None] = {}  # in the order in which they came
+        self._closing = False
+        self._lock = threading.Lock()
+        self._engine: Any = None  # while its process runs
+        self._cache_tokens = 0
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        arguments = engine_arguments(
+            folder,
+            options,
+            context_length=self._context_length,
+            cache_bytes=_cache_bytes(folder, options),
+            memory_share=min(_needed_bytes(folder, options) / total_bytes(this_device()), 1.0),
+        )
+        starting: Future[asyncio.AbstractEventLoop] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run(arguments, starting)), name="vllm", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._loop = starting.result()
+        except (OSError, ValueError):
+            raise
+        except Exception as error:
+            raise EngineError(f"vLLM cannot load it: {error}") from error
+        self._try()
+
+    @property
+    def context_length(self) -> int:
+        return self._context_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    def status(self) -> EngineStatus:
+        with self._lock:
+            in_flight = list(self._in_flight)
+        engine, cache_tokens = self._engine, self._cache_tokens
+        return EngineStatus(
+            alive=engine is not None and not engine.errored,
+            stalled_seconds=self._turns.stalled_seconds,
+            longest_turn_seconds=self._turns.longest_seconds,
+            num_running=min(len(in_flight), self._max_slots),
+            num_waiting=max(len(in_flight) - self._max_slots, 0),
+            cached_tokens=min(sum(sequence.answer.num_tokens for sequence in in_flight), cache_tokens),
+            cache_tokens=cache_tokens,
+        )
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return self._tokenizer.encode(text)
+
+    def encode_chat(self, chat: Chat) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        return self._tokenizer.encode_chat(chat)
+
+    def submit(self, requests: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
+        sequences = [
+            _Sequence(request, sink, SequenceAnswer(request, self._vocabulary, self._end_tokens))
+            for request in requests
+        ]
+        with self._lock:
+            if self._closing:
+                raise EngineError("the engine is closed")
+            # What stands before it counts, not its own length: a request of many sequences is no more to wait for.
+            if (num_waiting := len(self._in_flight) - self._max_slots) >= self._max_waiting:
+                retry_seconds = self._turns.seconds_until(num_waiting / 2)
+                raise QueueFull(f"{num_waiting} sequences are waiting", retry_seconds)
+            self._in_flight.update(dict.fromkeys(sequences))
+            self._loop.call_soon_threadsafe(self._begin, sequences)
+        return lambda: self._cancel(sequences)
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closing:
+                self._closing = True
+                self._loop.call_soon_threadsafe(self._stop.set)
+
+    def _cancel(self, sequences: Sequence[_Sequence]) -> None:
+        """They make room at once; vLLM is told as soon as the loop comes to it."""
+        with self._lock:
+            left = [sequence for sequence in sequences if sequence in self._in_flight]
+            for sequence in left:
+                del self._in_flight[sequence]
+            if left and not self._closing:
+                self._loop.call_soon_threadsafe(self._end, left)
+
+    def _try(self) -> None:
+        """Have it sample one token. Raises EngineError, e.g. where its logits are not finite."""
+        tried: Future[list[EngineEvent]] = Future()
+        self.submit(
+            [SequenceRequest(0, (0,), 1, 0, Sampling(max_tokens=1, temperature=0.0))], tried.set_result
+        )
+        failed = next((event for event in tried.result() if isinstance(event, SequenceFailed)), None)
+        if failed is not None:
+            self.close()
+            raise EngineError(failed.message)
+
+    # --- the thread with the loop ------------------------------------------------------------------------------------
+
+    async def _run(self, arguments: dict[str, Any], starting: "Future[asyncio.AbstractEventLoop]") -> None:
+        try:
+            self._engine = vllm_library.start_engine(arguments)
+        except BaseException as error:
+            starting.set_exception(error)
+            return
+        self._cache_tokens = self._engine.vllm_config.cache_config.kv_cache_size_tokens or 0
+        starting.set_result(asyncio.get_running_loop())
+        await self._stop.wait()
+        with self._lock:
+            left = list(self._in_flight)
+            self._in_flight.clear()
+        for sequence in left:
+            sequence.sink([SequenceFailed(sequence.request.index, CLOSED)])
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        engine, self._engine = self._engine, None
+        engine.shutdown()
+
+    def _begin(self, sequences: Sequence[_Sequence]) -> None:
+        for sequence in sequences:
+            if sequence in self._in_flight:
+                sequence.task = asyncio.create_task(self._decode(sequence))
+                self._tasks.add(sequence.task)
+                sequence.task.add_done_callback(self._tasks.discard)
+        if self._in_flight and not self._turns.stalled_seconds:
+            self._turns.begin()
+
+    def _end(self, sequences: Sequence[_Sequence]) -> None:
+        for sequence in sequences:
+            if sequence.task is not None:
+                sequence.task.cancel()  # ``generate`` aborts what it is cancelled in
+        self._turn(num_ended=len(sequences))
+
+    def _turn(self, *, num_ended: int) -> None:
+        """Something has come of what is in flight, or it is over."""
+        self._turns.end()
+        for _ in range(num_ended):
+            self._turns.sequence_ended()
+        if self._in_flight:
+            self._turns.begin()
+
+    async def _decode(self, sequence: _Sequence) -> None:
+        """To its end, or until it is cancelled."""
+        try:
+            if sequence.answer.needs_no_model:
+                self._emit(sequence, sequence.answer.without_model())
+            else:
+                await self._generate(sequence)
+        except Exception as error:  # it is this sequence's: others are still answered
+            logger.exception("a sequence failed")
+            # ``generate`` wraps what it does not expect.
+            cause = error if isinstance(error, EngineError) else error.__cause__ or error
+            failed = SequenceFailed(sequence.request.index, f"{type(cause).__name__}: {cause}")
+            self._emit(sequence, [failed], over=True)
+
+    async def _generate(self, sequence: _Sequence) -> None:
+        answer = sequence.answer
+        prompt, parameters = vllm_library.parameters(sequence.request, self._end_tokens)
+        outputs = self._engine.generate(prompt, parameters, str(next(self._numbers)))
+        async with aclosing(outputs):
+            async for output in outputs:
+                if not answer.over:
+                    self._emit(sequence, answer.take(output))
+                if answer.over and not output.finished:
+                    return  # a stop string, of which vLLM knows nothing: closing ``outputs`` aborts
+
+    def _emit(self, sequence: _Sequence, events: list[EngineEvent], *, over: bool = False) -> None:
+        """Pass events on, unless it was cancelled meanwhile."""
+        with self._lock:
+            if sequence not in self._in_flight:
+                return
+            ends = over or sequence.answer.over
+            if ends:
+                del self._in_flight[sequence]
+        self._turn(num_ended=int(ends))
+        if events:
+            sequence.sink(events)
+
+
+class VllmLoader:
+    """Loads engines, each with a process of its own. What is missing for it is said when one is loaded."""
+
+    def __init__(self, options: EngineOptions = DEFAULTS) -> None:
+        self._options = options
+
+    def needed_bytes(self, folder: Path) -> int:
+        return _needed_bytes(folder, self._options)
+
+    def free_bytes(self) -> int:
+        return free_bytes(this_device())
+
+    def load(self, folder: Path) -> VllmEngine:
+        return VllmEngine(folder, self._options)
+
+
+def _generation_config(folder: Path) -> Any:
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:  # none there: the model's config says what ends a text
+        return None
+
+
+def _cache_bytes(folder: Path, options: EngineOptions) -> int:
+    """One sequence more than asked for: pages are not filled, and vLLM keeps one back."""
+    return cache_bytes(folder, this_device(), num_slots=options.max_slots + 1, most=options.kv_cache_bytes)
+
+
+def _needed_bytes(folder: Path, options: EngineOptions) -> int:
+    weights = weight_bytes(folder, this_device(), widest=NUMBER_BYTES)
+    return weights + _cache_bytes(folder, options) + OVERHEAD_BYTES

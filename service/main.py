@@ -85,7 +85,8 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
         from workers.serving.local_serving import LocalServing
 
         executor = LocalExecutor(artifacts, settings.local_processes)
-        return executor, LocalServing(artifacts, settings.serve_host, settings.serve_port)
+        host, port = settings.serve_host, settings.serve_port
+        return executor, LocalServing(artifacts, host, port, engine=settings.engine_options)
 
     import ray
 
@@ -96,7 +97,13 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
     context = ray.init(address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False)
     jobs_url = f"http://{context.dashboard_url}"
     ends = RAY_ENDS_VARIABLE in os.environ
-    serving = RayServing(artifacts.url, settings.serve_host, settings.serve_port, ends_with_us=ends)
+    serving = RayServing(
+        artifacts.url,
+        settings.serve_host,
+        settings.serve_port,
+        engine=settings.engine_options,
+        ends_with_us=ends,
+    )
     return RayExecutor(artifacts, jobs_url, ends_with_us=ends), serving
 
 

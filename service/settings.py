@@ -8,6 +8,7 @@ from pydantic import Field, computed_field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service import artifact_cache
+from service.core.serving import EngineName
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -31,6 +32,11 @@ class Settings(BaseSettings):
     serve_port: int = Field(8000, ge=0, le=65535)
     executor: Literal["ray", "local"] = "ray"
     local_processes: int = Field(1, ge=1, le=1024)  # of the local executor: stages that run side by side
+    engine: EngineName = EngineName.AUTO
+    # Of an engine, where they are not its own default.
+    engine_max_slots: int | None = Field(None, ge=1, le=65536)
+    engine_kv_cache_bytes: int | None = Field(None, ge=1)
+    engine_max_waiting: int | None = Field(None, ge=1)
     import_roots: tuple[Path, ...] = ()
     max_line_bytes: int = Field(64 * MIB, ge=1)
     max_document_bytes: int = Field(64 * MIB, ge=1)
@@ -53,6 +59,17 @@ class Settings(BaseSettings):
             return url
         cache = (self.artifacts_cache or self.home / "cache").absolute()
         return artifact_cache.url_of(url, cache, self.artifacts_cache_bytes)
+
+    @property
+    def engine_options(self) -> dict[str, int | str]:
+        """What engines are given: which it is, and what of its options is set."""
+        options = {
+            "engine": None if self.engine is EngineName.AUTO else str(self.engine),
+            "max_slots": self.engine_max_slots,
+            "kv_cache_bytes": self.engine_kv_cache_bytes,
+            "max_waiting": self.engine_max_waiting,
+        }
+        return {name: value for name, value in options.items() if value is not None}
 
     def environment(self) -> dict[str, str]:
         """This process's environment with these settings in it: what child processes are started with."""

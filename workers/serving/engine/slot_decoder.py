@@ -113,10 +113,12 @@ class SlotDecoder:
         with self._changed:
             if self._closing:
                 raise EngineError("the engine is closed")
-            if len(self._waiting) >= self._max_waiting:
+            # What a free slot takes at the next turn waits for nobody.
+            num_free = self._forward.num_slots - len(self._active)
+            if len(self._waiting) - num_free >= self._max_waiting:
                 self._waiting = deque(other for other in self._waiting if not other.cancelled.is_set())
             # What stands before it counts, not its own length: a request of many sequences is no more to wait for.
-            if (num_waiting := len(self._waiting)) >= self._max_waiting:
+            if (num_waiting := len(self._waiting) - num_free) >= self._max_waiting:
                 retry_seconds = self._turns.seconds_until(num_waiting / 2)
                 raise QueueFull(f"{num_waiting} sequences are waiting", retry_seconds)
             self._waiting.extend(sequences)
@@ -139,22 +141,26 @@ class SlotDecoder:
             sequence.sink([SequenceFailed(sequence.request.index, CLOSED)])
 
     def _admit(self) -> bool:
-        """Let go of what was cancelled, and give free slots away, waiting while there is nothing to do. False once
+        """Let go of what was cancelled, and give free slots away, waiting until there is something to do. False once
         closed.
         """
         for sequence in [sequence for sequence in self._active if sequence.cancelled.is_set()]:
             self._let_go(sequence)
         with self._changed:
-            while not (self._closing or self._waiting or self._active):
+            self._fill_slots()
+            while not (self._closing or self._active):
                 self._changed.wait()
-            passed: list[_Sequence] = []
-            # Few are passed over: each look compares a prompt with all slots.
-            while self._waiting and self._slots.any_free() and len(passed) < self._forward.num_slots:
-                sequence = self._waiting.popleft()
-                if not sequence.cancelled.is_set() and not self._begin(sequence):
-                    passed.append(sequence)
-            self._waiting.extendleft(reversed(passed))
+                self._fill_slots()
             return not self._closing
+
+    def _fill_slots(self) -> None:
+        passed: list[_Sequence] = []
+        # Few are passed over: each look compares a prompt with all slots.
+        while self._waiting and self._slots.any_free() and len(passed) < self._forward.num_slots:
+            sequence = self._waiting.popleft()
+            if not sequence.cancelled.is_set() and not self._begin(sequence):
+                passed.append(sequence)
+        self._waiting.extendleft(reversed(passed))
 
     def _begin(self, sequence: _Sequence) -> bool:
         prompt = sequence.request.prompt

@@ -1,10 +1,12 @@
 """Asking an engine for sequences, and what its events say."""
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from workers.serving.engine.port import Engine, EngineEvent, SequenceFailed, SequenceRequest
+import pytest
+
+from workers.serving.engine.port import Engine, EngineError, EngineEvent, SequenceFailed, SequenceRequest
 from workers.serving.generation import Finished, Sampling, Token
 
 
@@ -33,6 +35,22 @@ def run(engine: Engine, *sequences: SequenceRequest) -> list[list[EngineEvent]]:
             events[event.index].append(event)
             open_sequences -= isinstance(event, Finished | SequenceFailed)
     return [events[request.index] for request in sequences]
+
+
+def check_that_closing_fails_what_is_in_flight(
+    engine: Engine, prompt: Sequence[int]
+) -> tuple[Callable[[], None], "queue.SimpleQueue[list[EngineEvent]]"]:
+    """Gives what cancels the sequence that was in flight, and where its events came."""
+    emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
+    cancel = engine.submit([sequence(prompt, max_tokens=100)], emitted.put)
+    emitted.get(timeout=30)
+    engine.close()
+    while not isinstance(event := emitted.get(timeout=30)[0], SequenceFailed):
+        pass
+    assert event.message == "the engine was closed"
+    with pytest.raises(EngineError):
+        engine.submit([sequence(prompt)], emitted.put)
+    return cancel, emitted
 
 
 def tokens(events: Sequence[EngineEvent]) -> list[Token]:

@@ -11,7 +11,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.tiny_export import CONTEXT_LENGTH, write_tiny_export
-from tests.workers.serving.engine.asking import finish, raws, run, sequence, text, tokens
+from tests.workers.serving.engine.asking import (
+    check_that_closing_fails_what_is_in_flight,
+    finish,
+    raws,
+    run,
+    sequence,
+    text,
+    tokens,
+)
 from workers.serving.engine import slot_decoder
 from workers.serving.engine.options import EngineOptions
 from workers.serving.engine.port import EngineError, EngineEvent, QueueFull, SequenceFailed
@@ -235,18 +243,44 @@ def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(expor
     engine.close()
 
 
+def test_what_free_slots_take_at_once_waits_for_nobody(export: Path) -> None:
+    engine = TransformersEngine(export, options=EngineOptions(max_slots=4, max_waiting=1))
+    prompt = engine.encode(PROMPT)
+    emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
+    for index in range(4):
+        engine.submit([sequence(prompt, index=index, max_tokens=60)], emitted.put)
+    engine.submit([sequence(prompt, index=4, max_tokens=60)], emitted.put)
+    with pytest.raises(QueueFull):
+        engine.submit([sequence(prompt)], emitted.put)
+    engine.close()
+
+
+def test_where_all_that_waits_is_cancelled_no_turn_is_taken(
+    export: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = TransformersEngine(export, options=EngineOptions(max_slots=1))
+    prompt = engine.encode(PROMPT)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(_: list[EngineEvent]) -> None:  # the engine's own thread
+        begun.set()
+        assert go_on.wait(30)
+
+    first = engine.submit([sequence(prompt)], hold)
+    assert begun.wait(30)
+    second = engine.submit([sequence(prompt)], hold)
+    first()
+    second()
+    go_on.set()
+    [events] = run(engine, sequence(prompt, max_tokens=2))
+    assert finish(events).num_tokens == 2
+    assert "a turn failed" not in caplog.text
+    engine.close()
+
+
 def test_closing_fails_what_is_in_flight_and_refuses_more(export: Path) -> None:
     engine = TransformersEngine(export)
-    emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
-    prompt = engine.encode(PROMPT)
-    engine.submit([sequence(prompt, max_tokens=100)], emitted.put)
-    emitted.get(timeout=30)
-    engine.close()
-    while not isinstance(event := emitted.get(timeout=30)[0], SequenceFailed):
-        pass
-    assert event.message == "the engine was closed"
-    with pytest.raises(EngineError):
-        engine.submit([sequence(prompt)], emitted.put)
+    check_that_closing_fails_what_is_in_flight(engine, engine.encode(PROMPT))
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,15 @@ import pytest
 from service.artifacts import Artifacts
 from tests.support.tiny_export import CONTEXT_LENGTH, write_tiny_export
 from tests.workers.serving.engine import vllm_stand_in
-from tests.workers.serving.engine.asking import finish, raws, run, sequence, text, tokens
+from tests.workers.serving.engine.asking import (
+    check_that_closing_fails_what_is_in_flight,
+    finish,
+    raws,
+    run,
+    sequence,
+    text,
+    tokens,
+)
 from tests.workers.serving.serving_line import COMPLETION, line, settle
 from workers.serving.engine import loader, vllm_engine, vllm_library
 from workers.serving.engine.options import EngineOptions
@@ -267,16 +275,7 @@ def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(folde
 
 def test_closing_fails_what_is_in_flight_and_refuses_more(folder: Path, vllm: str) -> None:
     engine = VllmEngine(folder, OPTIONS)
-    emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
-    prompt = engine.encode(PROMPTS[0])
-    cancel = engine.submit([sequence(prompt, max_tokens=100)], emitted.put)
-    emitted.get(timeout=30)
-    engine.close()
-    while not isinstance(event := emitted.get(timeout=30)[0], SequenceFailed):
-        pass
-    assert event.message == "the engine was closed"
-    with pytest.raises(EngineError):
-        engine.submit([sequence(prompt)], emitted.put)
+    cancel, emitted = check_that_closing_fails_what_is_in_flight(engine, engine.encode(PROMPTS[0]))
     cancel()
     _closed(engine)
     cancel()

@@ -78,11 +78,14 @@ class VersionReport:
 
 @dataclass(frozen=True)
 class ReplicaReport:
-    """``number``: what the replica answers with where no version is named; None: it does not answer."""
+    """``number``: what the replica answers with where no version is named; None: it does not answer. ``sequence``: of the
+    target that it was told last; what it says of ``versions`` is of that.
+    """
 
     replica: str
     number: int | None
     versions: tuple[VersionReport, ...] = ()
+    sequence: int = 0
 
     def version(self, number: int) -> VersionReport | None:
         return next((version for version in self.versions if version.number == number), None)

@@ -48,9 +48,9 @@ def _advance(database: Database, serving: Serving) -> bool:
     moved = False
     for line in asked:
         reports = list(observed.get(line.target.model, ()))
-        move = rollout.next_move(line.pending, line.target, reports, at) if line.pending is not None else None
-        if line.pending is not None and move is not None:
-            moved |= _carry_out(database, line, line.pending, move)
+        pending = line.pending
+        if pending is not None and (move := rollout.next_move(pending, line.target, reports, at)):
+            moved |= _carry_out(database, line, pending, move)
         if _is_old(line, at):
             with database.transaction() as session:
                 models.model(session, line.target.model, lock=True)
@@ -66,27 +66,29 @@ def lines_of(database: Database) -> tuple[list[Line], datetime]:
         for model in models.all_models(session):
             spec = models.serving_spec(model)
             asked, live = releases.pending(session, model.id), releases.live(session, model.id)
-            version = {
-                row.id: ServedVersion(row.number, row.export_key)
-                for row in releases.versions_served(session, model.id, spec.keep)
-            }
-            pending = None if asked is None else _pending(asked, version[asked.model_version_id])
+            ended = releases.ended(session, model.id, spec.keep)
+            ids = {row.model_version_id for row in (asked, live) if row is not None} | set(ended)
+            rows = models.versions_by_ids(session, ids) if ids else {}
+            version = {id: ServedVersion(row.number, row.export_key) for id, row in rows.items()}
+            pending = None
+            if asked is not None:
+                pending = _pending(asked, version[asked.model_version_id], first=live is None)
             target = rollout.target(
                 model.name,
                 spec,
                 releases.decisions(session, model.id),
                 live=None if live is None else version[live.model_version_id],
                 pending=pending,
-                earlier=[version[id] for id in releases.ended(session, model.id, spec.keep) if id in version],
+                earlier=[version[id] for id in ended],
             )
             lines.append(Line(model.id, target, pending, seen.get(model.id)))
         return lines, now(session)
 
 
-def _pending(row: Release, version: ServedVersion) -> Pending:
+def _pending(row: Release, version: ServedVersion, *, first: bool) -> Pending:
     spec = None if row.rollout is None else rollout.ROLLOUT.validate_python(row.rollout)
     tried_as = spec if spec is not None and spec.strategy in ("canary", "shadow") else None
-    return Pending(row.id, version, tried_as, row.begun_at, row.tried_at, row.promoted_at)
+    return Pending(row.id, version, first, tried_as, row.begun_at, row.tried_at, row.promoted_at)
 
 
 def _is_old(line: Line, at: datetime) -> bool:

@@ -22,10 +22,13 @@ ROLLOUT: TypeAdapter[RolloutSpec] = TypeAdapter(RolloutSpec)
 
 @dataclass(frozen=True)
 class Pending:
-    """A release that is asked for. ``tried_as``: how it is tried; None: it takes over as soon as every replica has it."""
+    """A release that is asked for. ``first``: nothing is served so far. ``tried_as``: how it is tried; None: it takes over as
+    soon as every replica has it.
+    """
 
     release_id: str
     version: ServedVersion
+    first: bool
     tried_as: CanarySpec | ShadowSpec | None
     begun_at: datetime | None
     tried_at: datetime | None
@@ -66,7 +69,7 @@ def target(
     rolling = spec.rollout.strategy == "rolling"
     stable: ServedVersion | None
     others: Sequence[ServedVersion | None]
-    if pending is not None and (live is None or rolling or pending.promoted_at is not None):
+    if pending is not None and (pending.first or rolling or pending.promoted_at is not None):
         stable, trial, others = pending.version, None, [live, *earlier]
     elif pending is not None:
         stable, trial, others = live, _trial(pending), earlier
@@ -93,7 +96,8 @@ def next_move(
     number, limits = pending.version.number, target.spec.limits
     if pending.begun_at is None:
         return Move(Step.BEGIN)
-    versions = [report.version(number) for report in reports]
+    # A replica that was not told yet may speak of the version as it was wanted before: as one that it could not keep.
+    versions = [report.version(number) if report.sequence >= target.sequence else None for report in reports]
     errors = [v.error for v in versions if v is not None and v.state == Residence.FAILED and v.error]
     if errors:
         return Move(Step.FAIL, errors[0])
@@ -101,24 +105,19 @@ def next_move(
     if target.stable == pending.version:
         if reports and all(report.number == number for report in reports):
             return Move(Step.GO_LIVE)
-        since = pending.promoted_at or pending.begun_at
         if target.rolling:
             seconds *= max(len(reports), 1)  # one after another
-        late = _late(since, now, seconds)
         # Where nothing was served before, there is nothing to go back to.
-        protects = bool(target.kept) or target.rolling or pending.promoted_at is not None
-        return (
-            Move(Step.FAIL, f"not every replica answers with it after {seconds:g} s")
-            if late and protects
-            else None
-        )
+        if pending.first or not _late(pending.promoted_at or pending.begun_at, now, seconds):
+            return None
+        return Move(Step.FAIL, f"not every replica answers with it after {seconds:g} s")
     if pending.tried_at is None:
         if versions and all(v is not None and v.state == Residence.READY for v in versions):
             return Move(Step.PROMOTE if pending.tried_as is None else Step.TRY)
-        late = _late(pending.begun_at, now, seconds)
-        return Move(Step.FAIL, f"not loaded by every replica after {seconds:g} s") if late else None
-    if pending.tried_as is None:  # tried before its strategy was taken back
-        return Move(Step.PROMOTE)
+        if not _late(pending.begun_at, now, seconds):
+            return None
+        return Move(Step.FAIL, f"not loaded by every replica after {seconds:g} s")
+    assert pending.tried_as is not None
     assert target.stable is not None
     tried, served = _counted(reports, number), _counted(reports, target.stable.number)
     so_far = (now - pending.tried_at).total_seconds()

@@ -160,6 +160,11 @@ def version_by_id(session: Session, version_id: str) -> ModelVersion:
     return row
 
 
+def versions_by_ids(session: Session, version_ids: Collection[str]) -> dict[str, ModelVersion]:
+    rows = session.scalars(sa.select(ModelVersion).where(ModelVersion.id.in_(version_ids)))
+    return {row.id: row for row in rows}
+
+
 def version_of_update(session: Session, update_id: str) -> ModelVersion | None:
     return session.scalar(sa.select(ModelVersion).where(ModelVersion.update_id == update_id))
 

@@ -86,16 +86,6 @@ def ended(session: Session, model_id: str, limit: int) -> Sequence[str]:
     ).all()
 
 
-def versions_served(session: Session, model_id: str, limit: int) -> Sequence[ModelVersion]:
-    """Those that are asked for, live, or among the last ``ended``."""
-    current = (ReleaseState.PENDING, ReleaseState.LIVE)
-    query = sa.select(Release.model_version_id).where(
-        Release.model_id == model_id, Release.state.in_(current)
-    )
-    ids = {*session.scalars(query), *ended(session, model_id, limit)}
-    return session.scalars(sa.select(ModelVersion).where(ModelVersion.id.in_(ids))).all() if ids else []
-
-
 def was_live(session: Session, version_id: str) -> bool:
     query = sa.select(sa.func.count()).where(
         Release.model_version_id == version_id, Release.released_at.is_not(None)

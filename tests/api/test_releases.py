@@ -2,6 +2,7 @@
 
 import pytest
 
+from service.core.traffic import Traffic
 from tests.support.control_plane import ControlPlane
 
 
@@ -94,3 +95,63 @@ def test_a_version_that_replicas_cannot_load_says_why(each_plane: ControlPlane, 
         (1, "live", None),
         (2, "failed", "broken"),
     ]
+
+
+def test_how_a_model_is_served_can_be_changed_a_field_at_a_time(each_plane: ControlPlane, model: str) -> None:
+    path = f"/models/{model}"
+    canary = {"strategy": "canary", "share": 0.2, "seconds": 60}
+    changes = [
+        {"limits": {"load_seconds": 30}},
+        {"rollout": canary},
+        {"rollout": {"share": 0.3}},
+        {"keep": 2},
+    ]
+    for change in changes:
+        assert each_plane.http.patch(path, json={"serving": change}).status_code == 200
+    spec = each_plane.http.get(path).json()["serving"]
+    assert (spec["limits"]["load_seconds"], spec["keep"]) == (30, 2)
+    assert (spec["rollout"]["share"], spec["rollout"]["seconds"]) == (0.3, 60)
+    each_plane.http.patch(path, json={"serving": {"rollout": {"strategy": "shadow"}}})
+    assert each_plane.http.get(path).json()["serving"]["rollout"]["share"] == 1.0
+    for bad in ({"rollout": {"share": 2}}, {"replicas": {"min": 3, "max": 1}}, {"other": 1}):
+        assert each_plane.http.patch(path, json={"serving": bad}).status_code == 422
+
+
+def test_a_release_may_be_rolled_out_otherwise_than_the_model_asks_for(
+    each_plane: ControlPlane, model: str
+) -> None:
+    each_plane.client.release(model, 1)
+    serve(each_plane, model)
+    path = f"/models/{model}/releases"
+    canary = {"strategy": "canary", "share": 0.5, "seconds": 0, "min_requests": 1}
+    asked = each_plane.http.post(path, json={"version": 2, "rollout": canary}).json()
+    assert asked["rollout"]["share"] == 0.5
+    serve(each_plane, model)
+    on_trial = each_plane.http.get(path).json()["data"][-1]
+    assert (on_trial["state"], on_trial["promoted_at"]) == ("pending", None)
+    assert on_trial["begun_at"] <= on_trial["tried_at"]
+    each_plane.serving.traffic[2] = Traffic(requests=3)
+    try:
+        serve(each_plane, model)
+    finally:
+        each_plane.serving.traffic.clear()
+    live = each_plane.http.get(path).json()["data"][-1]
+    assert (live["state"], live["trial"]["tried"]["requests"]) == ("live", 3)
+    # Whether replicas hold one version or several is the model's.
+    rolling = {"version": 1, "rollout": {"strategy": "rolling"}}
+    assert each_plane.http.post(path, json=rolling).status_code == 409
+    each_plane.http.patch(f"/models/{model}", json={"serving": {"rollout": {"strategy": "rolling"}}})
+    assert each_plane.http.post(path, json=rolling | {"rollout": canary}).status_code == 409
+
+
+def test_what_should_answer_beside_what_replicas_said_last(each_plane: ControlPlane, model: str) -> None:
+    path = f"/models/{model}/serving"
+    before = each_plane.http.get(path).json()
+    assert (before["version"], before["in_step"], before["replicas"]) == (None, False, [])
+    each_plane.client.release(model, 1)
+    serve(each_plane, model)
+    now = each_plane.http.get(path).json()
+    assert (now["version"], now["pending"], now["in_step"]) == (1, None, True)
+    [replica] = now["replicas"]
+    assert (replica["version"], [held["state"] for held in replica["versions"]]) == (1, ["ready"])
+    assert each_plane.http.get("/models/nobody/serving").status_code == 404

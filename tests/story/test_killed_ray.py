@@ -13,7 +13,8 @@ from service.store.database import Database
 from tests.support.ray_processes import VICTIMS, all_gone, kill, trainers
 from tests.support.undisturbed import CHECKPOINT_EVERY, MODEL, Undisturbed, push_second
 from tests.support.up import running_up
-from tests.support.watched_update import WatchedUpdate, until
+from tests.support.waiting import until
+from tests.support.watched_update import WatchedUpdate
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -21,7 +21,8 @@ from tests.support.database import Databases
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.undisturbed import MODEL, Undisturbed, first_version, push_second
 from tests.support.up import running_up
-from tests.support.watched_update import WatchedUpdate, until
+from tests.support.waiting import until
+from tests.support.watched_update import WatchedUpdate
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -12,7 +12,8 @@ from tests.support.ray_cluster import RayCluster
 from tests.support.ray_processes import all_gone, kill, trainers
 from tests.support.recorded_rows import interpreter, rows_of, rows_read
 from tests.support.undisturbed import MODEL, Undisturbed, push_second
-from tests.support.watched_update import WatchedUpdate, until
+from tests.support.waiting import until
+from tests.support.watched_update import WatchedUpdate
 from workers.ray_executor import RayExecutor
 from workers.serving.local_serving import LocalServing
 

@@ -159,7 +159,9 @@ class ScriptedServing:
 
     def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
         return {
-            model: [ReplicaReport("r1", number, self._versions(self.targets[model]))]
+            model: [
+                ReplicaReport("r1", number, self._versions(self.targets[model]), self.targets[model].sequence)
+            ]
             for model, number in self.answers.items()
             if model in models
         }

@@ -1,7 +1,5 @@
 """An update watched from outside while it trains: over HTTP, in the database, and by what it has published."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from api.client import Client
@@ -14,16 +12,6 @@ from service.core.states import FINISHED_UPDATES, StageState
 from service.store import stages
 from service.store.database import Database
 from service.store.tables import Stage
-
-PATIENCE_SECONDS = 300.0
-LOOK_SECONDS = 0.02
-
-
-def until(true: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not in {seconds:.0f} s"
-        time.sleep(LOOK_SECONDS)
 
 
 @dataclass(frozen=True)

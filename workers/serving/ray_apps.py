@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -71,7 +72,8 @@ class ModelReplica:
         # Of two orchestrators that declare at once, the one that speaks last may be the one that had read first.
         if config["sequence"] >= self._sequence:
             self._sequence = config["sequence"]
-            self._replica.set_target(target_from_json(self._own or config["target"]))
+            target = target_from_json(self._own or config["target"])
+            self._replica.set_target(replace(target, sequence=self._sequence))
         if not self._loaded_once:
             await asyncio.to_thread(self._replica.wait_until_answering)
             self._loaded_once = True

@@ -157,7 +157,7 @@ class RayServing:
         reports += [ReplicaReport(f"{model}-{position}", None) for position in silent]
         if expected.error is not None and expected.stable is not None:
             why = VersionReport(expected.stable, Residence.FAILED, expected.error)
-            reports.append(ReplicaReport(f"{model}-next", None, (why,)))
+            reports.append(ReplicaReport(f"{model}-next", None, (why,), expected.sequence))
         return reports
 
 
@@ -166,6 +166,7 @@ class _Expected:
     """What should run of a model line. ``error``: why Serve has given up on replacing its replicas."""
 
     stable: int | None
+    sequence: int
     num_replicas: int
     any_runs: bool
     error: str | None
@@ -175,13 +176,13 @@ def _expected(target: ServedTarget, details: JSON) -> _Expected:
     stable = None if target.stable is None else target.stable.number
     app = details["applications"].get(app_name(target.model))
     if app is None or REPLICA not in app["deployments"]:
-        return _Expected(stable, max(target.spec.replicas.min, 1), False, None)
+        return _Expected(stable, target.sequence, max(target.spec.replicas.min, 1), False, None)
     deployment = app["deployments"][REPLICA]
     error = None
     if target.rolling and "FAILED" in (app["status"] + deployment["status"]):
         error = deployment["message"] or app["message"]
     any_runs = "RUNNING" in {replica["state"] for replica in deployment["replicas"]}
-    return _Expected(stable, deployment["target_num_replicas"], any_runs, error)
+    return _Expected(stable, target.sequence, deployment["target_num_replicas"], any_runs, error)
 
 
 def _tell_ingress(method: str) -> list[Any]:

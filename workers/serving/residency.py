@@ -11,14 +11,16 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from service.core.serving import ReplicaReport, Residence, ServedTarget, ServedVersion, VersionReport
+from service.core.serving_specs import LimitsSpec
 from service.core.traffic import NOTHING, Traffic
 from workers.serving.engine.port import Engine, EngineLoader, EngineStatus
 from workers.serving.generation import Served, not_ready, unknown_version
+from workers.serving.loading import Loading
 from workers.serving.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
@@ -83,14 +85,10 @@ class Residency:
             before, self._target = self._target, target
             if before == target:
                 return
-            trial = None if target.trial is None else target.trial.version
-            if trial is not None and (
-                before is None or before.trial is None or before.trial.version != trial
-            ):
+            if before is None or before.sequence != target.sequence:
+                # Another decision: what counts for a trial begins, and whoever decided is told anew what comes of it.
                 for resident in self._residents.values():
                     resident.before_trial = resident.traffic
-            # Wanted in another way than before, or wanted again: whoever asks is told anew what comes of it.
-            if before is None or _wanted(before) != _wanted(target):
                 self._failures.clear()
             self._settle()
 
@@ -109,7 +107,9 @@ class Residency:
     def report(self) -> ReplicaReport:
         with self._changed:
             number = None if self._current is None else self._current.version.number
-            return ReplicaReport(self._replica, number, tuple(self._reported(v) for v in self._wanted()))
+            sequence = 0 if self._target is None else self._target.sequence
+            versions = tuple(self._reported(version) for version in self._wanted())
+            return ReplicaReport(self._replica, number, versions, sequence)
 
     def healthy(self) -> bool:
         """Whether what answers still does, and whether something else could still be loaded."""
@@ -280,40 +280,26 @@ class Residency:
         """The engine of a version, once it has shown what it can; None where nobody wants it any more."""
         target = self._target
         assert target is not None
-        seconds = target.spec.limits.load_seconds
-        loading: Future[Engine] = Future()
-        threading.Thread(
-            target=self._load, args=(version, target, loading), name=f"load-{version.number}", daemon=True
-        ).start()
-        loading.add_done_callback(self._wake)
-        deadline = time.monotonic() + seconds
+        limits = target.spec.limits
+        loading = Loading(
+            f"load-{version.number}", partial(self._load, version, limits), limits.load_seconds, self._wake
+        )
         with self._changed:
-            while not loading.done() and version in self._wanted() and not self._closing:
-                if time.monotonic() >= deadline:
-                    break
-                self._changed.wait(min(WATCH_SECONDS, max(deadline - time.monotonic(), 0.01)))
+            while (left := loading.seconds_left) and version in self._wanted() and not self._closing:
+                self._changed.wait(min(WATCH_SECONDS, left))
                 self._give_up_the_ill()
-        if loading.done():
-            return loading.result()
-        loading.add_done_callback(_close_late)
-        if time.monotonic() >= deadline:
-            raise TimeoutError(f"not loaded and warm after {seconds:g} s")
-        return None
+        return loading.take()
 
-    def _load(self, version: ServedVersion, target: ServedTarget, loading: "Future[Engine]") -> None:
+    def _load(self, version: ServedVersion, limits: LimitsSpec) -> Engine:
+        folder = self._open_export(version.key)
+        self._make_room(version, self._loader.needed_bytes(folder))
+        engine = self._loader.load(folder)
         try:
-            folder = self._open_export(version.key)
-            self._make_room(version, self._loader.needed_bytes(folder))
-            engine = self._loader.load(folder)
-            try:
-                warm_up(engine, target.spec.limits)
-            except BaseException:
-                engine.close()
-                raise
-        except BaseException as error:
-            loading.set_exception(error)
-        else:
-            loading.set_result(engine)
+            warm_up(engine, limits)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     def _make_room(self, version: ServedVersion, needed: int) -> None:
         """Let go of kept versions where the memory is needed. Raises NotEnoughMemory where it is not there even then.
@@ -363,7 +349,7 @@ class Residency:
                 tell(reason)
             self._changed.notify_all()
 
-    def _wake(self, _: "Future[Engine]") -> None:
+    def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
@@ -398,8 +384,3 @@ def _draw(version: ServedVersion, affinity: str | None) -> float:
         return random.random()
     digest = hashlib.blake2b(f"{version.number}:{affinity}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) / (1 << 64)
-
-
-def _close_late(loading: "Future[Engine]") -> None:
-    if loading.exception() is None:
-        loading.result().close()

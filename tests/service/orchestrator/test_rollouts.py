@@ -1,11 +1,12 @@
 """Releases by every strategy, from being asked for to being live or given up, on both databases."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
 
-from service.core.serving import ServedVersion
+from service.core.serving import Residence, ServedVersion, VersionReport
 from service.core.states import ReleaseState, UpdateState
 from service.core.traffic import Histogram, Traffic
 from service.create_model import change_model
@@ -179,6 +180,30 @@ def test_back_to_what_was_served_before_needs_no_trial(house, line):
     assert last(house, line).rollout == {"strategy": "replace"}
     assert house.serving.answers == {"m": 1}
     assert numbers(house) == (1, None, [2])
+
+
+def test_what_a_replica_said_before_it_was_told_is_no_answer(house, line):
+    """That it could not keep an earlier version does not fail the release of that version."""
+    serving = house.serving
+    observe, told_late = serving.observe, True
+
+    def one_behind(models):
+        observed = observe(models)
+        if not told_late:
+            return observed
+        broken = VersionReport(2, Residence.FAILED, "let go of to make room")
+        return {
+            m: [replace(r, versions=(broken,), sequence=r.sequence - 1) for r in rs]
+            for m, rs in observed.items()
+        }
+
+    serving.observe = one_behind
+    release_version(house.database, "m", 2, by="somebody")
+    house.orchestrator().tick()
+    assert last(house, line).state == ReleaseState.PENDING
+    told_late = False
+    house.orchestrator().tick()
+    assert last(house, line).state == ReleaseState.LIVE
 
 
 def test_a_canary_is_called_off_by_releasing_what_is_served(house, line):

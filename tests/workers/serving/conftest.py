@@ -7,6 +7,7 @@ from openai import OpenAI
 
 from service.artifacts import Artifacts
 from tests.support.tiny_export import publish_tiny_export, write_tiny_export
+from tests.workers.serving.scripted_engines import Loader
 from tests.workers.serving.serving_line import LINE, UNRELEASED, settle
 from workers.serving.local_serving import LocalServing
 
@@ -22,10 +23,15 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     artifacts = Artifacts(tmp_path_factory.mktemp("artifacts"))
-    for number in (1, 2):
+    for number in (1, 2, 3):
         publish_tiny_export(artifacts, f"export/{number}", seed=number)
-    publish_tiny_export(artifacts, "export/broken", seed=3, broken=True)
+    publish_tiny_export(artifacts, "export/broken", seed=4, broken=True)
     return artifacts
+
+
+@pytest.fixture
+def loader() -> Loader:
+    return Loader()
 
 
 @pytest.fixture(scope="session")

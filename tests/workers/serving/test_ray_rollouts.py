@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import httpx
@@ -16,6 +16,7 @@ from service.core.serving_specs import ReplicasSpec, RollingSpec, ServingSpec
 from tests.support.ports import free_ports
 from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
+from tests.support.waiting import until
 from tests.workers.serving.serving_line import failures, line
 from workers.serving.ray_serving import RayServing
 
@@ -35,13 +36,6 @@ def serving(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -
     yield serving
     serving.close()
     serve.shutdown()
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "never came to be"
-        time.sleep(0.2)
 
 
 def reports(serving: RayServing, target: ServedTarget) -> Sequence[ReplicaReport]:
@@ -90,11 +84,11 @@ def test_rolling_replaces_replica_by_replica_under_clients_and_keeps_them_where_
 ) -> None:
     spec = ServingSpec(rollout=RollingSpec(), replicas=ReplicasSpec(min=2, max=2))
     first = replace(line(1), rolling=True, spec=spec)
-    eventually(lambda: [report.number for report in reports(serving, first)] == [1, 1])
+    until(lambda: [report.number for report in reports(serving, first)] == [1, 1])
     before = {report.replica for report in reports(serving, first)}
     second = replace(line(2, sequence=1), rolling=True, spec=spec)
     with Asking(serving, 4) as asking:
-        eventually(lambda: [report.number for report in reports(serving, second)] == [2, 2])
+        until(lambda: [report.number for report in reports(serving, second)] == [2, 2])
     assert not asking.refused
     assert set(asking.versions) == {"1", "2"}
     after = {report.replica for report in reports(serving, second)}
@@ -102,7 +96,7 @@ def test_rolling_replaces_replica_by_replica_under_clients_and_keeps_them_where_
 
     broken = replace(line(3, "export/broken", sequence=2), rolling=True, spec=spec)
     with Asking(serving, 2) as asking:
-        eventually(
+        until(
             lambda: any(
                 "not finite" in (failures(report).get(3) or "") for report in reports(serving, broken)
             )
@@ -110,7 +104,7 @@ def test_rolling_replaces_replica_by_replica_under_clients_and_keeps_them_where_
     assert not asking.refused
     assert set(asking.versions) == {"2"}
     back = replace(line(2, sequence=3), rolling=True, spec=spec)
-    eventually(lambda: [report.number for report in reports(serving, back)] == [2, 2])
+    until(lambda: [report.number for report in reports(serving, back)] == [2, 2])
 
 
 def test_an_idle_line_sleeps_and_is_woken_by_a_request_and_load_brings_more_replicas(
@@ -118,9 +112,9 @@ def test_an_idle_line_sleeps_and_is_woken_by_a_request_and_load_brings_more_repl
 ) -> None:
     spec = ServingSpec(replicas=ReplicasSpec(min=0, max=2, requests=0.2, idle_seconds=5))
     awake = replace(line(1, sequence=4), spec=spec)
-    eventually(lambda: {report.number for report in reports(serving, awake)} == {1})
+    until(lambda: {report.number for report in reports(serving, awake)} == {1})
     asleep = replace(awake, awake=False)
-    eventually(lambda: list(reports(serving, asleep)) == [])
+    until(lambda: list(reports(serving, asleep)) == [])
     listed = httpx.get(f"{serving.url()}/v1/models").json()["data"]
     assert [(model["id"], model["version"]) for model in listed] == [("line", None)]
     began = time.monotonic()
@@ -128,6 +122,6 @@ def test_an_idle_line_sleeps_and_is_woken_by_a_request_and_load_brings_more_repl
     assert (response.status_code, response.headers["x-pathswitch-version"]) == (200, "1")
     assert time.monotonic() - began < 60
     with Asking(serving, 8) as asking:
-        eventually(lambda: [report.number for report in reports(serving, asleep)] == [1, 1])
+        until(lambda: [report.number for report in reports(serving, asleep)] == [1, 1])
     assert not asking.refused
-    eventually(lambda: list(reports(serving, asleep)) == [])
+    until(lambda: list(reports(serving, asleep)) == [])

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from service.core.serving import ServedTarget
 from tests.support.ports import free_ports
 from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
+from tests.support.waiting import until
 from tests.workers.serving.serving_line import failures, line, trying, version
 from workers.serving.ray_config import ReplicaOptions, applications
 from workers.serving.ray_serving import RayServing
@@ -52,13 +53,6 @@ def serving(ray_cluster: RayCluster, artifacts: Artifacts) -> Iterator[RayServin
     serve.shutdown()
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 90.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "never came to be"
-        time.sleep(0.1)
-
-
 def applied(serving: RayServing, *targets: ServedTarget) -> bool:
     try:
         serving.apply(targets)
@@ -76,7 +70,7 @@ def release(serving: RayServing, wanted: ServedTarget) -> None:
             wanted.stable and report.number == wanted.stable.number for report in reports
         )
 
-    eventually(released)
+    until(released)
 
 
 def complete(serving: RayServing, **changes: Any) -> httpx.Response:
@@ -132,7 +126,7 @@ class Clients:
 
 
 def test_before_a_release_it_answers_503(serving: RayServing) -> None:
-    eventually(lambda: applied(serving, ServedTarget("line", None)))
+    until(lambda: applied(serving, ServedTarget("line", None)))
     response = complete(serving)
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "model_not_ready"
@@ -186,7 +180,7 @@ def test_a_version_that_cannot_be_loaded_is_reported_and_the_old_one_goes_on(ser
         reports = serving.observe(["line"])["line"] if applied(serving, broken) else ()
         return [(report.number, set(failures(report))) for report in reports] == [(1, {3})]
 
-    eventually(reported)
+    until(reported)
     assert complete(serving).headers["x-pathswitch-version"] == "1"
     release(serving, line(1))
 
@@ -201,7 +195,7 @@ def test_a_canary_over_the_ingress_pinned_versions_and_what_prometheus_is_told(s
             {1, 2}
         ]
 
-    eventually(both)
+    until(both)
     answered = {
         user: [complete(serving, user=user, max_tokens=1).headers["x-pathswitch-version"] for _ in range(3)]
         for user in map(str, range(12))
@@ -233,7 +227,7 @@ def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing, artifac
         next(lines)
         assert complete(serving, prompt=["a"] * 512, max_tokens=1).status_code == 429
     began = time.monotonic()
-    eventually(lambda: complete(serving, prompt=["a"] * 400, max_tokens=1).status_code == 200)
+    until(lambda: complete(serving, prompt=["a"] * 400, max_tokens=1).status_code == 200)
     assert time.monotonic() - began < 10
 
 
@@ -248,7 +242,7 @@ def test_before_its_ray_ends_what_is_in_flight_is_answered_and_newcomers_are_tol
         lines = response.iter_lines()
         assert next(lines).startswith("data: ")
         ending.start()
-        eventually(lambda: complete(serving).status_code == 503)
+        until(lambda: complete(serving).status_code == 503)
         assert complete(serving).json()["error"]["code"] == "service_stopping"
         assert ending.is_alive(), "it waits for the stream"
         assert [line for line in lines if line][-1] == "data: [DONE]"
@@ -256,7 +250,7 @@ def test_before_its_ray_ends_what_is_in_flight_is_answered_and_newcomers_are_tol
     assert not ending.is_alive()
     # It has ended alone. Who comes next takes requests again.
     following = RayServing(artifacts.url, "127.0.0.1", port, ends_with_us=True)
-    eventually(lambda: applied(following, line(1)))
+    until(lambda: applied(following, line(1)))
     assert complete(serving).status_code == 200
 
 
@@ -287,7 +281,7 @@ def test_a_replica_that_hangs_is_noticed_and_another_answers(serving: RayServing
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     try:
-        eventually(lambda: applied(serving, line(1)) and _other_than(serving, before.replica))
+        until(lambda: applied(serving, line(1)) and _other_than(serving, before.replica))
         assert time.monotonic() - began < 60  # 30 s to notice, and the time to start another
         assert complete(serving).status_code == 200
     finally:
@@ -324,6 +318,6 @@ def test_what_is_deleted_behind_its_back_comes_back(serving: RayServing) -> None
 
 
 def test_a_line_that_is_no_target_any_more_is_gone(serving: RayServing) -> None:
-    eventually(lambda: applied(serving))
-    eventually(lambda: complete(serving).status_code == 404)
-    eventually(lambda: set(serve.status().applications) == {"ingress"})
+    until(lambda: applied(serving))
+    until(lambda: complete(serving).status_code == 404)
+    until(lambda: set(serve.status().applications) == {"ingress"})

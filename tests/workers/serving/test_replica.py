@@ -1,14 +1,14 @@
 import asyncio
 import gc
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from service.artifacts import Artifacts
 from service.core.serving import ServedTarget
-from tests.support.tiny_export import publish_tiny_export
+from tests.support.waiting import until
 from tests.workers.serving.scripted_engines import Loader
 from tests.workers.serving.serving_line import failures, line, trying, version
 from workers.serving.generation import (
@@ -25,20 +25,6 @@ from workers.serving.metrics import metrics_response
 from workers.serving.replica import Replica
 
 PROMPT = "The cat sat on"
-
-
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    artifacts = Artifacts(tmp_path_factory.mktemp("artifacts"))
-    for number in (1, 2, 3):
-        publish_tiny_export(artifacts, f"export/{number}", seed=number)
-    publish_tiny_export(artifacts, "export/broken", seed=4, broken=True)
-    return artifacts
-
-
-@pytest.fixture
-def loader() -> Loader:
-    return Loader()
 
 
 @pytest.fixture
@@ -88,15 +74,6 @@ def serve(replica: Replica, number_: int) -> None:
     assert replica.wait_until_settled(30)
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 def test_before_a_release_and_while_loading_it_says_so(replica: Replica, loader: Loader) -> None:
     assert "released" in refusal(ask(replica, generation())).message
     assert refusal(ask(replica, generation())).status == 503
@@ -143,7 +120,7 @@ def test_a_swap_under_streams_drops_nothing_mixes_nothing_and_frees_the_old_vers
     for answer in answers:
         assert not any(isinstance(item, Refused) for item in answer)
         assert text(answer) == expected[number(answer)]
-    assert eventually(lambda: gc.collect() >= 0 and loader.engines[0]() is None)
+    until(lambda: gc.collect() >= 0 and loader.engines[0]() is None)
     assert loader.engines[1]() is not None
 
 
@@ -166,7 +143,7 @@ def test_a_stream_keeps_the_version_it_began_with_and_only_then_is_it_freed(
     answer = asyncio.run(stream_over_a_swap())
     assert number(answer) == 1
     assert sum(isinstance(item, Finished) for item in answer) == 4
-    assert eventually(lambda: gc.collect() >= 0 and loader.engines[0]() is None)
+    until(lambda: gc.collect() >= 0 and loader.engines[0]() is None)
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_is_reported(
@@ -200,7 +177,7 @@ def test_a_failed_load_is_tried_again(artifacts: Artifacts, loader: Loader) -> N
     replica = Replica("replica-0", artifacts.open, loader, retry_seconds=0.05)
     loader.errors = [MemoryError("too little"), OSError("store away")]
     replica.set_target(line(1))
-    assert eventually(lambda: replica.report().number == 1)
+    until(lambda: replica.report().number == 1)
     assert not failures(replica.report())
     replica.close()
 
@@ -215,7 +192,7 @@ def test_the_latest_target_wins(replica: Replica, loader: Loader) -> None:
     serve(replica, 1)
     loader.gate.clear()
     replica.set_target(line(2))
-    assert eventually(lambda: loader.folders == ["1", "2"])
+    until(lambda: loader.folders == ["1", "2"])
     replica.set_target(line(3))
     loader.gate.set()
     assert replica.wait_until_settled(30)
@@ -227,11 +204,11 @@ def test_back_to_the_version_that_answers_while_another_loads(replica: Replica, 
     serve(replica, 1)
     loader.gate.clear()
     replica.set_target(line(2))
-    assert eventually(lambda: loader.folders == ["1", "2"])
+    until(lambda: loader.folders == ["1", "2"])
     replica.set_target(line(1))
     assert replica.wait_until_settled(0)
     loader.gate.set()
-    assert eventually(lambda: len(loader.engines) == 2 and loader.engines[1]() is None)
+    until(lambda: len(loader.engines) == 2 and loader.engines[1]() is None)
     assert number(ask(replica, generation())) == 1
 
 
@@ -253,7 +230,7 @@ def test_an_abandoned_stream_stops_decoding_and_gives_its_engine_back(
 
     asyncio.run(abandon())
     serve(replica, 2)
-    assert eventually(lambda: gc.collect() >= 0 and loader.engines[0]() is None)
+    until(lambda: gc.collect() >= 0 and loader.engines[0]() is None)
 
 
 def test_choices_are_numbered_prompts_first_and_have_seeds_of_their_own(replica: Replica) -> None:
@@ -304,7 +281,7 @@ def test_a_version_on_trial_answers_its_share_the_same_ones_again_and_again(repl
     assert held[2].tried.requests == 2 * answered.count(2) + unnamed.count(2)
     assert held[1].tried.requests == 180 - held[2].tried.requests
     # What it has answered before does not count for the next trial.
-    replica.set_target(trying(1, version(3), share=1.0))
+    replica.set_target(replace(trying(1, version(3), share=1.0), sequence=1))
     assert replica.wait_until_settled(30)
     assert number(ask(replica, generation())) == 3
     held = {held.number: held for held in replica.report().versions}

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,26 +11,13 @@ import pytest
 from service.artifacts import Artifacts
 from service.core.serving import Residence, ServedTarget
 from service.core.serving_specs import LimitsSpec, ServingSpec
-from tests.support.tiny_export import publish_tiny_export
+from tests.support.waiting import until
 from tests.workers.serving.scripted_engines import Loader
 from tests.workers.serving.serving_line import failures, line, trying, version
 from workers.serving import residency
 from workers.serving.generation import Answer, Generation, Refused, Sampling, Started
 from workers.serving.replica import Replica
 from workers.serving.residency import Residency
-
-
-@pytest.fixture(scope="module")
-def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    artifacts = Artifacts(tmp_path_factory.mktemp("artifacts"))
-    for number in (1, 2, 3):
-        publish_tiny_export(artifacts, f"export/{number}", seed=number)
-    return artifacts
-
-
-@pytest.fixture
-def loader() -> Loader:
-    return Loader()
 
 
 @pytest.fixture
@@ -44,13 +31,6 @@ def settled(residents: Residency, target: ServedTarget) -> dict[int, Residence]:
     residents.set_target(target)
     assert residents.wait_until_settled(30)
     return {held.number: held.state for held in residents.report().versions}
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def limited(**limits: float) -> ServingSpec:
@@ -68,9 +48,7 @@ def test_a_load_that_takes_too_long_is_given_up_and_what_comes_of_it_late_is_clo
     assert failures(residents.report())[2] == "TimeoutError: not loaded and warm after 0.3 s"
     assert residents.take().version.number == 1
     loader.gate.set()
-    eventually(
-        lambda: len(loader.engines) == 2 and (loader.engines[1]() is None or loader.engine("2").closed)
-    )
+    until(lambda: len(loader.engines) == 2 and (loader.engines[1]() is None or loader.engine("2").closed))
     assert residents.healthy()
 
 
@@ -80,7 +58,7 @@ def test_another_version_need_not_wait_for_a_load_that_nobody_wants_any_more(
     settled(residents, line(1))
     gate = loader.gate = threading.Event()
     residents.set_target(trying(1, version(2)))
-    eventually(lambda: loader.folders == ["1", "2"])
+    until(lambda: loader.folders == ["1", "2"])
     loader.gate = threading.Event()
     loader.gate.set()
     assert settled(residents, trying(1, version(3))) == {1: Residence.READY, 3: Residence.READY}
@@ -127,6 +105,16 @@ def test_kept_versions_make_room_and_are_not_loaded_at_the_cost_of_others(
     # The next is served, the one before kept: what is loaded stays.
     held = settled(residents, line(3, kept=(version(1), version(2))))
     assert held == {3: Residence.READY, 1: Residence.READY, 2: Residence.FAILED}
+
+
+def test_another_decision_asks_again_for_what_could_not_be_held(residents: Residency, loader: Loader) -> None:
+    """Back to a kept version that had to be let go: what was said of it before is not what comes of it now."""
+    loader.room = 1
+    assert settled(residents, line(1, kept=(version(2),)))[2] == Residence.FAILED
+    loader.room = 2
+    before = residents.report()
+    assert settled(residents, replace(trying(1, version(2)), sequence=1))[2] == Residence.READY
+    assert (before.sequence, residents.report().sequence) == (0, 1)
 
 
 def collect(replica: Replica, request: Generation) -> list[Answer]:

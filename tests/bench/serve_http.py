@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.bench.figure import Figure
 from tests.bench.serve_clients import Answer, Ask, Clients, ask_all, meanwhile
-from tests.bench.serve_engine import Work, bare_engine, p99, random_prompts
+from tests.bench.serve_engine import ROUNDS, Work, bare_engine, p99, random_prompts
 from tests.bench.serve_world import CONTROLLER, INGRESS, PROXY, REPLICA, VERSIONS, World
 
 CLIENTS = 16
@@ -22,8 +22,6 @@ RETRY_SECONDS = 10.0  # of who is not told when to come back
 RECOVERY_SECONDS = 60.0
 WINDOW_SECONDS = 5.0
 OVERLOAD_SECONDS = 30.0
-ROUNDS = 3
-ONE_GIB = 1 << 30
 
 
 def overhead_figures(world: World, folder: Path) -> list[Figure]:

@@ -69,10 +69,13 @@ def test_what_was_accepted_is_answered_whole_and_nothing_else_is_taken(
         named = {"uri": file.as_uri()}
         return httpx.post(f"{url}{BASE}/datasets/imported/versions", json=named, timeout=60)
 
-    def follow() -> list[str]:
+    followed: list[str] = []
+
+    def follow() -> None:
         headers = {"Accept": "text/event-stream"}
         with httpx.stream("GET", f"{url}{BASE}/events", headers=headers, timeout=60) as response:
-            return list(response.iter_lines())  # raises where it does not end as a stream should
+            for line in response.iter_lines():  # raises where it does not end as a stream should
+                followed.append(line)
 
     with (
         ThreadPoolExecutor() as clients,
@@ -82,12 +85,12 @@ def test_what_was_accepted_is_answered_whole_and_nothing_else_is_taken(
     ):
         kept.request("GET", "/healthz")
         assert kept.getresponse().read()
-        answers = [clients.submit(upload), clients.submit(follow)]
-        wait_until(lambda: staged(settings) == 1)
+        sending, following = clients.submit(upload), clients.submit(follow)
+        wait_until(lambda: staged(settings) == 1 and created(followed) == 3)
         head = f"POST {BASE}/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: {len(DOCUMENT)}\r\n"
         slow.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + DOCUMENT[:9])
         asked.set()
-        answers.append(clients.submit(import_))
+        importing = clients.submit(import_)
         wait_until(lambda: staged(settings) == 2)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
@@ -98,7 +101,8 @@ def test_what_was_accepted_is_answered_whole_and_nothing_else_is_taken(
         assert late.wait(60)
         slow.sendall(DOCUMENT[9:])
         assert process.poll() is None
-        sent, followed, imported = (answer.result() for answer in answers)
+        sent, imported = sending.result(), importing.result()
+        following.result()
         process.wait(PROCESS_SECONDS)
         seconds = time.monotonic() - began
         posted = received(slow)
@@ -106,7 +110,7 @@ def test_what_was_accepted_is_answered_whole_and_nothing_else_is_taken(
     assert LATE_SECONDS < seconds < PROCESS_SECONDS
     assert (sent.status_code, sent.json()["documents"]) == (201, 2)
     assert imported.status_code == 201
-    assert sum(line.startswith("event: dataset.created") for line in followed) == 3
+    assert created(followed) == 3
     assert posted.startswith(b"HTTP/1.1 201 ")
     assert posted.endswith(b"}")
     assert staged(settings) == 0
@@ -149,6 +153,10 @@ def received(connection: socket.socket) -> bytes:
     while more := connection.recv(1 << 16):
         answer += more
     return answer
+
+
+def created(lines: list[str]) -> int:
+    return lines.count("event: dataset.created")
 
 
 def staged(settings: Settings) -> int:

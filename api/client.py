@@ -20,7 +20,7 @@ from api.schemas.costs import Costs
 from api.schemas.data import Dataset, DataVersion, Excluded, Slice
 from api.schemas.events import Event, Health
 from api.schemas.models import Checkpoint, Forgetting, Model, ModelVersion
-from api.schemas.releases import Release
+from api.schemas.releases import Release, Serving
 from api.schemas.updates import MetricPoint, Metrics, Update
 from api.wire import ApiError, Progress, Pushed, Wire, given, url_path
 from service.ingest.formats import ContentEncoding, DataFormat
@@ -197,13 +197,24 @@ class Client:
     def metrics(self, update_id: str, stage_id: str) -> list[MetricPoint]:
         return self._wire.ask("GET", url_path("updates", update_id, "metrics"), Metrics, stage=stage_id).data
 
-    def release(self, model: str, version: int | str, *, reason: str | None = None) -> Release:
+    def release(
+        self,
+        model: str,
+        version: int | str,
+        *,
+        reason: str | None = None,
+        rollout: Mapping[str, Any] | None = None,
+    ) -> Release:
         """``version`` may be ``previous``: what was served before that which is served now."""
-        body = given({"version": version, "reason": reason})
+        body = given({"version": version, "reason": reason, "rollout": rollout})
         return self._wire.ask("POST", url_path("models", model, "releases"), Release, json=body)
 
     def releases(self, model: str) -> Iterator[Release]:
         return self._wire.every(url_path("models", model, "releases"), Release)
+
+    def serving(self, model: str) -> Serving:
+        """What the model should answer with, and what its replicas said last."""
+        return self._wire.ask("GET", url_path("models", model, "serving"), Serving)
 
     # --- events and health ---
 

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,12 @@ app = typer.Typer(help="Models, their versions, and what is served.", no_args_is
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Wait = Annotated[bool, typer.Option(help="Until every replica answers with it.")]
 Reason = Annotated[str | None, typer.Option(help="For the history.")]
+Rollout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STRATEGY", help="replace, rolling, canary or shadow, instead of the model's own way."
+    ),
+]
 
 _POLL_SECONDS = 0.5
 
@@ -61,6 +67,30 @@ def create(
     else:
         started = f"; update {model.state.update} has started" if model.state.update else ""
         print(f"created model {model.name} on dataset {model.dataset}{started}")
+
+
+@app.command()
+def change(
+    context: typer.Context,
+    model: str,
+    assignments: Annotated[
+        list[str],
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="E.g. serving.rollout.strategy=canary. Repeatable."
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Change what may change in a model's life: its gate, how it is served, whether it is updated by itself."""
+    from api.cli import output
+    from api.cli.spec import with_settings
+
+    with client_of(context) as client:
+        changed = client.change_model(model, with_settings({}, assignments))
+    if as_json:
+        output.print_json(changed)
+    else:
+        print(f"changed model {changed.name}")
 
 
 @app.command("list")
@@ -144,12 +174,22 @@ def release(
     context: typer.Context,
     model: str,
     version: int,
+    rollout: Rollout = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Of the rollout, e.g. share=0.2. Repeatable."),
+    ] = None,
     reason: Reason = None,
     wait: Wait = True,
     as_json: Json = False,
 ) -> None:
     """Serve this version, be it older or newer than the one that is served."""
-    _release(context, model, version, reason, wait, as_json)
+    from api.cli.spec import with_settings
+
+    if assignments and rollout is None:
+        raise Problem("--set is of a rollout: give --rollout too")
+    spec = None if rollout is None else with_settings({"strategy": rollout}, assignments or ())
+    _release(context, model, version, reason, wait, as_json, rollout=spec)
 
 
 @app.command()
@@ -160,13 +200,34 @@ def rollback(
     _release(context, model, "previous", reason, wait, as_json)
 
 
+@app.command()
+def serving(context: typer.Context, model: str, as_json: Json = False) -> None:
+    """Show what should answer, and what every replica holds and has answered."""
+    from api.cli import output, tables
+
+    with client_of(context) as client:
+        found = client.serving(model)
+    if as_json:
+        output.print_json(found)
+        return
+    output.print_table(tables.serving(found))
+    print(tables.serving_in_words(found))
+
+
 def _release(
-    context: typer.Context, model: str, version: int | str, reason: str | None, wait: bool, as_json: bool
+    context: typer.Context,
+    model: str,
+    version: int | str,
+    reason: str | None,
+    wait: bool,
+    as_json: bool,
+    *,
+    rollout: dict[str, Any] | None = None,
 ) -> None:
     from api.cli import output
 
     with client_of(context) as client:
-        release = client.release(model, version, reason=reason)
+        release = client.release(model, version, reason=reason, rollout=rollout)
         if wait:
             release = _settled(client, release)
     if as_json:

@@ -7,6 +7,7 @@ from rich.table import Table
 from api.cli.output import count, duration, loss, size, table
 from api.schemas.costs import Costs
 from api.schemas.models import Checkpoint, Forgetting, Model, ModelVersion
+from api.schemas.releases import Serving
 from service.core.forgetting import Measure
 
 _TITLES = {
@@ -127,6 +128,38 @@ def costs_in_words(found: Costs) -> str:
             f"from scratch it would take {count(next_one.from_scratch_tokens)}."
         )
     return "\n".join(lines)
+
+
+def serving(found: Serving) -> Table:
+    made = table(
+        "replica", ">version", "state", ">requests", ">failed", ">prompt tokens", ">output tokens", "error"
+    )
+    for replica in found.replicas:
+        for held in replica.versions:
+            made.add_row(
+                replica.replica,
+                str(held.version),
+                "answers" if held.version == replica.version else held.state,
+                f"{held.requests:,}",
+                f"{held.failures:,}",
+                count(held.prompt_tokens),
+                count(held.output_tokens),
+                held.error or "",
+            )
+    return made
+
+
+def serving_in_words(found: Serving) -> str:
+    parts = ["No version is released." if found.version is None else f"Version {found.version} is released"]
+    if found.version is not None:
+        parts[0] += (
+            "; every replica answers with it." if found.in_step else "; not every replica answers with it."
+        )
+    if found.pending is not None:
+        parts.append(f"Version {found.pending} is on its way.")
+    if found.observed_at is None:
+        parts.append("Replicas have not been asked yet.")
+    return " ".join(parts)
 
 
 def forgetting(found: Forgetting, measure: Measure = Measure.LOSS) -> Table:

@@ -172,6 +172,18 @@ def test_a_model_is_made_trained_watched_and_rolled_back(
     assert (back.status, back.out) == (0, f"version 1 of {name} will be served\n")
     forward = run("model", "release", name, "2", "--no-wait", "--json")
     assert forward.json["version"] == 2
+    canary = ("--rollout", "canary", "--set", "share=0.5", "--set", "seconds=0")
+    tried = run("model", "release", name, "2", *canary, "--no-wait", "--json").json["rollout"]
+    assert (tried["strategy"], tried["share"], tried["min_requests"]) == ("canary", 0.5, 100)
+    assert run("model", "release", name, "2", "--rollout", "slowly", "--no-wait").status == 1
+    assert run("model", "release", name, "2", "--set", "share=0.5", "--no-wait").status == 1
+
+    changed = run("model", "change", name, "--set", "serving.keep=3", "--set", "auto_release=false", "--json")
+    assert (changed.json["serving"]["keep"], changed.json["auto_release"]) == (3, False)
+    assert run("model", "change", name, "--set", "training.peak_lr=1").status == 1
+    shown = run("model", "serving", name)
+    assert shown.out.splitlines()[-1].startswith("Version 2 is released")
+    assert run("model", "serving", name, "--json").json["pending"] == 2
 
     out = run("dataset", "exclude", name, "2", "--reason", "spam").out
     assert out.startswith(f"version 2 of {name} is excluded")

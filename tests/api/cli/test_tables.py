@@ -5,6 +5,7 @@ from rich.table import Table
 from api.cli import tables
 from api.schemas.costs import Amount, Costs, Estimate, Forecast, Totals, VersionCost
 from api.schemas.models import Forgetting
+from api.schemas.releases import Serving
 from service.core.forgetting import Measure
 from tests.api.cli.documents import rendered
 
@@ -71,6 +72,36 @@ FORGETTING = Forgetting(
     backward_transfer=0.25,
     backward_transfers=[None, 0.25],
 )
+
+
+def test_serving_shows_what_every_replica_holds_and_what_is_on_its_way() -> None:
+    counts = {
+        "requests": 1_200,
+        "failures": 1,
+        "prompt_tokens": 40_000,
+        "output_tokens": 90_000,
+        "error": None,
+    }
+    failed = {**dict.fromkeys(counts, 0), "version": 3, "state": "failed", "error": "not finite"}
+    replica = {
+        "replica": "a1",
+        "version": 2,
+        "versions": [
+            {**counts, "version": 2, "state": "ready"},
+            {**counts, "version": 1, "state": "ready"},
+            failed,
+        ],
+    }
+    values = {"model": "m", "spec": {}, "version": 2, "pending": 3, "in_step": True, "observed_at": None}
+    found = Serving.model_validate(values | {"replicas": [replica]})
+    lines = rendered(tables.serving(found)).strip().splitlines()
+    states = [line.split()[2] for line in lines if line.split()[0] == "a1"]
+    assert states == ["answers", "ready", "failed"]
+    assert "not finite" in lines[-1]
+    assert tables.serving_in_words(found) == (
+        "Version 2 is released; every replica answers with it. Version 3 is on its way. "
+        "Replicas have not been asked yet."
+    )
 
 
 def cells_of(table: Table) -> list[list[object]]:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.bench.figure import Figure
@@ -27,16 +28,19 @@ OVERLOAD_SECONDS = 30.0
 def overhead_figures(world: World, folder: Path) -> list[Figure]:
     """The same requests to the bare engine, and over HTTP and Serve: 16 at a time, half of them as streams, and none."""
     rng = random.Random(1)
-    prompts = random_prompts(rng, 4 * CLIENTS)
-    lengths = [128] * len(prompts)
+    prompts = random_prompts(rng, 6 * CLIENTS)
+    # Not all the same: clients in step would have the engine wait for them all at once.
+    lengths = [64 + 128 * number // (len(prompts) - 1) for number in range(len(prompts))]
+    rng.shuffle(lengths)
     bare, over_http, half_streamed = [], [], []
     with bare_engine(folder, 1) as engine:
         engine(Work(prompts[:CLIENTS], lengths[:CLIENTS], CLIENTS))
         for _ in range(ROUNDS):
             bare.append(engine(Work(prompts, lengths, CLIENTS)).rate)
-            over_http.append(_rate(world, [Ask(prompt, 128) for prompt in prompts]))
+            asks = [Ask(*pair) for pair in zip(prompts, lengths, strict=True)]
+            over_http.append(_rate(world, asks))
             half_streamed.append(
-                _rate(world, [Ask(prompt, 128, stream=bool(n % 2)) for n, prompt in enumerate(prompts)])
+                _rate(world, [replace(ask, stream=bool(number % 2)) for number, ask in enumerate(asks)])
             )
         unloaded = asyncio.run(
             ask_all(world.url, [Ask(prompt, 4, stream=True) for prompt in random_prompts(rng, 100)], 1)

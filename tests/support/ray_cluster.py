@@ -41,6 +41,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 _HEAD_ENVIRONMENT = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
 
 

@@ -35,7 +35,7 @@ from workers.serving.residency import RETRY_SECONDS, Residency, Resident
 
 logger = logging.getLogger(__name__)
 
-ITEM_SECONDS = 0.012  # a batch of a stream every so often, of all streams of a replica: each costs every process on its way
+ITEM_SECONDS = 0.02  # a batch of a stream every so often, of all streams of a replica: each costs every process on its way
 MAX_PAUSE_SECONDS = 0.2
 MAX_SHADOWS = 4  # copies that are answered at once; those that come meanwhile are not copied
 

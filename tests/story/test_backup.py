@@ -74,7 +74,7 @@ def killed_in_the_middle(plane: ControlPlane) -> Iterator[None]:
         executor.close()
 
 
-@pytest.mark.slow_on_postgres
+@pytest.mark.slow
 def test_a_copy_made_in_the_middle_of_an_update_goes_on_elsewhere(
     new_plane: NewPlane,
     databases: Databases,

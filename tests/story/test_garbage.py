@@ -13,7 +13,7 @@ from tests.support.control_plane import ControlPlane
 from tests.support.s3 import BUCKET, s3_server
 from tests.support.story import SPEC, push_and_release
 
-pytestmark = pytest.mark.slow_on_postgres
+pytestmark = pytest.mark.slow
 
 # Checkpoints of the trunk and of every branch, while they run.
 OFTEN = SPEC | {"training": SPEC["training"] | {"checkpoint_every": 3}}

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class EngineOptions:
     """At most ``max_slots`` sequences at once, in ``kv_cache_bytes`` of keys and values. A request is taken while fewer than
-    ``max_waiting`` sequences wait: with three quarters as many as there are slots, whoever is taken has its answer in
-    about twice the time that it takes where nobody waits.
+    ``max_waiting`` sequences wait: with as many as there are slots, nobody waits for more than one round.
     """
 
     max_slots: int = 16
     kv_cache_bytes: int = 4 << 30
-    max_waiting: int = 12
+    max_waiting: int = 16
 
 
 DEFAULTS = EngineOptions()

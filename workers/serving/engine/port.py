@@ -20,7 +20,7 @@ class EngineError(Exception):
 
 
 class QueueFull(Exception):
-    """Too many sequences wait already; nothing of the request was taken. In ``retry_seconds`` half of them will be gone."""
+    """Too many sequences wait already; nothing of the request was taken. In ``retry_seconds`` there will be room for it."""
 
     def __init__(self, message: str, retry_seconds: float) -> None:
         super().__init__(message)

@@ -119,7 +119,7 @@ class SlotDecoder:
                 self._waiting = deque(other for other in self._waiting if not other.cancelled.is_set())
             # What stands before it counts, not its own length: a request of many sequences is no more to wait for.
             if (num_waiting := len(self._waiting) - num_free) >= self._max_waiting:
-                retry_seconds = self._turns.seconds_until(num_waiting / 2)
+                retry_seconds = self._turns.retry_seconds(num_waiting)
                 raise QueueFull(f"{num_waiting} sequences are waiting", retry_seconds)
             self._waiting.extend(sequences)
             self._changed.notify()

@@ -140,7 +140,7 @@ class VllmEngine:
                 raise EngineError("the engine is closed")
             # What stands before it counts, not its own length: a request of many sequences is no more to wait for.
             if (num_waiting := len(self._in_flight) - self._max_slots) >= self._max_waiting:
-                retry_seconds = self._turns.seconds_until(num_waiting / 2)
+                retry_seconds = self._turns.retry_seconds(num_waiting)
                 raise QueueFull(f"{num_waiting} sequences are waiting", retry_seconds)
             self._in_flight.update(dict.fromkeys(sequences))
             self._loop.call_soon_threadsafe(self._begin, sequences)

@@ -249,8 +249,15 @@ class Residency:
             try:
                 engine = self._loaded(version)
             except Exception as error:  # what answers goes on answering, and the report says why
-                logger.exception("version %s cannot be loaded by %s", version.number, self._replica)
-                self._fail(version, f"{type(error).__name__}: {error}")
+                what = f"{type(error).__name__}: {error}"
+                # Tried again and again, where there is no room: a line each time is enough.
+                traceback = not isinstance(error, NotEnoughMemory)
+                logger.error(
+                    "version %s cannot be loaded by %s: %s",
+                    *(version.number, self._replica, what),
+                    exc_info=traceback,
+                )
+                self._fail(version, what)
                 continue
             if engine is None:
                 continue

@@ -62,12 +62,17 @@ def applied(serving: RayServing, *targets: ServedTarget) -> bool:
 
 
 def release(serving: RayServing, wanted: ServedTarget) -> None:
-    """Tick as the orchestrator does until every replica answers with the version."""
+    """Tick as the orchestrator does until every replica answers with the version and holds no other: until it has heard of
+    the target, one that was tried before takes its share.
+    """
+    assert wanted.stable is not None
+    number = wanted.stable.number
 
     def released() -> bool:
         reports = serving.observe([wanted.model]).get(wanted.model, ()) if applied(serving, wanted) else ()
         return bool(reports) and all(
-            wanted.stable and report.number == wanted.stable.number for report in reports
+            report.number == number and {held.number for held in report.versions} == {number}
+            for report in reports
         )
 
     until(released)

@@ -112,6 +112,10 @@ class Token:
     logprob: float | None
     top: tuple[Alternative, ...] | None
 
+    def __reduce__(self) -> tuple[type["Token"], tuple[object, ...]]:
+        # Every token crosses processes: what dataclasses with slots are given to be pickled takes six times as long.
+        return Token, (self.index, self.text, self.piece, self.raw, self.offset, self.logprob, self.top)
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:

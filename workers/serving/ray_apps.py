@@ -59,7 +59,7 @@ class ModelReplica:
         self._replica = Replica(
             serve.get_replica_context().replica_tag,
             Artifacts.from_url(args["artifacts_url"]).open,
-            engine_loader(int(args["threads"]), json.loads(args["engine"])),
+            engine_loader(int(args["threads"]), json.loads(args["engine"]), own_processes=True),
         )
         self._own = json.loads(args["target"]) if "target" in args else None
         self._loaded_once = False

@@ -16,16 +16,17 @@ from workers.serving.engine.transformers_engine import TransformersLoader
 logger = logging.getLogger(__name__)
 
 
-def engine_loader(threads: int, given: Mapping[str, Any]) -> EngineLoader:
+def engine_loader(threads: int, given: Mapping[str, Any], *, own_processes: bool = False) -> EngineLoader:
     """``given``: the ``engine``, an ``EngineName``, and what of ``EngineOptions`` is not that engine's default. ``threads``
-    as ``TransformersEngine``. An engine that is asked for and not installed fails every version, and says why.
+    as ``TransformersEngine``, and whether every engine has its own process. An engine that is asked for and not installed
+    fails every version, and says why.
     """
     options = dict(given)
     name = _chosen(EngineName(options.pop("engine", EngineName.AUTO)))
     logger.info("models are served by %s", name)
     if name is EngineName.VLLM:
         return vllm_engine.VllmLoader(replace(vllm_engine.DEFAULTS, **options))
-    return TransformersLoader(threads, replace(defaults.DEFAULTS, **options))
+    return TransformersLoader(threads, replace(defaults.DEFAULTS, **options), own_process=own_processes)
 
 
 def check_installed(given: Mapping[str, Any]) -> None:

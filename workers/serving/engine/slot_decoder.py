@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from workers.serving.engine.decoding import DecodingSize
 from workers.serving.engine.detokenizer import Vocabulary
 from workers.serving.engine.forward import Forward, Piece
 from workers.serving.engine.port import (
@@ -20,8 +21,6 @@ from workers.serving.engine.port import (
     NOT_FINITE,
     EngineError,
     EngineEvent,
-    EngineStatus,
-    QueueFull,
     SequenceFailed,
     SequenceRequest,
     Sink,
@@ -68,37 +67,26 @@ class SlotDecoder:
         vocabulary: Vocabulary,
         end_tokens: frozenset[int],
         vocab_size: int,
-        *,
-        max_waiting: int,
     ) -> None:
         self._forward = forward
         self._vocabulary = vocabulary
         self._end_tokens = end_tokens
-        self.vocab_size = vocab_size
-        self.slot_tokens = forward.slot_tokens
+        self.size = DecodingSize(forward.num_slots, forward.slot_tokens, vocab_size)
+        self.turns = Turns()
         self._max_scored = max(16, SCORED_LOGITS // vocab_size)
-        self._max_waiting = max_waiting
         self._slots = Slots(forward.num_slots, reuses=forward.reuses)
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
         self._closing = False
-        self._turns = Turns()
         self._changed = threading.Condition()
 
-    def status(self, *, alive: bool) -> EngineStatus:
-        """``alive`` is known to whoever runs the thread."""
-        return EngineStatus(
-            alive=alive,
-            stalled_seconds=self._turns.stalled_seconds,
-            longest_turn_seconds=self._turns.longest_seconds,
-            num_running=len(self._active),
-            num_waiting=len(self._waiting),
-            cached_tokens=self._slots.num_held,
-            cache_tokens=self._forward.num_slots * self._forward.slot_tokens,
-        )
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens have their keys and values kept."""
+        return self._slots.num_held
 
     def submit(self, requests: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
-        """See ``Engine.submit``."""
+        """See ``Decoding.submit``."""
         cancelled = threading.Event()
         sequences = [
             _Sequence(
@@ -112,15 +100,7 @@ class SlotDecoder:
         ]
         with self._changed:
             if self._closing:
-                raise EngineError("the engine is closed")
-            # What a free slot takes at the next turn waits for nobody.
-            num_free = self._forward.num_slots - len(self._active)
-            if len(self._waiting) - num_free >= self._max_waiting:
-                self._waiting = deque(other for other in self._waiting if not other.cancelled.is_set())
-            # What stands before it counts, not its own length: a request of many sequences is no more to wait for.
-            if (num_waiting := len(self._waiting) - num_free) >= self._max_waiting:
-                retry_seconds = self._turns.retry_seconds(num_waiting)
-                raise QueueFull(f"{num_waiting} sequences are waiting", retry_seconds)
+                raise EngineError(CLOSED)
             self._waiting.extend(sequences)
             self._changed.notify()
         return cancelled.set
@@ -131,12 +111,13 @@ class SlotDecoder:
             self._changed.notify()
 
     @torch.inference_mode()
-    def decode_until_closed(self) -> None:
+    def decode_until_closed(self, after_turn: Callable[[], None] = lambda: None) -> None:
         """Never raises: what fails, fails sequences."""
         while self._admit():
-            self._turns.begin()
+            self.turns.begin()
             self._take_turn()
-            self._turns.end()
+            self.turns.end()
+            after_turn()
         for sequence in [*self._active, *self._waiting]:
             sequence.sink([SequenceFailed(sequence.request.index, CLOSED)])
 
@@ -176,7 +157,6 @@ class SlotDecoder:
 
     def _let_go(self, sequence: _Sequence, *, spoilt: bool = False) -> None:
         self._active.remove(sequence)
-        self._turns.sequence_ended()
         self._slots.give_back(sequence.slot, spoilt=spoilt)
         if spoilt:
             self._forward.clear(sequence.slot)

@@ -18,6 +18,7 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from workers.serving.engine import vllm_library
+from workers.serving.engine.admission import Admission
 from workers.serving.engine.export_tokenizer import ExportTokenizer
 from workers.serving.engine.memory import (
     cache_bytes,
@@ -33,7 +34,6 @@ from workers.serving.engine.port import (
     EngineError,
     EngineEvent,
     EngineStatus,
-    QueueFull,
     SequenceFailed,
     SequenceRequest,
     Sink,
@@ -72,7 +72,7 @@ class VllmEngine:
         self._context_length, self._vocab_size = context_length(text), int(text.vocab_size)
         ends = self._tokenizer.end_tokens(_generation_config(folder), config)
         self._end_tokens = frozenset(end for end in ends if end < self._vocab_size)  # vLLM refuses others
-        self._max_slots, self._max_waiting = options.max_slots, options.max_waiting
+        self._admission = Admission(options.max_slots, options.max_waiting)
         self._numbers = count()
         self._turns = Turns()
         self._in_flight: dict[_Sequence, None] = {}  # in the order in which they came
@@ -118,8 +118,8 @@ class VllmEngine:
             alive=engine is not None and not engine.errored,
             stalled_seconds=self._turns.stalled_seconds,
             longest_turn_seconds=self._turns.longest_seconds,
-            num_running=min(len(in_flight), self._max_slots),
-            num_waiting=max(len(in_flight) - self._max_slots, 0),
+            num_running=self._admission.num_running,
+            num_waiting=self._admission.num_waiting,
             cached_tokens=min(sum(sequence.answer.num_tokens for sequence in in_flight), cache_tokens),
             cache_tokens=cache_tokens,
         )
@@ -137,11 +137,8 @@ class VllmEngine:
         ]
         with self._lock:
             if self._closing:
-                raise EngineError("the engine is closed")
-            # What stands before it counts, not its own length: a request of many sequences is no more to wait for.
-            if (num_waiting := len(self._in_flight) - self._max_slots) >= self._max_waiting:
-                retry_seconds = self._turns.retry_seconds(num_waiting)
-                raise QueueFull(f"{num_waiting} sequences are waiting", retry_seconds)
+                raise EngineError(CLOSED)
+            self._admission.admit(len(sequences))
             self._in_flight.update(dict.fromkeys(sequences))
             self._loop.call_soon_threadsafe(self._begin, sequences)
         return lambda: self._cancel(sequences)
@@ -157,7 +154,7 @@ class VllmEngine:
         with self._lock:
             left = [sequence for sequence in sequences if sequence in self._in_flight]
             for sequence in left:
-                del self._in_flight[sequence]
+                self._over(sequence)
             if left and not self._closing:
                 self._loop.call_soon_threadsafe(self._end, left)
 
@@ -171,6 +168,11 @@ class VllmEngine:
         if failed is not None:
             self.close()
             raise EngineError(failed.message)
+
+    def _over(self, sequence: _Sequence) -> None:
+        """Under the lock."""
+        del self._in_flight[sequence]
+        self._admission.end()
 
     # --- the thread with the loop ------------------------------------------------------------------------------------
 
@@ -207,13 +209,11 @@ class VllmEngine:
         for sequence in sequences:
             if sequence.task is not None:
                 sequence.task.cancel()  # ``generate`` aborts what it is cancelled in
-        self._turn(num_ended=len(sequences))
+        self._turn()
 
-    def _turn(self, *, num_ended: int) -> None:
+    def _turn(self) -> None:
         """Something has come of what is in flight, or it is over."""
         self._turns.end()
-        for _ in range(num_ended):
-            self._turns.sequence_ended()
         if self._in_flight:
             self._turns.begin()
 
@@ -249,8 +249,8 @@ class VllmEngine:
                 return
             ends = over or sequence.answer.over
             if ends:
-                del self._in_flight[sequence]
-        self._turn(num_ended=int(ends))
+                self._over(sequence)
+        self._turn()
         if events:
             sequence.sink(events)
 

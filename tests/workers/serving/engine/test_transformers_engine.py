@@ -29,9 +29,9 @@ from workers.serving.generation import Chat, ChatMessage, FinishReason, Token
 PROMPT = "The cat sat on"
 
 
-@pytest.fixture(scope="module")
-def engine(export: Path) -> Iterator[TransformersEngine]:
-    engine = TransformersEngine(export)
+@pytest.fixture(scope="module", params=[False, True], ids=["in this process", "in its own"])
+def engine(export: Path, request: pytest.FixtureRequest) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(export, own_process=request.param)
     yield engine
     engine.close()
 
@@ -72,8 +72,9 @@ def _named(engine: TransformersEngine, ids: Sequence[int]) -> list[Token]:
 
 
 def test_a_prompt_in_several_chunks_gives_the_same_answer(
-    engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+    export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine = TransformersEngine(export)
     request = sequence(engine.encode(PROMPT * 4), echo=True, num_logprobs=1)
     [whole] = run(engine, request)
     monkeypatch.setattr(slot_decoder, "PREFILL_TOKENS", 5)
@@ -81,6 +82,7 @@ def test_a_prompt_in_several_chunks_gives_the_same_answer(
     assert raws(chunked) == raws(whole)
     for ours, theirs in zip(tokens(chunked)[1:], tokens(whole)[1:], strict=True):
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+    engine.close()
 
 
 def test_a_seed_gives_the_same_answer_alone_and_beside_others(engine: TransformersEngine) -> None:
@@ -185,16 +187,17 @@ def test_a_template_of_the_tokenizer_is_used_and_may_refuse(export: Path) -> Non
     engine.close()
 
 
-def test_a_version_whose_logits_are_not_finite_is_not_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own_process", [False, True])
+def test_a_version_whose_logits_are_not_finite_is_not_loaded(tmp_path: Path, own_process: bool) -> None:
     write_tiny_export(tmp_path, seed=1, broken=True)
     with pytest.raises(EngineError, match="not finite"):
-        TransformersEngine(tmp_path)
+        TransformersEngine(tmp_path, own_process=own_process)
 
 
 def test_logits_that_become_not_finite_fail_the_sequence_and_what_it_held_is_forgotten(export: Path) -> None:
     engine = TransformersEngine(export)
     [before] = run(engine, sequence([1, 2, 3]))
-    norm = engine._decoder._forward._model.model.norm.weight  # type: ignore[attr-defined]
+    norm = engine._decoding._decoder._forward._model.model.norm.weight  # type: ignore[attr-defined]
     with torch.inference_mode():
         whole = norm.clone()
         norm.fill_(float("nan"))
@@ -225,8 +228,12 @@ def test_penalties_and_biases_change_what_is_chosen(engine: TransformersEngine) 
     )
 
 
-def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(export: Path) -> None:
-    engine = TransformersEngine(export, options=EngineOptions(max_slots=1, max_waiting=2))
+@pytest.mark.parametrize("own_process", [False, True])
+def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(
+    export: Path, own_process: bool
+) -> None:
+    options = EngineOptions(max_slots=1, max_waiting=2)
+    engine = TransformersEngine(export, options=options, own_process=own_process)
     started = threading.Event()
     begin: Callable[[list[EngineEvent]], None] = lambda _: started.set()  # noqa: E731
     prompt = engine.encode(PROMPT)
@@ -278,11 +285,17 @@ def test_where_all_that_waits_is_cancelled_no_turn_is_taken(
     engine.close()
 
 
-def test_closing_fails_what_is_in_flight_and_refuses_more(export: Path) -> None:
-    engine = TransformersEngine(export)
+@pytest.mark.parametrize("own_process", [False, True])
+def test_closing_fails_what_is_in_flight_and_refuses_more(export: Path, own_process: bool) -> None:
+    engine = TransformersEngine(export, own_process=own_process)
     check_that_closing_fails_what_is_in_flight(engine, engine.encode(PROMPT))
 
 
-def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own_process", [False, True])
+def test_a_folder_that_is_no_export_is_refused(export: Path, tmp_path: Path, own_process: bool) -> None:
     with pytest.raises((OSError, ValueError)):
-        TransformersEngine(tmp_path)
+        TransformersEngine(tmp_path, own_process=own_process)
+    shutil.copytree(export, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises((OSError, ValueError)):
+        TransformersEngine(tmp_path, own_process=own_process)

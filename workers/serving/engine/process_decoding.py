@@ -1,0 +1,155 @@
+"""Decoding in a process of its own: whatever else this one does, its interpreter takes nothing from the decoding thread; a
+version that hangs or that the kernel kills ends alone; and all of its memory comes back.
+"""
+
+import multiprocessing
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+
+from workers.serving.engine import decoding_process
+from workers.serving.engine.decoding import DecodingSize, DecodingStatus
+from workers.serving.engine.decoding_process import Begin, Cancel, Turn, decode_for, receive, send
+from workers.serving.engine.options import EngineOptions
+from workers.serving.engine.port import (
+    CLOSED,
+    EngineError,
+    EngineEvent,
+    SequenceFailed,
+    SequenceRequest,
+    Sink,
+)
+from workers.serving.engine.turns import Turns
+from workers.serving.generation import Token
+
+DIED = "the engine's process has died"
+
+# What a process takes beside weights and cache: pages of the interpreter that it no longer shares; on a GPU its context.
+PROCESS_BYTES = {"cpu": 256 << 20, "cuda": 768 << 20}
+
+# Forked from a process that has imported everything and computed nothing.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([decoding_process.__name__])
+
+
+class _Request:
+    def __init__(self, sequences: Sequence[SequenceRequest], sink: Sink) -> None:
+        self.sink = sink
+        self.left = {sequence.index for sequence in sequences}
+
+    def took(self, events: Sequence[EngineEvent]) -> None:
+        for event in events:
+            if not isinstance(event, Token):
+                self.left.discard(event.index)
+
+
+class ProcessDecoding:
+    """Raises as ``TransformersEngine``, and EngineError where the process ends before it has loaded."""
+
+    def __init__(self, folder: Path, threads: int, options: EngineOptions) -> None:
+        self._connection, theirs = _context.Pipe()
+        self._process = _context.Process(
+            target=decode_for, args=(theirs, folder, threads, options), name="decode", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self.size = self._loaded()
+        self._turns = Turns()
+        self._cached_tokens = 0
+        self._requests: dict[int, _Request] = {}
+        self._numbers = count()
+        self._ended: str | None = None  # why there will be nothing more
+        self._lock = threading.Lock()
+        self._outgoing: queue.SimpleQueue[Begin | Cancel | None] = queue.SimpleQueue()
+        threading.Thread(target=self._ask, name="ask-decode", daemon=True).start()
+        threading.Thread(target=self._pass_on, name="hear-decode", daemon=True).start()
+
+    def status(self) -> DecodingStatus:
+        return DecodingStatus(
+            alive=self._ended is None,
+            stalled_seconds=self._turns.stalled_seconds,
+            longest_turn_seconds=self._turns.longest_seconds,
+            cached_tokens=self._cached_tokens,
+        )
+
+    def submit(self, sequences: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
+        with self._lock:
+            if self._ended is not None:
+                raise EngineError(self._ended)
+            number = next(self._numbers)
+            if not self._requests:
+                self._turns.begin()
+            self._requests[number] = _Request(sequences, sink)
+        self._outgoing.put(Begin(number, sequences))
+        return lambda: self._cancel(number)
+
+    def close(self) -> None:
+        with self._lock:
+            self._ended = self._ended or CLOSED
+        self._process.kill()
+
+    def _cancel(self, number: int) -> None:
+        with self._lock:
+            if self._requests.pop(number, None) is None:
+                return
+            if not self._requests:
+                self._turns.end()
+        self._outgoing.put(Cancel(number))
+
+    def _loaded(self) -> DecodingSize:
+        try:
+            answer = receive(self._connection)
+        except (EOFError, OSError):
+            answer = None
+        if isinstance(answer, DecodingSize):
+            return answer
+        self._process.join()
+        self._connection.close()
+        if isinstance(answer, Exception):
+            raise answer
+        raise EngineError(f"{DIED} (exit code {self._process.exitcode})")
+
+    # --- two threads: a process that hangs must not hold whoever asks it or waits for another ------------------------------
+
+    def _ask(self) -> None:
+        try:
+            while (message := self._outgoing.get()) is not None:
+                send(self._connection, message)
+        except OSError:
+            pass  # it is gone, which the other thread sees too
+
+    def _pass_on(self) -> None:
+        try:
+            while isinstance(turn := receive(self._connection), Turn):
+                for sink, events in self._take(turn):
+                    sink(events)
+        except (EOFError, OSError):
+            pass
+        self._process.join()
+        self._outgoing.put(None)
+        with self._lock:
+            self._ended = self._ended or f"{DIED} (exit code {self._process.exitcode})"
+            left = list(self._requests.values())
+            self._requests.clear()
+            self._turns.end()
+        for request in left:
+            request.sink([SequenceFailed(index, self._ended) for index in sorted(request.left)])
+
+    def _take(self, turn: Turn) -> list[tuple[Sink, list[EngineEvent]]]:
+        """For whom the events are: for nobody, where a request has been cancelled meanwhile."""
+        taken = []
+        with self._lock:
+            self._turns.end()
+            self._cached_tokens = turn.cached_tokens
+            for number, events in turn.events:
+                if (request := self._requests.get(number)) is None:
+                    continue
+                request.took(events)
+                if not request.left:
+                    del self._requests[number]
+                taken.append((request.sink, events))
+            if self._requests:
+                self._turns.begin()
+        return taken

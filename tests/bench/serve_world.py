@@ -23,6 +23,7 @@ from service.store import datasets, migrate, releases, updates
 from service.store.database import Database, now
 from service.store.tables import Checkpoint, ModelVersion
 from tests.bench.serve_model import write_served_model
+from tests.support.engines import engine_pids
 from tests.support.ports import free_ports
 from tests.support.ray_cluster import connected, started_ray
 from tests.support.rows import add_dataset, add_model, add_running_update
@@ -36,6 +37,7 @@ REPLICA, INGRESS, PROXY, CONTROLLER = (
     "ProxyActor",
     "ServeController",
 )
+ENGINE = "engine"  # of the version that was loaded last
 TICK_SECONDS = 0.25
 RELEASE_SECONDS = 120.0
 
@@ -64,7 +66,9 @@ class World:
         change_model(self.database, MODEL, {"serving": {"keep": versions}})
 
     def pid(self, part: str) -> int:
-        """Of the process of this Ray whose title begins with ``part``, e.g. ``ServeReplica:model-m``."""
+        """Of the process of this Ray whose title begins with ``part``, e.g. ``ServeReplica:model-m``; or of an engine's."""
+        if part == ENGINE:
+            return engine_pids(self.pid(REPLICA))[-1]
         for process in psutil.Process(self.ray_pid).children(recursive=True):
             with suppress(psutil.Error):
                 if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{part}"):
@@ -78,7 +82,8 @@ class World:
     def serving_bytes(self) -> dict[str, int]:
         """Memory of the processes that answer, by part: what is theirs alone."""
         return {
-            part: psutil.Process(self.pid(part)).memory_full_info().uss for part in (REPLICA, INGRESS, PROXY)
+            part: psutil.Process(self.pid(part)).memory_full_info().uss
+            for part in (REPLICA, ENGINE, INGRESS, PROXY)
         }
 
 

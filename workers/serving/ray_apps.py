@@ -54,6 +54,10 @@ class ModelReplica:
     """
 
     def __init__(self, args: Mapping[str, str]) -> None:
+        from workers.serving.engine import processes, vllm_library
+
+        if not vllm_library.is_installed():
+            processes.prepare()  # beside all that follows
         from workers.serving.engine.loader import engine_loader
 
         self._replica = Replica(

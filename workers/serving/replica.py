@@ -7,6 +7,7 @@ version answers instead. Copies of requests for a version in the shadow are answ
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 ITEM_SECONDS = 0.02  # a batch of a stream every so often, of all streams of a replica: each costs every process on its way
 MAX_PAUSE_SECONDS = 0.2
+RECOVERY_SECONDS = 30.0  # how long requests wait for a version whose engine is being replaced
 MAX_SHADOWS = 4  # copies that are answered at once; those that come meanwhile are not copied
 
 
@@ -86,33 +88,45 @@ class Replica:
         self._residency.close()
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
-        """Answer one request with one version, in batches of whatever is ready; all at once unless it streams."""
-        passed_on = False
+        """Answer one request with one version, in batches of whatever is ready; all at once unless it streams.
+
+        What fails before anything has been passed on is answered by the served version where another was tried, and by the
+        version loaded anew where its engine was given up.
+        """
         try:
-            resident = self._residency.take(request.version, request.affinity)
-            try:
-                async with aclosing(self._answer(resident, request)) as batches:
-                    async for batch in batches:
-                        passed_on = True
-                        yield batch
-                return
-            except EngineFailed as error:
-                if passed_on or not self._is_tried(resident) or request.version is not None:
-                    raise failed(str(error)) from error
-                logger.warning("version %d failed a request: %s", resident.version.number, error)
-            finally:
-                self._residency.give_back(resident)
-            served = self._residency.take_served()
-            try:
-                async with aclosing(self._answer(served, request)) as batches:
-                    async for batch in batches:
-                        yield batch
-            except EngineFailed as error:
-                raise failed(str(error)) from error
-            finally:
-                self._residency.give_back(served)
+            resident = await self._take(request)
+            for last in (False, True):
+                passed_on = False
+                try:
+                    async with aclosing(self._answer(resident, request)) as batches:
+                        async for batch in batches:
+                            passed_on = True
+                            yield batch
+                    return
+                except EngineFailed as error:
+                    tried = self._is_tried(resident) and request.version is None
+                    given_up = self._residency.give_up_if_ill(resident)
+                    if passed_on or last or not (tried or given_up):
+                        raise failed(str(error)) from error
+                    logger.warning("version %d failed a request: %s", resident.version.number, error)
+                finally:
+                    self._residency.give_back(resident)
+                resident = await self._take(request, served=tried)
         except RequestRefused as refusal:
             yield [refusal.refused]
+
+    async def _take(self, request: Generation, *, served: bool = False) -> Resident:
+        """Who is to answer; waits for a served version that is being loaded anew. To be given back. Raises RequestRefused."""
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while True:
+            try:
+                if served:
+                    return self._residency.take_served()
+                return self._residency.take(request.version, request.affinity)
+            except RequestRefused:
+                if not self._residency.recovers or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.05)
 
     def _is_tried(self, resident: Resident) -> bool:
         target = self._residency.target

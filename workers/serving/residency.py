@@ -74,6 +74,7 @@ class Residency:
         self._residents: dict[ServedVersion, Resident] = {}
         self._failures: dict[ServedVersion, _Failure] = {}
         self._current: Resident | None = None
+        self._lost: ServedVersion | None = None  # the served version, where its engine was given up
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._hold_what_is_wanted, name=f"load-{replica}", daemon=True)
@@ -112,12 +113,17 @@ class Residency:
             return ReplicaReport(self._replica, number, versions, sequence)
 
     def healthy(self) -> bool:
-        """Whether what answers still does, and whether something else could still be loaded."""
+        """Whether it can answer, or still load what would. An engine that dies is loaded anew; where that does not work
+        either, it takes another process.
+        """
         with self._changed:
-            current = self._current
-        if not self._thread.is_alive():
-            return False
-        return current is None or why_ill(current.engine.status()) is None
+            return self._thread.is_alive() and not (self._is_lost() and self._lost in self._failures)
+
+    @property
+    def recovers(self) -> bool:
+        """Whether the served version is being loaded again, after its engine was given up."""
+        with self._changed:
+            return not self._closing and self._is_lost() and self._lost not in self._failures
 
     def residents(self) -> list[Resident]:
         with self._changed:
@@ -158,6 +164,13 @@ class Residency:
             resident.in_flight -= 1
             if resident.retired and resident.in_flight == 0:
                 resident.engine.close()
+
+    def give_up_if_ill(self, resident: Resident) -> bool:
+        """For whom it has failed: whether it is given up, so that there may soon be another."""
+        with self._changed:
+            if not resident.retired:
+                self._give_up_if_ill(resident)
+            return resident.retired
 
     def count(self, resident: Resident, traffic: Traffic) -> None:
         with self._changed:
@@ -208,6 +221,10 @@ class Residency:
 
     def _wanted(self) -> list[ServedVersion]:
         return [] if self._target is None else _wanted(self._target)
+
+    def _is_lost(self) -> bool:
+        stable = None if self._target is None else self._target.stable
+        return self._lost is not None and self._lost == stable and self._current is None
 
     def _missing(self) -> list[ServedVersion]:
         return [v for v in self._wanted() if v not in self._residents and v not in self._failures]
@@ -292,7 +309,12 @@ class Residency:
             f"load-{version.number}", partial(self._load, version, limits), limits.load_seconds, self._wake
         )
         with self._changed:
-            while (left := loading.seconds_left) and version in self._wanted() and not self._closing:
+            while (
+                (left := loading.seconds_left)
+                and version in self._wanted()
+                and not self._closing
+                and not (self._is_lost() and version != self._lost and self._lost not in self._failures)
+            ):
                 self._changed.wait(min(WATCH_SECONDS, left))
                 self._give_up_the_ill()
         return loading.take()
@@ -343,18 +365,24 @@ class Residency:
             self._changed.notify_all()
 
     def _give_up_the_ill(self) -> None:
-        """A version that hangs is taken away from those that it answers, but the served one: there is no other then, and
-        whoever asks for the replica's health ends the replica.
-        """
         for resident in list(self._residents.values()):
-            if resident is self._current or (reason := why_ill(resident.engine.status())) is None:
-                continue
-            logger.error("version %s is given up by %s: %s", resident.version.number, self._replica, reason)
+            self._give_up_if_ill(resident)
+
+    def _give_up_if_ill(self, resident: Resident) -> None:
+        """Take an engine that hangs or has died away from those that it answers. The served version is loaded again at once:
+        there is no other; the rest after a while.
+        """
+        if (reason := why_ill(resident.engine.status())) is None:
+            return
+        logger.error("version %s is given up by %s: %s", resident.version.number, self._replica, reason)
+        if resident is self._current:
+            self._current, self._lost = None, resident.version
+        else:
             self._failures[resident.version] = _Failure(reason, time.monotonic() + self._retry_seconds)
-            self._retire(resident)
-            for tell in list(resident.given_up):
-                tell(reason)
-            self._changed.notify_all()
+        self._retire(resident)
+        for tell in list(resident.given_up):
+            tell(reason)
+        self._changed.notify_all()
 
     def _wake(self) -> None:
         with self._changed:

@@ -20,6 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 from service.artifacts import Artifacts
 from service.core.errors import Unavailable
 from service.core.serving import ServedTarget
+from tests.support.engines import engine_pids
 from tests.support.ports import free_ports
 from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
@@ -234,6 +235,25 @@ def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing, artifac
     began = time.monotonic()
     until(lambda: complete(serving, prompt=["a"] * 400, max_tokens=1).status_code == 200)
     assert time.monotonic() - began < 10
+
+
+def test_an_engine_that_dies_is_replaced_in_its_replica_and_only_begun_streams_are_cut(
+    serving: RayServing,
+) -> None:
+    release(serving, line(1))
+    [before] = serving.observe(["line"])["line"]
+    with Clients(serving.url()) as clients:
+        time.sleep(2)
+        [engine] = engine_pids(_replica_pid())
+        died = time.monotonic()
+        os.kill(engine, signal.SIGKILL)
+        until(lambda: engine_pids(_replica_pid()) not in ([], [engine]))
+        time.sleep(3)
+    assert len(clients.failures) <= NUM_CLIENTS / 2, clients.failures
+    assert len(set(clients.seen)) == 1
+    assert sum(began > died + 1 for began, _ in clients.seconds) > 20, "it goes on"
+    [after] = serving.observe(["line"])["line"]
+    assert after.replica == before.replica
 
 
 def test_before_its_ray_ends_what_is_in_flight_is_answered_and_newcomers_are_told_to_come_back(

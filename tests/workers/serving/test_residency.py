@@ -141,19 +141,70 @@ def test_one_on_trial_that_hangs_is_given_up_and_what_it_was_asked_is_answered(
     replica.close()
 
 
-def test_a_served_version_that_hangs_makes_the_replica_ill(artifacts: Artifacts, loader: Loader) -> None:
-    """There is no other to answer: whoever asks ends the replica."""
+def test_a_served_version_that_hangs_is_loaded_anew_and_what_it_was_asked_is_answered(
+    artifacts: Artifacts, loader: Loader
+) -> None:
     replica = Replica("replica-0", artifacts.open, loader)
     replica.set_target(line(1))
     assert replica.wait_until_settled(30)
-    engine = loader.engine("1")
-    engine.hung_since, engine.hung_seconds = 1.0, residency.HUNG_SECONDS - 1
+    hung = loader.engine("1")
+    hung.hangs = True
+    answer = collect(replica, Generation("line", ("a",), Sampling(max_tokens=3)))
+    assert isinstance(answer[0], Started)
+    assert not any(isinstance(item, Refused) for item in answer)
+    assert loader.folders == ["1", "1"]
+    assert hung.closed
     assert replica.healthy()
-    engine.hung_seconds = residency.HUNG_SECONDS + 1
-    assert not replica.healthy()
     replica.close()
     answer = collect(replica, Generation("line", ("a",), Sampling(max_tokens=3)))
     assert isinstance(answer[0], Refused)
+
+
+def test_long_turns_are_not_taken_for_a_hang(residents: Residency, loader: Loader) -> None:
+    residents.set_target(line(1))
+    assert residents.wait_until_settled(30)
+    engine = loader.engine("1")
+    engine.hung_since, engine.hung_seconds = 1.0, residency.HUNG_SECONDS - 1
+    resident = residents.take()
+    assert not residents.give_up_if_ill(resident)
+    engine.hung_seconds = residency.HUNG_SECONDS + 1
+    assert residents.give_up_if_ill(resident)
+    residents.give_back(resident)
+
+
+def test_a_served_version_that_is_lost_and_cannot_be_loaded_anew_makes_the_replica_ill(
+    artifacts: Artifacts, loader: Loader
+) -> None:
+    """It may be for the process: whoever asks for its health ends it."""
+    residents = Residency("replica-0", artifacts.open, loader, retry_seconds=1000.0)
+    residents.set_target(line(1))
+    assert residents.wait_until_settled(30)
+    loader.errors.append(MemoryError("no room"))
+    loader.gate.clear()
+    engine = loader.engine("1")
+    engine.hung_since = 1.0
+    until(lambda: residents.recovers)
+    assert residents.healthy()
+    loader.gate.set()
+    until(lambda: not residents.healthy())
+    assert not residents.recovers
+    residents.set_target(line(2))
+    assert residents.wait_until_settled(30)
+    assert residents.healthy(), "the other version answers"
+    residents.close()
+
+
+def test_what_is_lost_is_loaded_before_what_is_only_tried(residents: Residency, loader: Loader) -> None:
+    residents.set_target(line(1))
+    assert residents.wait_until_settled(30)
+    loader.gate.clear()
+    residents.set_target(trying(1, version(2)))
+    until(lambda: loader.folders == ["1", "2"])
+    loader.engine("1").hung_since = 1.0
+    until(lambda: loader.folders == ["1", "2", "1"])
+    loader.gate.set()
+    assert residents.wait_until_settled(30)
+    assert residents.report().number == 1
 
 
 def test_a_folder_that_is_no_export_is_no_version(residents: Residency, artifacts: Artifacts) -> None:

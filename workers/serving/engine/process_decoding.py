@@ -2,14 +2,13 @@
 version that hangs or that the kernel kills ends alone; and all of its memory comes back.
 """
 
-import multiprocessing
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
-from workers.serving.engine import decoding_process
+from workers.serving.engine import processes
 from workers.serving.engine.decoding import DecodingSize, DecodingStatus
 from workers.serving.engine.decoding_process import Begin, Cancel, Turn, decode_for, receive, send
 from workers.serving.engine.options import EngineOptions
@@ -29,10 +28,6 @@ DIED = "the engine's process has died"
 # What a process takes beside weights and cache: pages of the interpreter that it no longer shares; on a GPU its context.
 PROCESS_BYTES = {"cpu": 256 << 20, "cuda": 768 << 20}
 
-# Forked from a process that has imported everything and computed nothing.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([decoding_process.__name__])
-
 
 class _Request:
     def __init__(self, sequences: Sequence[SequenceRequest], sink: Sink) -> None:
@@ -49,8 +44,8 @@ class ProcessDecoding:
     """Raises as ``TransformersEngine``, and EngineError where the process ends before it has loaded."""
 
     def __init__(self, folder: Path, threads: int, options: EngineOptions) -> None:
-        self._connection, theirs = _context.Pipe()
-        self._process = _context.Process(
+        self._connection, theirs = processes.context.Pipe()
+        self._process = processes.context.Process(
             target=decode_for, args=(theirs, folder, threads, options), name="decode", daemon=True
         )
         self._process.start()

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -48,9 +48,12 @@ class Ask:
 
 @dataclass
 class Clients:
-    """Clients that each go on asking, until stopped."""
+    """Clients that each go on asking, until stopped: the same again and again, of which the engine then keeps the prompt, or
+    every time another ``new_prompt``.
+    """
 
     url: str
+    new_prompt: Callable[[], Sequence[int]] | None = None
     answers: list[Answer] = field(default_factory=list)
     stopped: bool = False
 
@@ -61,6 +64,8 @@ class Clients:
 
     async def _client(self, http: aiohttp.ClientSession, ask: Ask, heed_retry_after: bool) -> None:
         while not self.stopped:
+            if self.new_prompt is not None:
+                ask = replace(ask, prompt=self.new_prompt())
             answer = await ask_once(http, ask)
             if not answer.whole and ask.retry_seconds is not None and answer.status != 429:
                 await asyncio.sleep(answer.retry_after or ask.retry_seconds)

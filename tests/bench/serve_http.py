@@ -183,9 +183,15 @@ def _recovered(answers: Sequence[Answer], at: float, usual: float) -> float:
 
 
 def overload_figures(world: World) -> list[Figure]:
-    """Four times as many clients as the engine has slots; who is told 429 comes back when told to."""
+    """Four times as many clients as the engine has slots; who is told 429 comes back when told to. No two ask the same: of
+    the prompts of a few the engine would keep all keys and values, and of those of a crowd it cannot.
+    """
     rng = random.Random(4)
-    steady, overload, after = Clients(world.url), Clients(world.url), Clients(world.url)
+
+    def new_prompt() -> Sequence[int]:
+        return random_prompts(rng, 1)[0]
+
+    steady, overload, after = (Clients(world.url, new_prompt) for _ in range(3))
     asks = _asks(rng)
     asyncio.run(meanwhile(steady, asks, lambda: time.sleep(STEADY_SECONDS)))
     crowd = [ask for _ in range(4) for ask in _asks(rng)]

@@ -8,6 +8,7 @@ import torch
 
 from workers.serving.engine.forward import Forward, Piece
 from workers.serving.engine.packed_linear import Packing, can_pack
+from workers.serving.engine.packed_llama import PackedLlama, is_packable
 from workers.serving.engine.port import NOT_FINITE, EngineError
 from workers.serving.engine.sequence_forward import SequenceForward
 from workers.serving.engine.slot_forward import SlotForward
@@ -46,18 +47,33 @@ def forward_for(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_bytes:
         model.set_attn_implementation(attention)
         return _one_by_one(model, trial, max_slots, slot_tokens)
     if model.device.type == "cpu" and can_pack():
-        packing = Packing(model)
-        try:
-            trial.run(forward)
-        except Exception as error:  # layers that are used for more than their product
-            logger.warning("%s keeps its linear layers: %s", type(model).__name__, error)
-            packing.undo()
+        _pack(model, forward, trial, slot_tokens)
     tokens = kv_cache_bytes // forward.bytes_per_token
     num_slots = max(1, min(max_slots, tokens // slot_tokens))
     if num_slots < max_slots:
         logger.warning("%d slots of %d tokens fit %d bytes", num_slots, slot_tokens, kv_cache_bytes)
     forward.resize(num_slots=num_slots, slot_tokens=min(slot_tokens, tokens))
     return forward
+
+
+def _pack(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -> None:
+    """Whatever of it answers as before: all layers, or else the linear ones."""
+    if is_packable(model) and model.dtype is torch.float32:
+        forward.pack(PackedLlama(model, slot_tokens))
+        try:
+            trial.run(forward)
+        except Exception as error:
+            logger.warning("%s keeps its layers: %s", type(model).__name__, error)
+            forward.pack(None)
+        else:
+            forward.let_go_of_model()
+            return
+    packing = Packing(model)
+    try:
+        trial.run(forward)
+    except Exception as error:  # layers that are used for more than their product
+        logger.warning("%s keeps its linear layers: %s", type(model).__name__, error)
+        packing.undo()
 
 
 def _one_by_one(model: Any, trial: "_Trial", num_slots: int, slot_tokens: int) -> Forward:

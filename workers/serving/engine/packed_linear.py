@@ -11,12 +11,18 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
+def pack_weight(weight_NK: Tensor) -> Tensor:
+    """A copy in the blocked layout."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous())
+    return packed
+
+
 class PackedLinear(nn.Module):
     """``x @ weight_NK.T + bias``, x and result float32 of shape (..., K) and (..., N)."""
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
         super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous())
+        self._weight = pack_weight(weight_NK)
         self._bias = bias_N
 
     def forward(self, x: Tensor) -> Tensor:

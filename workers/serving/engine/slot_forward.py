@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from workers.serving.engine.forward import Piece
+from workers.serving.engine.packed_llama import PackedLlama
 
 ATTENTION = "pathswitch_slots"
 LENGTH_STEP = (
@@ -27,7 +28,7 @@ KEYS_IN_VAIN = 64  # an estimate for 320 numbers a key on two cores: as long to 
 class SlotForward:
     """Owns the slots of one model, whose attention it replaces for good.
 
-    Slots hold ``slot_tokens`` tokens each; layers' keys and values have shape (S, H, L, D) in the model's own type. Memory is
+    Slots hold ``slot_tokens`` tokens each; a layer's keys and values have shape (2, S, H, L, D) in the model's own type. Memory is
     zeros from the start (what is masked must be finite), which on a CPU is not taken before it is written to.
     """
 
@@ -35,9 +36,10 @@ class SlotForward:
 
     def __init__(self, model: Any, *, num_slots: int, slot_tokens: int) -> None:
         self._model = model
+        self._device, self._dtype = model.device, model.dtype
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
+        self._layers: PackedLlama | None = None  # instead of the model's own
+        self._pools: dict[int, Tensor] = {}
         self._layer_bytes: dict[int, int] = {}  # of one token
         self._rows = _Rows((), torch.device("cpu"), torch.float32)
         self.num_slots = num_slots
@@ -51,10 +53,11 @@ class SlotForward:
         return sum(self._layer_bytes.values())
 
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
-        model = self._model
-        self._rows = rows = _Rows(pieces, model.device, model.dtype)
-        wanted_R = torch.tensor(rows.wanted, dtype=torch.long, device=model.device)
-        logits_1RV = model(
+        self._rows = rows = _Rows(pieces, self._device, self._dtype)
+        wanted_R = torch.tensor(rows.wanted, dtype=torch.long, device=self._device)
+        if self._layers is not None:
+            return self._layers(rows.tokens_T, rows.positions_T, wanted_R, self._attend_packed)
+        logits_1RV = self._model(
             input_ids=rows.tokens_T[None],
             position_ids=rows.positions_T[None],
             use_cache=False,
@@ -65,48 +68,68 @@ class SlotForward:
         return logits_RV.float().cpu()
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        for pool in (*self._keys.values(), *self._values.values()):
-            pool[target, :, :num_tokens] = pool[source, :, :num_tokens]
+        for pool in self._pools.values():
+            pool[:, target, :, :num_tokens] = pool[:, source, :, :num_tokens]
 
     def clear(self, slot: int) -> None:
-        for pool in (*self._keys.values(), *self._values.values()):
-            pool[slot].zero_()
+        for pool in self._pools.values():
+            pool[:, slot].zero_()
 
     def resize(self, *, num_slots: int, slot_tokens: int) -> None:
         """Other slots, all of them empty."""
-        self._keys.clear()
-        self._values.clear()
+        self._pools.clear()
         self.num_slots, self.slot_tokens = num_slots, slot_tokens
+
+    def pack(self, layers: PackedLlama | None) -> None:
+        """Have them instead of the model's own, from a sequence's begin on; None: the model's own again."""
+        self._layers = layers
+
+    def let_go_of_model(self) -> None:
+        """What has been packed is all that is used of it."""
+        assert self._layers is not None
+        self._model = None
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
     ) -> Tensor:
         """Write the keys and values of all pieces, and attend. (1, H, T, D) in, (1, T, H, D) out."""
-        if layer not in self._keys:
-            self._keys[layer], self._values[layer] = self._pool(key), self._pool(value)
-            self._layer_bytes[layer] = key[0, :, 0].nbytes + value[0, :, 0].nbytes
-        keys, values, rows = self._keys[layer], self._values[layer], self._rows
-        keys[rows.slots_T, :, rows.positions_T] = key[0].transpose(0, 1)
-        values[rows.slots_T, :, rows.positions_T] = value[0].transpose(0, 1)
+        pool, rows = self._pool(layer, key[0, :, 0]), self._rows
+        pool[0][rows.slots_T, :, rows.positions_T] = key[0].transpose(0, 1)
+        pool[1][rows.slots_T, :, rows.positions_T] = value[0].transpose(0, 1)
+        return self._attend(pool, query[0].transpose(0, 1), scale, window)[None]
+
+    def _attend_packed(self, layer: int, query_THD: Tensor, written_T2GD: Tensor, scale: float) -> Tensor:
+        pool, rows = self._pool(layer, written_T2GD[0, 0]), self._rows
+        pool[:, rows.slots_T, :, rows.positions_T] = written_T2GD
+        return self._attend(pool, query_THD, scale, None)
+
+    def _attend(self, pool: Tensor, query_THD: Tensor, scale: float | None, window: int | None) -> Tensor:
+        """(T, H, D)."""
+        keys, values = pool[0], pool[1]
         attended = []
-        for group in rows.groups:
+        for group in self._rows.groups:
             length = min(group.length, self.slot_tokens)
             attended.append(
                 _attend(
-                    query[0, :, group.begin : group.end],
+                    query_THD[group.begin : group.end],
                     keys[group.slots, :, :length],
                     values[group.slots, :, :length],
-                    rows.mask(group, length, window),
+                    self._rows.mask(group, length, window),
                     scale,
                 )
             )
-        return (attended[0] if len(attended) == 1 else torch.cat(attended))[None]
+        return attended[0] if len(attended) == 1 else torch.cat(attended)
 
-    def _pool(self, like: Tensor) -> Tensor:
-        _, heads, _, dimension = like.shape
-        return torch.zeros(
-            (self.num_slots, heads, self.slot_tokens, dimension), dtype=like.dtype, device=like.device
-        )
+    def _pool(self, layer: int, like_GD: Tensor) -> Tensor:
+        """Keys and values of a layer."""
+        pool = self._pools.get(layer)
+        if pool is None:
+            heads, dimension = like_GD.shape
+            shape = (2, self.num_slots, heads, self.slot_tokens, dimension)
+            pool = torch.zeros(shape, dtype=like_GD.dtype, device=like_GD.device)
+            self._pools[layer] = pool
+            self._layer_bytes[layer] = 2 * like_GD.nbytes
+        return pool
 
 
 def _attention(
@@ -125,19 +148,24 @@ def _attention(
 
 
 def _attend(
-    query_HTD: Tensor, keys_BHLD: Tensor, values_BHLD: Tensor, mask: Tensor, scale: float | None
+    query_THD: Tensor, keys_BHLD: Tensor, values_BHLD: Tensor, mask: Tensor, scale: float | None
 ) -> Tensor:
     """(T, H, D): of T sequences with a token each, or of one with T tokens."""
-    num_heads, num_tokens, dimension = query_HTD.shape
+    num_tokens, num_heads, dimension = query_THD.shape
     num_sequences, num_key_heads = keys_BHLD.shape[:2]
     if num_tokens == num_sequences:
         # The query heads that share a key head stand where more tokens would: keys need not be repeated.
-        query = query_HTD.transpose(0, 1).reshape(num_tokens, num_key_heads, -1, dimension)
+        query = query_THD.reshape(num_tokens, num_key_heads, -1, dimension)
         attended = scaled_dot_product_attention(query, keys_BHLD, values_BHLD, attn_mask=mask, scale=scale)
         return attended.reshape(num_tokens, num_heads, -1)
     shared = num_heads != num_key_heads
     attended = scaled_dot_product_attention(
-        query_HTD[None], keys_BHLD, values_BHLD, attn_mask=mask, scale=scale, enable_gqa=shared
+        query_THD.transpose(0, 1)[None],
+        keys_BHLD,
+        values_BHLD,
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=shared,
     )
     return attended[0].transpose(0, 1)
 

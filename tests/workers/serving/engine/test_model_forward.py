@@ -9,6 +9,7 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -17,6 +18,8 @@ from transformers import (
 from workers.pretrained import new_model
 from workers.serving.engine.forward import Forward, Piece
 from workers.serving.engine.model_forward import forward_for
+from workers.serving.engine.packed_linear import can_pack
+from workers.serving.engine.packed_llama import PackedLlama, is_packable
 from workers.serving.engine.sequence_forward import SequenceForward
 from workers.serving.engine.slot_forward import SlotForward
 
@@ -25,6 +28,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
 }  # fmt: skip
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 16}
 SEQUENCES = [[(7 * number + 3 * position) % 97 for position in range(40)] for number in range(3)]
 
 
@@ -62,12 +66,15 @@ def _feed(forward: Forward, *lengths: tuple[int, ...]) -> list[torch.Tensor]:
     ("config", "kind"),
     [
         (LlamaConfig(**SIZES), SlotForward),
+        (LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), SlotForward),
+        (LlamaConfig(**SIZES | {"num_key_value_heads": 4}, head_dim=16), SlotForward),
+        (LlamaConfig(**SIZES, rope_parameters=YARN), SlotForward),
         (GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64), SlotForward),
         (MistralConfig(**SIZES, sliding_window=8), SlotForward),
         (GemmaConfig(**SIZES, head_dim=8), SlotForward),
         (LlamaConfig(**SIZES, rope_parameters=DYNAMIC), SequenceForward),
     ],
-    ids=["llama", "gpt2", "sliding-window", "gemma", "dynamic-rope"],
+    ids=["llama", "biases", "wide heads", "yarn", "gpt2", "sliding-window", "gemma", "dynamic-rope"],
 )
 def test_logits_are_those_of_the_model(config: PreTrainedConfig, kind: type[Forward]) -> None:
     forward, expected = _forward(config)
@@ -75,6 +82,34 @@ def test_logits_are_those_of_the_model(config: PreTrainedConfig, kind: type[Forw
     one_by_one = [(1, 1, 1)] * 20
     for answer, whole in zip(_feed(forward, (5, 1, 20), (3, 9, 0), *one_by_one), expected, strict=True):
         torch.testing.assert_close(answer, whole[: len(answer)], rtol=0, atol=1e-3)
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no packed products")
+def test_what_packed_layers_would_answer_otherwise_goes_through_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed, _ = _forward(LlamaConfig(**SIZES))
+    assert isinstance(packed, SlotForward)
+    assert isinstance(packed._layers, PackedLlama)
+    monkeypatch.setattr(
+        PackedLlama, "__call__", lambda self, tokens, positions, wanted, attend: wanted[:, None] * 1.0
+    )
+    own, expected = _forward(LlamaConfig(**SIZES))
+    assert isinstance(own, SlotForward)
+    assert own._layers is None
+    assert "keeps its layers" in caplog.text
+    [answer, *_] = _feed(own, (5, 1, 20))
+    torch.testing.assert_close(answer, expected[0][:5], rtol=0, atol=1e-3)
+
+
+def test_a_subclass_that_may_do_more_is_not_packed() -> None:
+    class Other(LlamaForCausalLM):
+        pass
+
+    with torch.inference_mode():
+        assert is_packable(LlamaForCausalLM(LlamaConfig(**SIZES)))
+        assert not is_packable(Other(LlamaConfig(**SIZES)))
+        assert not is_packable(LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu")))
 
 
 def test_a_model_that_keeps_another_kind_of_past_is_refused() -> None:

@@ -1,0 +1,137 @@
+"""A Llama in float32 on a CPU, in as few calls as oneDNN's packed products allow.
+
+The architecture that lines are trained with by default. transformers' own layers take some fifty calls each; for the few
+rows of a decode step (10 M parameters, 16 rows) what they cost beside the arithmetic is a quarter of the pass.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from workers.serving.engine.packed_linear import pack_weight
+
+# Attends in one layer to what its slots hold and these rows add: (layer, query (T, H, D), keys and values (T, 2, G, D),
+# scale) to (T, H, D).
+Attend = Callable[[int, Tensor, Tensor, float], Tensor]
+
+
+def is_packable(model: Any) -> bool:
+    """Whether it is a Llama itself, no subclass of which the layers may do more."""
+    return type(model) is LlamaForCausalLM and model.config.hidden_act == "silu"
+
+
+class PackedLlama:
+    """Holds copies of the weights, not the model. ``num_positions``: of the longest sequence."""
+
+    def __init__(self, model: LlamaForCausalLM, num_positions: int) -> None:
+        body: Any = model.model
+        positions_1L = torch.arange(num_positions)[None]
+        cos_1LD, sin_1LD = body.rotary_emb(body.embed_tokens.weight, positions_1L)
+        half = cos_1LD.shape[-1] // 2
+        self._rotations_LE = torch.complex(cos_1LD[0, :, :half], sin_1LD[0, :, :half])
+        self._embeddings_VC: Tensor = body.embed_tokens.weight
+        self._layers = [_Layer(layer) for layer in body.layers]
+        self._norm = _Norm(body.norm)
+        self._head = _Linear(model.lm_head)
+
+    def __call__(self, tokens_T: Tensor, positions_T: Tensor, wanted_R: Tensor, attend: Attend) -> Tensor:
+        """Logits of the wanted rows, (R, V)."""
+        rotations_T1E = self._rotations_LE[positions_T][:, None]
+        x_TC = self._embeddings_VC[tokens_T]
+        for number, layer in enumerate(self._layers):
+            x_TC = layer(number, x_TC, rotations_T1E, attend)
+        if len(wanted_R) != len(tokens_T):
+            x_TC = x_TC[wanted_R]
+        return self._head(self._norm(x_TC))
+
+
+class _Layer:
+    def __init__(self, layer: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._dimension: int = attention.head_dim
+        self._scale: float = attention.scaling
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self._num_heads, self._num_key_heads, _ = (p.weight.shape[0] // self._dimension for p in projections)
+        self._attention_norm = _Norm(layer.input_layernorm)
+        self._in = _Linear(*projections, paired=self._dimension)
+        self._out = _Linear(attention.o_proj)
+        self._mlp_norm = _Norm(layer.post_attention_layernorm)
+        self._gate, self._up, self._down = (
+            _Linear(mlp.gate_proj),
+            _Linear(mlp.up_proj),
+            _Linear(mlp.down_proj),
+        )
+
+    def __call__(self, number: int, x_TC: Tensor, rotations_T1E: Tensor, attend: Attend) -> Tensor:
+        num_rows, num_heads, num_key_heads = len(x_TC), self._num_heads, self._num_key_heads
+        projected = self._in(self._attention_norm(x_TC)).view(num_rows, -1, self._dimension)
+        rotated = torch.view_as_complex(projected[:, : num_heads + num_key_heads].unflatten(-1, (-1, 2)))
+        rotated *= rotations_T1E
+        attended_THD = attend(
+            number,
+            projected[:, :num_heads],
+            projected[:, num_heads:].view(num_rows, 2, num_key_heads, self._dimension),
+            self._scale,
+        )
+        x_TC = self._out.added_to(x_TC, attended_THD.reshape(num_rows, -1))
+        normed_TC = self._mlp_norm(x_TC)
+        return self._down.added_to(x_TC, self._up.times(self._gate.silu(normed_TC), normed_TC))
+
+
+class _Norm:
+    def __init__(self, norm: Any) -> None:
+        self._weight_C: Tensor = norm.weight
+        self._epsilon: float = norm.variance_epsilon
+
+    def __call__(self, x_TC: Tensor) -> Tensor:
+        normed: Tensor = torch.rms_norm(x_TC, self._weight_C.shape, self._weight_C, self._epsilon)
+        return normed
+
+
+class _Linear:
+    """Linear layers of the same input in one, (T, K) to (T, N), alone or with what follows in the same call.
+
+    ``paired``: numbers of a head whose halves are rotated against each other. In all but the last of the layers (values are
+    not rotated) the two numbers of a pair come to lie beside each other, as complex numbers do. Queries and keys are
+    reordered alike, so that their products stay the same.
+    """
+
+    def __init__(self, *layers: Any, paired: int | None = None) -> None:
+        weights = [layer.weight for layer in layers]
+        biases = [layer.bias for layer in layers]
+        if paired is not None:
+            weights[:-1] = [_interleaved(weight, paired) for weight in weights[:-1]]
+            biases[:-1] = [bias if bias is None else _interleaved(bias, paired) for bias in biases[:-1]]
+        self._bias_N = None if biases[0] is None else torch.cat(biases)
+        self._weight = pack_weight(torch.cat(weights))
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        return self._unary(x_TK, "none")
+
+    def silu(self, x_TK: Tensor) -> Tensor:
+        return self._unary(x_TK, "swish")
+
+    def added_to(self, other_TN: Tensor, x_TK: Tensor) -> Tensor:
+        return self._binary(x_TK, other_TN, "add")
+
+    def times(self, other_TN: Tensor, x_TK: Tensor) -> Tensor:
+        return self._binary(x_TK, other_TN, "mul")
+
+    def _unary(self, x_TK: Tensor, what: str) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self._weight, self._bias_N, what, [], "")
+        return made
+
+    def _binary(self, x_TK: Tensor, other_TN: Tensor, what: str) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x_TK, other_TN, self._weight, self._bias_N, what
+        )
+        return made
+
+
+def _interleaved(rows: Tensor, dimension: int) -> Tensor:
+    """Of every head, the numbers i and i + dimension / 2 beside each other."""
+    heads: Tensor = rows.view(-1, 2, dimension // 2, *rows.shape[1:])
+    return heads.transpose(1, 2).flatten(0, 2)

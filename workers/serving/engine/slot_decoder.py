@@ -1,7 +1,7 @@
 """Continuous batching: all sequences in flight are fed to the model together, turn after turn, by one thread.
 
-Every turn is one forward pass over a token of each sequence that is being continued, and over a piece of the prompts of
-those that have just come: between two turns sequences end, are cancelled, and others take their slots.
+Every turn is one forward pass, over a token of each sequence that is being continued or a piece of the prompts of those that
+have just come, or both: between two turns sequences end, are cancelled, and others take their slots.
 """
 
 import logging
@@ -77,6 +77,7 @@ class SlotDecoder:
         self._slots = Slots(forward.num_slots, reuses=forward.reuses)
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
+        self._prompts_went_first = False  # in the turn before
         self._closing = False
         self._changed = threading.Condition()
 
@@ -167,7 +168,8 @@ class SlotDecoder:
         try:
             logits_RV = self._forward([piece for _, piece in turn])
             for sequence, events in self._advance(turn, logits_RV):
-                emitted.setdefault(sequence.sink, []).extend(events)
+                if events:
+                    emitted.setdefault(sequence.sink, []).extend(events)
         except (
             Exception
         ) as error:  # a pass is for all of them: none can be spared, and others may still be answered
@@ -181,9 +183,24 @@ class SlotDecoder:
             sink(events)
 
     def _plan(self) -> list[tuple[_Sequence, Piece]]:
-        """What is fed in the next turn: those that are being continued by slot, then prompts as they came."""
+        """What is fed in the next turn: those that are being continued by slot, then prompts as they came.
+
+        Prompts that have their first token after one turn are given one of their own: in a turn with all others it would
+        come half as late again. Never twice in a row: who is being continued waits for one such turn at most.
+        """
         continued = sorted((s for s in self._active if not s.in_prompt), key=lambda sequence: sequence.slot)
-        turn = [(s, Piece(s.slot, s.num_fed, s.unfed, 1)) for s in continued]
+        prompts = self._prompt_pieces()
+        whole = all(len(piece.tokens) == len(sequence.unfed) for sequence, piece in prompts)
+        num_in_prompt = len(self._active) - len(continued)
+        self._prompts_went_first = (
+            bool(continued) and 0 < num_in_prompt == len(prompts) and whole and not self._prompts_went_first
+        )
+        if self._prompts_went_first:
+            return prompts
+        return [(s, Piece(s.slot, s.num_fed, s.unfed, 1)) for s in continued] + prompts
+
+    def _prompt_pieces(self) -> list[tuple[_Sequence, Piece]]:
+        pieces: list[tuple[_Sequence, Piece]] = []
         room, scored_room = PREFILL_TOKENS, self._max_scored
         for sequence in self._active:
             if not sequence.in_prompt:
@@ -198,8 +215,8 @@ class SlotDecoder:
             else:
                 num_logits = int(num_tokens == len(sequence.unfed))
             room -= num_tokens
-            turn.append((sequence, Piece(sequence.slot, sequence.num_fed, tokens, num_logits)))
-        return turn
+            pieces.append((sequence, Piece(sequence.slot, sequence.num_fed, tokens, num_logits)))
+        return pieces
 
     def _advance(
         self, turn: Sequence[tuple[_Sequence, Piece]], logits_RV: Tensor

@@ -21,10 +21,12 @@ from tests.workers.serving.engine.asking import (
     tokens,
 )
 from workers.serving.engine import slot_decoder
+from workers.serving.engine.forward import Piece
 from workers.serving.engine.options import EngineOptions
 from workers.serving.engine.port import EngineError, EngineEvent, QueueFull, SequenceFailed
+from workers.serving.engine.slot_forward import SlotForward
 from workers.serving.engine.transformers_engine import TransformersEngine
-from workers.serving.generation import Chat, ChatMessage, FinishReason, Token
+from workers.serving.generation import Chat, ChatMessage, Finished, FinishReason, Token
 
 PROMPT = "The cat sat on"
 
@@ -282,6 +284,45 @@ def test_where_all_that_waits_is_cancelled_no_turn_is_taken(
     [events] = run(engine, sequence(prompt, max_tokens=2))
     assert finish(events).num_tokens == 2
     assert "a turn failed" not in caplog.text
+    engine.close()
+
+
+def test_prompts_go_first_but_not_twice_in_a_row(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersEngine(export)
+    prompts = {name: engine.encode(name * 9) for name in "abcd"}
+    longest = tuple(range(1, 100))
+    fed: list[list[int]] = []  # tokens of every piece, turn by turn
+    forward = SlotForward.__call__
+
+    def recorded(self: SlotForward, pieces: Sequence[Piece]) -> torch.Tensor:
+        fed.append([len(piece.tokens) for piece in pieces])
+        return forward(self, pieces)
+
+    monkeypatch.setattr(SlotForward, "__call__", recorded)
+    ended: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
+
+    def begin(name: str, then: Callable[[], None] = lambda: None) -> None:
+        """``then``: at its first token, within that turn."""
+        heard: list[EngineEvent] = []
+
+        def sink(events: list[EngineEvent]) -> None:
+            if not heard:
+                then()
+            heard.extend(events)
+            if isinstance(events[-1], Finished):
+                ended.put(heard)
+
+        prompt = longest if name == "long" else prompts[name]
+        engine.submit([sequence(prompt, max_tokens=12)], sink)
+
+    monkeypatch.setattr(slot_decoder, "PREFILL_TOKENS", 40)
+    # b comes while a is continued, c at b's first token: the turn before was b's alone. Then one that takes three turns.
+    begin("a", lambda: begin("b", lambda: begin("c", lambda: begin("long"))))
+    for _ in range(4):
+        ended.get(timeout=30)
+    of_a, of_b, of_c = (len(prompts[name]) for name in "abc")
+    assert fed[:6] == [[of_a], [of_b], [1, 1, of_c], [1, 1, 1, 40], [1, 1, 1, 40], [19]]
+    assert fed[6] == [1, 1, 1, 1]
     engine.close()
 
 

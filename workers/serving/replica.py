@@ -104,25 +104,33 @@ class Replica:
                             yield batch
                     return
                 except EngineFailed as error:
-                    tried = self._is_tried(resident) and request.version is None
-                    given_up = self._residency.give_up_if_ill(resident)
-                    if passed_on or last or not (tried or given_up):
+                    tried = self._is_tried(resident)
+                    lost = self._residency.give_up_if_ill(resident)
+                    if passed_on or last or request.version is not None or not (tried or lost):
                         raise failed(str(error)) from error
                     logger.warning("version %d failed a request: %s", resident.version.number, error)
                 finally:
                     self._residency.give_back(resident)
-                resident = await self._take(request, served=tried)
+                resident = await self._take_served()
         except RequestRefused as refusal:
             yield [refusal.refused]
 
-    async def _take(self, request: Generation, *, served: bool = False) -> Resident:
-        """Who is to answer; waits for a served version that is being loaded anew. To be given back. Raises RequestRefused."""
+    async def _take(self, request: Generation) -> Resident:
+        """Who is to answer; where that is the served version, as ``_take_served``. To be given back. Raises RequestRefused."""
+        try:
+            return self._residency.take(request.version, request.affinity)
+        except RequestRefused:
+            if request.version is not None or not self._residency.recovers:
+                raise
+        # Not drawn again: after some draws everybody would be with the version on trial.
+        return await self._take_served()
+
+    async def _take_served(self) -> Resident:
+        """Waits for a served version that is being loaded anew. To be given back. Raises RequestRefused."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while True:
             try:
-                if served:
-                    return self._residency.take_served()
-                return self._residency.take(request.version, request.affinity)
+                return self._residency.take_served()
             except RequestRefused:
                 if not self._residency.recovers or time.monotonic() > deadline:
                     raise
@@ -155,6 +163,7 @@ class Replica:
         sequences, num_prompt_tokens = await asyncio.to_thread(plan_sequences, request, engine)
         outbox = Outbox(len(sequences), whole=not request.stream)
         try:
+            # An engine that was given up meanwhile refuses.
             cancel = engine.submit(sequences, outbox.put)
         except QueueFull as error:
             raise overloaded(f"The model is busy: {error}", error.retry_seconds) from error

@@ -46,6 +46,7 @@ class Resident:
     before_trial: Traffic = NOTHING
     in_flight: int = 0
     retired: bool = False
+    lost: bool = False  # its engine was given up
     given_up: set[Callable[[str], None]] = field(default_factory=set)
 
 
@@ -166,11 +167,11 @@ class Residency:
                 resident.engine.close()
 
     def give_up_if_ill(self, resident: Resident) -> bool:
-        """For whom it has failed: whether it is given up, so that there may soon be another."""
+        """For whom it has failed: whether its engine is given up."""
         with self._changed:
-            if not resident.retired:
+            if not (resident.retired or self._closing):
                 self._give_up_if_ill(resident)
-            return resident.retired
+            return resident.lost
 
     def count(self, resident: Resident, traffic: Traffic) -> None:
         with self._changed:
@@ -236,6 +237,7 @@ class Residency:
             self._current = None
         elif stable in self._residents:
             self._current = self._residents[stable]
+            self._lost = None
         wanted = self._wanted()
         for resident in list(self._residents.values()):
             if resident.version not in wanted and resident is not self._current:
@@ -335,14 +337,18 @@ class Residency:
 
         What is loaded first is not held to it: the need is an upper end, and there is nothing to protect.
         """
+        self._wait_for_room(needed)  # the memory of an engine that was just given up may be on its way
         while self._residents and (free := self._loader.free_bytes()) < needed:
             if not self._let_go_of_one_kept(version):
                 raise NotEnoughMemory(
                     f"{needed >> 20} MiB are needed beside what is loaded, {free >> 20} MiB are free"
                 )
-            deadline = time.monotonic() + FREED_SECONDS
-            while self._loader.free_bytes() < needed and time.monotonic() < deadline:
-                time.sleep(0.1)
+            self._wait_for_room(needed)
+
+    def _wait_for_room(self, needed: int) -> None:
+        deadline = time.monotonic() + (FREED_SECONDS if self._residents else 0)
+        while self._loader.free_bytes() < needed and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def _let_go_of_one_kept(self, version: ServedVersion) -> bool:
         with self._changed:
@@ -379,7 +385,10 @@ class Residency:
             self._current, self._lost = None, resident.version
         else:
             self._failures[resident.version] = _Failure(reason, time.monotonic() + self._retry_seconds)
+        resident.lost = True
         self._retire(resident)
+        # At once: whoever is about to ask it is told so, and its memory is needed.
+        resident.engine.close()
         for tell in list(resident.given_up):
             tell(reason)
         self._changed.notify_all()

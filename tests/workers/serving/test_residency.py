@@ -15,6 +15,7 @@ from tests.support.waiting import until
 from tests.workers.serving.scripted_engines import Loader
 from tests.workers.serving.serving_line import failures, line, trying, version
 from workers.serving import residency
+from workers.serving.engine.port import EngineError
 from workers.serving.generation import Answer, Generation, Refused, Sampling, Started
 from workers.serving.replica import Replica
 from workers.serving.residency import Residency
@@ -192,6 +193,38 @@ def test_a_served_version_that_is_lost_and_cannot_be_loaded_anew_makes_the_repli
     assert residents.wait_until_settled(30)
     assert residents.healthy(), "the other version answers"
     residents.close()
+
+
+def test_requests_wait_for_what_is_lost_and_are_not_drawn_again_for_what_is_tried(
+    artifacts: Artifacts, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = Replica("replica-0", artifacts.open, loader)
+    replica.set_target(trying(1, version(2), share=0.1))
+    assert replica.wait_until_settled(30)
+    loader.gate.clear()
+    draws: list[float] = []
+    monkeypatch.setattr(residency.random, "random", lambda: draws.append(0.5) or 0.5)
+    loader.engine("1").hung_since = 1.0
+    until(lambda: loader.folders == ["1", "2", "1"])
+    threading.Timer(1.0, loader.gate.set).start()
+    answer = collect(replica, Generation("line", ("a",), Sampling(max_tokens=3)))
+    assert isinstance(answer[0], Started)
+    assert answer[0].number == 1
+    assert len(draws) <= 2, "once for a version, once for a copy"
+    replica.close()
+
+
+def test_who_is_about_to_ask_an_engine_that_is_given_up_is_refused(
+    residents: Residency, loader: Loader
+) -> None:
+    residents.set_target(line(1))
+    assert residents.wait_until_settled(30)
+    resident = residents.take()
+    loader.engine("1").hung_since = 1.0
+    until(lambda: resident.lost)
+    with pytest.raises(EngineError):
+        resident.engine.submit([], lambda _: None)
+    residents.give_back(resident)
 
 
 def test_what_is_lost_is_loaded_before_what_is_only_tried(residents: Residency, loader: Loader) -> None:

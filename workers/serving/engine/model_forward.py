@@ -59,8 +59,8 @@ def forward_for(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_bytes:
 def _pack(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -> None:
     """Whatever of it answers as before: all layers, or else the linear ones."""
     if is_packable(model) and model.dtype is torch.float32:
-        forward.pack(PackedLlama(model, slot_tokens))
         try:
+            forward.pack(PackedLlama(model, slot_tokens))
             trial.run(forward)
         except Exception as error:
             logger.warning("%s keeps its layers: %s", type(model).__name__, error)

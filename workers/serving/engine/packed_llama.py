@@ -24,7 +24,7 @@ def is_packable(model: Any) -> bool:
 
 
 class PackedLlama:
-    """Holds copies of the weights, not the model. ``num_positions``: of the longest sequence."""
+    """Holds copies of the linear weights and the rest as it is, not the model. ``num_positions``: of the longest sequence."""
 
     def __init__(self, model: LlamaForCausalLM, num_positions: int) -> None:
         body: Any = model.model

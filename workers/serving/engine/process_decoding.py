@@ -2,9 +2,12 @@
 version that hangs or that the kernel kills ends alone; and all of its memory comes back.
 """
 
+import os
 import queue
+import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -83,6 +86,11 @@ class ProcessDecoding:
     def close(self) -> None:
         with self._lock:
             self._ended = self._ended or CLOSED
+            if self._connection.closed:
+                return
+            # Where the process that forked it has died, ``kill`` takes it for dead too. It ends by this as well.
+            with socket.socket(fileno=os.dup(self._connection.fileno())) as ours, suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
         self._process.kill()
 
     def _cancel(self, number: int) -> None:
@@ -125,6 +133,7 @@ class ProcessDecoding:
         self._process.join()
         self._outgoing.put(None)
         with self._lock:
+            self._connection.close()
             self._ended = self._ended or f"{DIED} (exit code {self._process.exitcode})"
             left = list(self._requests.values())
             self._requests.clear()

@@ -60,9 +60,10 @@ def test_it_decodes_elsewhere_and_the_state_is_known_here(engine: TransformersEn
 def test_killed_it_fails_what_is_in_flight_and_is_known_to_be_dead(engine: TransformersEngine) -> None:
     emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
     prompt = engine.encode("The cat")
+    process = process_of(engine)
+    process.suspend()  # or it may be done before it is killed
     cancel = engine.submit([sequence(prompt, index=index, max_tokens=100) for index in range(3)], emitted.put)
-    emitted.get(timeout=30)
-    process_of(engine).send_signal(signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     failed: list[SequenceFailed] = []
     while len(failed) < 3:
         failed += [event for event in emitted.get(timeout=30) if isinstance(event, SequenceFailed)]
@@ -93,15 +94,31 @@ def test_frozen_it_is_noticed_holds_nobody_and_can_be_closed(engine: Transformer
 def test_what_was_cancelled_is_over_there_too(engine: TransformersEngine) -> None:
     prompt = engine.encode("The cat")
     emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
-    cancels = [engine.submit([sequence(prompt, max_tokens=110)], emitted.put) for _ in range(2)]
+    many = [sequence(prompt, index=index, max_tokens=110) for index in range(2000)]  # a minute at least
+    cancel = engine.submit(many, emitted.put)
     emitted.get(timeout=30)
-    for cancel in cancels:
-        cancel()
-        cancel()
+    cancel()
+    cancel()
     assert engine.status().num_running == 0
     assert engine.status().stalled_seconds == 0.0
+    began = time.monotonic()
     [events] = run(engine, sequence(prompt, max_tokens=2))
     assert finish(events).num_tokens == 2
+    assert time.monotonic() - began < 15
+
+
+def test_closed_it_ends_even_where_what_forked_it_has_died(export: Path) -> None:
+    engine = TransformersEngine(export, own_process=True)
+    process = process_of(engine)
+    forking = process.parent()
+    assert forking is not None
+    forking.kill()
+    until(lambda: process.ppid() != forking.pid)
+    after = TransformersEngine(export, own_process=True)
+    engine.close()
+    until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    assert finish(run(after, sequence(after.encode("The cat"), max_tokens=3))[0]).num_tokens == 3
+    after.close()
 
 
 def test_it_ends_with_the_process_that_started_it_by_kill_9_too(export: Path, tmp_path: Path) -> None:

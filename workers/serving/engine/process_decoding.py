@@ -29,7 +29,7 @@ from workers.serving.generation import Token
 DIED = "the engine's process has died"
 
 # What a process takes beside weights and cache: pages of the interpreter that it no longer shares; on a GPU its context.
-PROCESS_BYTES = {"cpu": 256 << 20, "cuda": 768 << 20}
+PROCESS_BYTES = {"cpu": 512 << 20, "cuda": 768 << 20}
 
 
 class _Request:

@@ -199,7 +199,8 @@ def test_a_version_whose_logits_are_not_finite_is_not_loaded(tmp_path: Path, own
 def test_logits_that_become_not_finite_fail_the_sequence_and_what_it_held_is_forgotten(export: Path) -> None:
     engine = TransformersEngine(export)
     [before] = run(engine, sequence([1, 2, 3]))
-    norm = engine._decoding._decoder._forward._layers._norm._weight_C  # type: ignore[attr-defined]
+    forward = engine._decoding._decoder._forward  # type: ignore[attr-defined]
+    norm = forward._layers._norm._weight_C if forward._layers else forward._model.model.norm.weight
     with torch.inference_mode():
         whole = norm.clone()
         norm.fill_(float("nan"))

@@ -82,16 +82,13 @@ class _Layer:
 
 
 class _Norm:
-    """x / sqrt(mean(x²) + epsilon), times a weight. ``torch.rms_norm`` is ten calls on a CPU, 40 µs for 16 rows; these take 15."""
-
     def __init__(self, norm: Any) -> None:
         self._weight_C: Tensor = norm.weight
-        self._epsilon = torch.tensor(norm.variance_epsilon)
+        self._epsilon: float = norm.variance_epsilon
 
     def __call__(self, x_TC: Tensor) -> Tensor:
-        lengths_T1 = torch.linalg.vector_norm(x_TC, dim=-1, keepdim=True)
-        squares_T1 = torch.addcmul(self._epsilon, lengths_T1, lengths_T1, value=1 / x_TC.shape[-1])
-        return (x_TC * squares_T1.rsqrt_()).mul_(self._weight_C)
+        normed: Tensor = torch.rms_norm(x_TC, self._weight_C.shape, self._weight_C, self._epsilon)
+        return normed
 
 
 class _Linear:

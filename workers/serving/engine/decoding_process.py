@@ -1,7 +1,8 @@
 """The process that decodes for one engine. ``process_decoding`` is the side that starts it and asks.
 
-It hears ``Begin`` and ``Cancel``, and says ``DecodingSize`` or why it cannot load; then, after every turn, a ``Turn``. It
-ends when the other side does, by kill -9 too.
+It hears ``Begin`` and ``Cancel``, and says ``DecodingSize`` or why it cannot load; then a ``Turn`` after every turn, and an
+empty one whenever there is nothing to do: whatever it was asked, something follows. It ends when the other side does, by
+kill -9 too.
 """
 
 import os
@@ -39,10 +40,14 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What has come of a turn, by request."""
+    """What has come of a turn, by request. ``newest``: the last request that had been begun then, -1 for none; ``idle``: with
+    nothing left to do.
+    """
 
     events: Sequence[tuple[int, list[EngineEvent]]]
     cached_tokens: int
+    newest: int
+    idle: bool
 
 
 def send(connection: Connection, message: object) -> None:
@@ -58,51 +63,45 @@ def decode_for(connection: Connection, folder: Path, threads: int, options: Engi
     """To the end of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for a whole terminal: who started this process ends it
     disable_progress_bar()  # it would also leave a semaphore behind, as this process is killed in the end
-    loading: Future[SlotDecoder] = Future()
-    turn = _ThisTurn()
-    threading.Thread(target=_obey, args=(connection, loading, turn), name="obey", daemon=True).start()
+    loading: Future[_Requests] = Future()
+    threading.Thread(target=_obey, args=(connection, loading), name="obey", daemon=True).start()
     try:
         decoder = load_decoder(folder, ExportTokenizer(folder), threads, options)
     except BaseException as error:
         send(connection, _crossing(error))
         return
-    loading.set_result(decoder)
+    requests = _Requests(decoder)
+    loading.set_result(requests)
     send(connection, decoder.size)
-    decoder.decode_until_closed(after_turn=lambda: send(connection, turn.take(decoder.cached_tokens)))
-
-
-class _ThisTurn:
-    """What the sequences of the running turn have emitted. Used by the decoding thread alone."""
-
-    def __init__(self) -> None:
-        self._events: list[tuple[int, list[EngineEvent]]] = []
-
-    def put(self, request: int, events: list[EngineEvent]) -> None:
-        self._events.append((request, events))
-
-    def take(self, cached_tokens: int) -> Turn:
-        events, self._events = self._events, []
-        return Turn(events, cached_tokens)
+    decoder.decode_until_closed(report=lambda: send(connection, requests.turn()))
 
 
 class _Requests:
-    """Those that have not ended, with what cancels them."""
+    """Those that have not ended, with what cancels them, and what they have emitted since the last ``turn``."""
 
-    def __init__(self, decoder: SlotDecoder, turn: _ThisTurn) -> None:
+    def __init__(self, decoder: SlotDecoder) -> None:
         self._decoder = decoder
-        self._turn = turn
+        self._newest = -1
         self._cancels: dict[int, Callable[[], None]] = {}
         self._lock = threading.Lock()
+        self._events: list[tuple[int, list[EngineEvent]]] = []  # the decoding thread's alone
 
     def begin(self, request: int, sequences: Sequence[SequenceRequest]) -> None:
         with self._lock:  # it may be over before it is known how to cancel it
             self._cancels[request] = self._decoder.submit(sequences, self._sink(request, len(sequences)))
+        self._newest = request
 
     def cancel(self, request: int) -> None:
         with self._lock:
             cancel = self._cancels.pop(request, None)
         if cancel is not None:
             cancel()
+
+    def turn(self) -> Turn:
+        """Called by the decoding thread."""
+        newest = self._newest  # before it is looked whether something is left: what comes in between is
+        events, self._events = self._events, []
+        return Turn(events, self._decoder.cached_tokens, newest, self._decoder.is_idle)
 
     def _sink(self, request: int, num_left: int) -> Sink:
         def emit(events: list[EngineEvent]) -> None:
@@ -111,17 +110,16 @@ class _Requests:
             if num_left == 0:
                 with self._lock:
                     self._cancels.pop(request, None)
-            self._turn.put(request, events)
+            self._events.append((request, events))
 
         return emit
 
 
-def _obey(connection: Connection, loading: "Future[SlotDecoder]", turn: _ThisTurn) -> None:
-    requests: _Requests | None = None
+def _obey(connection: Connection, loading: "Future[_Requests]") -> None:
     try:
         while True:
             message = receive(connection)
-            requests = requests or _Requests(loading.result(), turn)
+            requests = loading.result()
             if isinstance(message, Begin):
                 requests.begin(message.request, message.sequences)
             elif isinstance(message, Cancel):

@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 from workers.serving.engine import processes
@@ -57,7 +56,7 @@ class ProcessDecoding:
         self._turns = Turns()
         self._cached_tokens = 0
         self._requests: dict[int, _Request] = {}
-        self._numbers = count()
+        self._newest = -1
         self._ended: str | None = None  # why there will be nothing more
         self._lock = threading.Lock()
         self._outgoing: queue.SimpleQueue[Begin | Cancel | None] = queue.SimpleQueue()
@@ -76,8 +75,8 @@ class ProcessDecoding:
         with self._lock:
             if self._ended is not None:
                 raise EngineError(self._ended)
-            number = next(self._numbers)
-            if not self._requests:
+            self._newest = number = self._newest + 1
+            if not self._turns.stalled_seconds:
                 self._turns.begin()
             self._requests[number] = _Request(sequences, sink)
         self._outgoing.put(Begin(number, sequences))
@@ -95,10 +94,9 @@ class ProcessDecoding:
 
     def _cancel(self, number: int) -> None:
         with self._lock:
+            # The turn goes on: an engine that hangs is not well because nobody waits for it.
             if self._requests.pop(number, None) is None:
                 return
-            if not self._requests:
-                self._turns.end()
         self._outgoing.put(Cancel(number))
 
     def _loaded(self) -> DecodingSize:
@@ -154,6 +152,6 @@ class ProcessDecoding:
                 if not request.left:
                     del self._requests[number]
                 taken.append((request.sink, events))
-            if self._requests:
+            if turn.newest < self._newest or not turn.idle:
                 self._turns.begin()
         return taken

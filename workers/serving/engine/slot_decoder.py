@@ -86,6 +86,10 @@ class SlotDecoder:
         """How many tokens have their keys and values kept."""
         return self._slots.num_held
 
+    @property
+    def is_idle(self) -> bool:
+        return not (self._active or self._waiting)
+
     def submit(self, requests: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
         """See ``Decoding.submit``."""
         cancelled = threading.Event()
@@ -112,17 +116,19 @@ class SlotDecoder:
             self._changed.notify()
 
     @torch.inference_mode()
-    def decode_until_closed(self, after_turn: Callable[[], None] = lambda: None) -> None:
-        """Never raises: what fails, fails sequences."""
-        while self._admit():
+    def decode_until_closed(self, report: Callable[[], None] = lambda: None) -> None:
+        """``report`` is called after every turn, and whenever there is nothing to do. Never raises: what fails, fails
+        sequences.
+        """
+        while self._admit(report):
             self.turns.begin()
             self._take_turn()
             self.turns.end()
-            after_turn()
+            report()
         for sequence in [*self._active, *self._waiting]:
             sequence.sink([SequenceFailed(sequence.request.index, CLOSED)])
 
-    def _admit(self) -> bool:
+    def _admit(self, report: Callable[[], None]) -> bool:
         """Let go of what was cancelled, and give free slots away, waiting until there is something to do. False once
         closed.
         """
@@ -131,6 +137,7 @@ class SlotDecoder:
         with self._changed:
             self._fill_slots()
             while not (self._closing or self._active):
+                report()
                 self._changed.wait()
                 self._fill_slots()
             return not self._closing

@@ -100,11 +100,26 @@ def test_what_was_cancelled_is_over_there_too(engine: TransformersEngine) -> Non
     cancel()
     cancel()
     assert engine.status().num_running == 0
-    assert engine.status().stalled_seconds == 0.0
+    until(lambda: engine.status().stalled_seconds == 0.0)
     began = time.monotonic()
     [events] = run(engine, sequence(prompt, max_tokens=2))
     assert finish(events).num_tokens == 2
     assert time.monotonic() - began < 15
+
+
+def test_one_that_is_frozen_does_not_get_well_when_its_clients_leave(engine: TransformersEngine) -> None:
+    request = sequence(engine.encode("The cat"), max_tokens=3)
+    run(engine, request)
+    process = process_of(engine)
+    process.suspend()
+    engine.submit([request], lambda _: None)()
+    time.sleep(0.3)
+    engine.submit([request], lambda _: None)()
+    status = engine.status()
+    assert status.stalled_seconds > 0.3
+    assert status.longest_turn_seconds < 0.3
+    process.resume()
+    until(lambda: engine.status().stalled_seconds == 0.0)
 
 
 def test_closed_it_ends_even_where_what_forked_it_has_died(export: Path) -> None:

@@ -13,9 +13,9 @@ from transformers import LlamaForCausalLM
 
 from workers.serving.engine.packed_linear import pack_weight
 
-# Attends in one layer to what its slots hold and these rows add: (layer, query (T, H, D), keys and values (T, 2, G, D),
-# scale) to (T, H, D).
-Attend = Callable[[int, Tensor, Tensor, float], Tensor]
+# Attends in one layer to what slots hold and these rows add: (layer, query (T, H, D), key and value (T, G, D), scale) to
+# (T, H, D).
+Attend = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 
 
 def is_packable(model: Any) -> bool:
@@ -54,7 +54,9 @@ class _Layer:
         self._dimension: int = attention.head_dim
         self._scale: float = attention.scaling
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self._num_heads, self._num_key_heads, _ = (p.weight.shape[0] // self._dimension for p in projections)
+        self._num_heads, self._num_key_heads, _ = (
+            projection.weight.shape[0] // self._dimension for projection in projections
+        )
         self._attention_norm = _Norm(layer.input_layernorm)
         self._in = _Linear(*projections, paired=self._dimension)
         self._out = _Linear(attention.o_proj)
@@ -66,17 +68,14 @@ class _Layer:
         )
 
     def __call__(self, number: int, x_TC: Tensor, rotations_T1E: Tensor, attend: Attend) -> Tensor:
-        num_rows, num_heads, num_key_heads = len(x_TC), self._num_heads, self._num_key_heads
-        projected = self._in(self._attention_norm(x_TC)).view(num_rows, -1, self._dimension)
-        rotated = torch.view_as_complex(projected[:, : num_heads + num_key_heads].unflatten(-1, (-1, 2)))
+        values_begin = self._num_heads + self._num_key_heads
+        projected = self._in(self._attention_norm(x_TC)).view(len(x_TC), -1, self._dimension)
+        rotated = torch.view_as_complex(projected[:, :values_begin].unflatten(-1, (-1, 2)))
         rotated *= rotations_T1E
-        attended_THD = attend(
-            number,
-            projected[:, :num_heads],
-            projected[:, num_heads:].view(num_rows, 2, num_key_heads, self._dimension),
-            self._scale,
-        )
-        x_TC = self._out.added_to(x_TC, attended_THD.reshape(num_rows, -1))
+        query_THD = projected[:, : self._num_heads]
+        key_TGD, value_TGD = projected[:, self._num_heads : values_begin], projected[:, values_begin:]
+        attended_THD = attend(number, query_THD, key_TGD, value_TGD, self._scale)
+        x_TC = self._out.added_to(x_TC, attended_THD.reshape(len(x_TC), -1))
         normed_TC = self._mlp_norm(x_TC)
         return self._down.added_to(x_TC, self._up.times(self._gate.silu(normed_TC), normed_TC))
 

@@ -28,7 +28,7 @@ KEYS_IN_VAIN = 64  # an estimate for 320 numbers a key on two cores: as long to 
 class SlotForward:
     """Owns the slots of one model, whose attention it replaces for good.
 
-    Slots hold ``slot_tokens`` tokens each; a layer's keys and values have shape (2, S, H, L, D) in the model's own type. Memory is
+    Slots hold ``slot_tokens`` tokens each; layers' keys and values have shape (S, H, L, D) in the model's own type. Memory is
     zeros from the start (what is masked must be finite), which on a CPU is not taken before it is written to.
     """
 
@@ -39,7 +39,8 @@ class SlotForward:
         self._device, self._dtype = model.device, model.dtype
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._layers: PackedLlama | None = None  # instead of the model's own
-        self._pools: dict[int, Tensor] = {}
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
         self._layer_bytes: dict[int, int] = {}  # of one token
         self._rows = _Rows((), torch.device("cpu"), torch.float32)
         self.num_slots = num_slots
@@ -56,7 +57,7 @@ class SlotForward:
         self._rows = rows = _Rows(pieces, self._device, self._dtype)
         wanted_R = torch.tensor(rows.wanted, dtype=torch.long, device=self._device)
         if self._layers is not None:
-            return self._layers(rows.tokens_T, rows.positions_T, wanted_R, self._attend_packed)
+            return self._layers(rows.tokens_T, rows.positions_T, wanted_R, self.attend)
         logits_1RV = self._model(
             input_ids=rows.tokens_T[None],
             position_ids=rows.positions_T[None],
@@ -68,16 +69,17 @@ class SlotForward:
         return logits_RV.float().cpu()
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        for pool in self._pools.values():
-            pool[:, target, :, :num_tokens] = pool[:, source, :, :num_tokens]
+        for pool in (*self._keys.values(), *self._values.values()):
+            pool[target, :, :num_tokens] = pool[source, :, :num_tokens]
 
     def clear(self, slot: int) -> None:
-        for pool in self._pools.values():
-            pool[:, slot].zero_()
+        for pool in (*self._keys.values(), *self._values.values()):
+            pool[slot].zero_()
 
     def resize(self, *, num_slots: int, slot_tokens: int) -> None:
         """Other slots, all of them empty."""
-        self._pools.clear()
+        self._keys.clear()
+        self._values.clear()
         self.num_slots, self.slot_tokens = num_slots, slot_tokens
 
     def pack(self, layers: PackedLlama | None) -> None:
@@ -85,51 +87,46 @@ class SlotForward:
         self._layers = layers
 
     def let_go_of_model(self) -> None:
-        """What has been packed is all that is used of it."""
-        assert self._layers is not None
+        """Its weights are packed: they need not be kept twice."""
         self._model = None
 
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None, window: int | None
+        self,
+        layer: int,
+        query_THD: Tensor,
+        key_TGD: Tensor,
+        value_TGE: Tensor,
+        scale: float | None,
+        window: int | None = None,
     ) -> Tensor:
-        """Write the keys and values of all pieces, and attend. (1, H, T, D) in, (1, T, H, D) out."""
-        pool, rows = self._pool(layer, key[0, :, 0]), self._rows
-        pool[0][rows.slots_T, :, rows.positions_T] = key[0].transpose(0, 1)
-        pool[1][rows.slots_T, :, rows.positions_T] = value[0].transpose(0, 1)
-        return self._attend(pool, query[0].transpose(0, 1), scale, window)[None]
-
-    def _attend_packed(self, layer: int, query_THD: Tensor, written_T2GD: Tensor, scale: float) -> Tensor:
-        pool, rows = self._pool(layer, written_T2GD[0, 0]), self._rows
-        pool[:, rows.slots_T, :, rows.positions_T] = written_T2GD
-        return self._attend(pool, query_THD, scale, None)
-
-    def _attend(self, pool: Tensor, query_THD: Tensor, scale: float | None, window: int | None) -> Tensor:
-        """(T, H, D)."""
-        keys, values = pool[0], pool[1]
+        """Write the keys and values of all pieces, and attend: (T, H, E)."""
+        if layer not in self._keys:
+            self._keys[layer], self._values[layer] = self._pool(key_TGD), self._pool(value_TGE)
+            self._layer_bytes[layer] = key_TGD[0].nbytes + value_TGE[0].nbytes
+        keys, values, rows = self._keys[layer], self._values[layer], self._rows
+        keys[rows.slots_T, :, rows.positions_T] = key_TGD
+        values[rows.slots_T, :, rows.positions_T] = value_TGE
         attended = []
-        for group in self._rows.groups:
+        for group in rows.groups:
             length = min(group.length, self.slot_tokens)
             attended.append(
                 _attend(
                     query_THD[group.begin : group.end],
                     keys[group.slots, :, :length],
                     values[group.slots, :, :length],
-                    self._rows.mask(group, length, window),
+                    rows.mask(group, length, window),
                     scale,
                 )
             )
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
-    def _pool(self, layer: int, like_GD: Tensor) -> Tensor:
-        """Keys and values of a layer."""
-        pool = self._pools.get(layer)
-        if pool is None:
-            heads, dimension = like_GD.shape
-            shape = (2, self.num_slots, heads, self.slot_tokens, dimension)
-            pool = torch.zeros(shape, dtype=like_GD.dtype, device=like_GD.device)
-            self._pools[layer] = pool
-            self._layer_bytes[layer] = 2 * like_GD.nbytes
-        return pool
+    def _pool(self, like_TGD: Tensor) -> Tensor:
+        _, heads, dimension = like_TGD.shape
+        return torch.zeros(
+            (self.num_slots, heads, self.slot_tokens, dimension),
+            dtype=like_TGD.dtype,
+            device=like_TGD.device,
+        )
 
 
 def _attention(
@@ -144,7 +141,9 @@ def _attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    return slots.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
+    query_THD, key_TGD, value_TGE = (heads[0].transpose(0, 1) for heads in (query, key, value))
+    attended_THE = slots.attend(module.layer_idx, query_THD, key_TGD, value_TGE, scaling, sliding_window)
+    return attended_THE[None], None
 
 
 def _attend(

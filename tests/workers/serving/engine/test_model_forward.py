@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    DeepseekV2Config,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
@@ -28,6 +29,11 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3,
 }  # fmt: skip
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+LATENT: dict[str, Any] = {  # values are wider than keys
+    "num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": None, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+    "v_head_dim": 12, "first_k_dense_replace": 2, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16, "n_shared_experts": 1,
+}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 16}
 SEQUENCES = [[(7 * number + 3 * position) % 97 for position in range(40)] for number in range(3)]
 
@@ -72,9 +78,20 @@ def _feed(forward: Forward, *lengths: tuple[int, ...]) -> list[torch.Tensor]:
         (GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64), SlotForward),
         (MistralConfig(**SIZES, sliding_window=8), SlotForward),
         (GemmaConfig(**SIZES, head_dim=8), SlotForward),
+        (DeepseekV2Config(**SIZES | LATENT), SlotForward),
         (LlamaConfig(**SIZES, rope_parameters=DYNAMIC), SequenceForward),
     ],
-    ids=["llama", "biases", "wide heads", "yarn", "gpt2", "sliding-window", "gemma", "dynamic-rope"],
+    ids=[
+        "llama",
+        "biases",
+        "wide heads",
+        "yarn",
+        "gpt2",
+        "sliding-window",
+        "gemma",
+        "latent",
+        "dynamic-rope",
+    ],
 )
 def test_logits_are_those_of_the_model(config: PreTrainedConfig, kind: type[Forward]) -> None:
     forward, expected = _forward(config)

@@ -118,13 +118,13 @@ class Residency:
         either, it takes another process.
         """
         with self._changed:
-            return self._thread.is_alive() and not (self._is_lost() and self._lost in self._failures)
+            return self._thread.is_alive() and self._lost_version() not in self._failures
 
     @property
     def recovers(self) -> bool:
         """Whether the served version is being loaded again, after its engine was given up."""
         with self._changed:
-            return not self._closing and self._is_lost() and self._lost not in self._failures
+            return not self._closing and self._recovering() is not None
 
     def residents(self) -> list[Resident]:
         with self._changed:
@@ -223,9 +223,14 @@ class Residency:
     def _wanted(self) -> list[ServedVersion]:
         return [] if self._target is None else _wanted(self._target)
 
-    def _is_lost(self) -> bool:
+    def _lost_version(self) -> ServedVersion | None:
+        """The served version, where its engine was given up and no other answers."""
         stable = None if self._target is None else self._target.stable
-        return self._lost is not None and self._lost == stable and self._current is None
+        return stable if stable == self._lost and self._current is None else None
+
+    def _recovering(self) -> ServedVersion | None:
+        lost = self._lost_version()
+        return None if lost in self._failures else lost
 
     def _missing(self) -> list[ServedVersion]:
         return [v for v in self._wanted() if v not in self._residents and v not in self._failures]
@@ -315,7 +320,7 @@ class Residency:
                 (left := loading.seconds_left)
                 and version in self._wanted()
                 and not self._closing
-                and not (self._is_lost() and version != self._lost and self._lost not in self._failures)
+                and self._recovering() in (None, version)  # nothing is more urgent
             ):
                 self._changed.wait(min(WATCH_SECONDS, left))
                 self._give_up_the_ill()

@@ -1,12 +1,12 @@
 """The memory of hashes: up to which version it knows, what it leaves to the files, and who must make room for whom."""
 
 import hashlib
-from types import SimpleNamespace
 
 import pytest
 
 from service.ingest import hash_memory
 from service.ingest.hash_memory import KEPT_SECONDS, HashMemory, Remembered, VersionHashes
+from tests.support.still_clock import StillClock
 
 
 def digest(text: str) -> bytes:
@@ -36,19 +36,11 @@ def all_of(memory: HashMemory, dataset: str, newest: int, excluded: int = 0) -> 
     return remembered
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def monotonic(self) -> float:
-        return self.seconds
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def clock(monkeypatch: pytest.MonkeyPatch) -> StillClock:
     """The clock that the memory goes by, and nobody else."""
-    clock = Clock()
-    monkeypatch.setattr(hash_memory, "time", SimpleNamespace(monotonic=clock.monotonic))
+    clock = StillClock()
+    monkeypatch.setattr(hash_memory, "time", clock)
     return clock
 
 
@@ -147,7 +139,7 @@ def test_what_is_forgotten_leaves_its_room() -> None:
     assert all_of(memory, "d", 2, excluded=1).others == ()
 
 
-def test_for_lack_of_room_the_least_recently_used_dataset_is_thrown_out(clock: Clock) -> None:
+def test_for_lack_of_room_the_least_recently_used_dataset_is_thrown_out(clock: StillClock) -> None:
     memory = HashMemory(max_hashes=4)
     remember(memory, "first", "ab")
     remember(memory, "second", "cd")
@@ -159,7 +151,7 @@ def test_for_lack_of_room_the_least_recently_used_dataset_is_thrown_out(clock: C
     assert all_of(memory, "first", 1).among(digests("ab")) == set(digests("ab"))
 
 
-def test_as_many_are_thrown_out_as_are_in_the_way(clock: Clock) -> None:
+def test_as_many_are_thrown_out_as_are_in_the_way(clock: StillClock) -> None:
     memory = HashMemory(max_hashes=4)
     for name in ("first", "second", "third"):
         remember(memory, name, "a")
@@ -170,7 +162,7 @@ def test_as_many_are_thrown_out_as_are_in_the_way(clock: Clock) -> None:
 
 
 def test_what_was_used_within_the_last_minute_stays_and_the_newcomer_is_left_to_its_files(
-    clock: Clock,
+    clock: StillClock,
 ) -> None:
     memory = HashMemory(max_hashes=4)
     remember(memory, "first", "ab")
@@ -184,7 +176,7 @@ def test_what_was_used_within_the_last_minute_stays_and_the_newcomer_is_left_to_
 
 
 @pytest.mark.parametrize("use", ["look", "add"])
-def test_every_use_starts_the_minute_again(clock: Clock, use: str) -> None:
+def test_every_use_starts_the_minute_again(clock: StillClock, use: str) -> None:
     memory = HashMemory(max_hashes=2)
     remember(memory, "first", "ab")
     clock.seconds += KEPT_SECONDS - 1
@@ -201,7 +193,7 @@ def test_every_use_starts_the_minute_again(clock: Clock, use: str) -> None:
     assert all_of(memory, "newcomer", 2).among(digests("cd")) == {digest("d")}
 
 
-def test_no_dataset_makes_room_for_itself(clock: Clock) -> None:
+def test_no_dataset_makes_room_for_itself(clock: StillClock) -> None:
     memory = HashMemory(max_hashes=3)
     remember(memory, "d", "ab")
     clock.seconds += KEPT_SECONDS + 1

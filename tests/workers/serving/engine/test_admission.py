@@ -2,33 +2,26 @@
 
 import pytest
 
+from tests.support.still_clock import StillClock
 from workers.serving.engine import admission
 from workers.serving.engine.admission import MAX_QUEUED_SECONDS, Admission, Admitted
 from workers.serving.engine.port import QueueFull
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> StillClock:
+    clock = StillClock()
     monkeypatch.setattr(admission, "time", clock)
     return clock
 
 
 @pytest.fixture
-def ten_a_second(clock: Clock) -> Admission:
+def ten_a_second(clock: StillClock) -> Admission:
     """Has ended a hundred, has one in its slot and sixteen that wait, and would take no more."""
     made = Admission(1, 16)
     made.admit(17)
     for _ in range(100):
-        clock.now += 0.1
+        clock.seconds += 0.1
         made.end()
         made.admit(1)
     return made
@@ -65,7 +58,7 @@ def test_what_is_withdrawn_makes_room_and_ends_only_once() -> None:
     assert slots.num_running == 0
 
 
-def test_before_anything_has_ended_a_second(clock: Clock) -> None:
+def test_before_anything_has_ended_a_second(clock: StillClock) -> None:
     full = Admission(1, 16)
     full.admit(17)
     assert retry_seconds(full) == 1.0
@@ -76,22 +69,22 @@ def test_half_of_what_waits_has_its_turn_first_and_then_one_after_another(ten_a_
 
 
 def test_the_time_in_which_there_was_nothing_to_do_does_not_count(
-    ten_a_second: Admission, clock: Clock
+    ten_a_second: Admission, clock: StillClock
 ) -> None:
     ten_a_second.end(17)
-    clock.now += 1000
+    clock.seconds += 1000
     ten_a_second.admit(17)
     assert retry_seconds(ten_a_second) < 1.0
 
 
 def test_when_they_should_have_come_back_nobody_is_before_the_next(
-    ten_a_second: Admission, clock: Clock
+    ten_a_second: Admission, clock: StillClock
 ) -> None:
     for _ in range(20):
         retry_seconds(ten_a_second)
     assert retry_seconds(ten_a_second) > 2.5
     for _ in range(64):  # they have, and all is as it was
-        clock.now += 0.1
+        clock.seconds += 0.1
         ten_a_second.end()
         ten_a_second.admit(1)
     assert retry_seconds(ten_a_second) == pytest.approx(0.8, rel=0.05)

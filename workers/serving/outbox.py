@@ -24,6 +24,7 @@ class Outbox:
         self._unfinished = num_sequences
         self._events: list[EngineEvent] = []
         self._lock = threading.Lock()
+        self._awaited = False  # whether whoever fetches waits for anything at all
         self._some = asyncio.Event()
         self._all = asyncio.Event()
         self._began = time.monotonic()
@@ -34,7 +35,6 @@ class Outbox:
     def put(self, events: Sequence[EngineEvent]) -> None:
         now = time.monotonic()
         with self._lock:
-            had_some = bool(self._events)
             over = False
             self._events += events
             for event in events:
@@ -46,7 +46,8 @@ class Outbox:
                     over = self._unfinished == 0
                 else:
                     over = True
-        if over or not (had_some or self._whole):
+            awaited, self._awaited = self._awaited, False
+        if over or awaited:
             with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 self._loop.call_soon_threadsafe(self._tell, over)
 
@@ -56,12 +57,16 @@ class Outbox:
 
     async def fetch(self, not_before: float) -> list[EngineEvent]:
         """What there is, once there is something: at ``not_before`` of the loop's time, sooner if that is all of it."""
-        await self._some.wait()
-        left = not_before - self._loop.time()
-        if left > 0 and not self._all.is_set():
+        if self._whole:
+            await self._all.wait()
+        elif (left := not_before - self._loop.time()) > 0:
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._all.wait()
+        with self._lock:
+            awaited = self._awaited = not self._events
+        if awaited:
+            await self._some.wait()
         with self._lock:
             events, self._events = self._events, []
         if not self._all.is_set():

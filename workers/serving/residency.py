@@ -75,7 +75,7 @@ class Residency:
         self._residents: dict[ServedVersion, Resident] = {}
         self._failures: dict[ServedVersion, _Failure] = {}
         self._current: Resident | None = None
-        self._lost: ServedVersion | None = None  # the served version, where its engine was given up
+        self._lost = False  # whether the engine that answered was given up, and no other answers yet
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._hold_what_is_wanted, name=f"load-{replica}", daemon=True)
@@ -118,11 +118,11 @@ class Residency:
         either, it takes another process.
         """
         with self._changed:
-            return self._thread.is_alive() and self._lost_version() not in self._failures
+            return self._thread.is_alive() and not (self._lost and self._stable() in self._failures)
 
     @property
     def recovers(self) -> bool:
-        """Whether the served version is being loaded again, after its engine was given up."""
+        """Whether the served version is being loaded, after the engine that answered was given up."""
         with self._changed:
             return not self._closing and self._recovering() is not None
 
@@ -223,26 +223,25 @@ class Residency:
     def _wanted(self) -> list[ServedVersion]:
         return [] if self._target is None else _wanted(self._target)
 
-    def _lost_version(self) -> ServedVersion | None:
-        """The served version, where its engine was given up and no other answers."""
-        stable = None if self._target is None else self._target.stable
-        return stable if stable == self._lost and self._current is None else None
+    def _stable(self) -> ServedVersion | None:
+        return None if self._target is None else self._target.stable
 
     def _recovering(self) -> ServedVersion | None:
-        lost = self._lost_version()
-        return None if lost in self._failures else lost
+        """What is to answer again, and can still be loaded: what did before, or in the middle of a rollout the next."""
+        stable = self._stable()
+        return stable if self._lost and stable not in self._failures else None
 
     def _missing(self) -> list[ServedVersion]:
         return [v for v in self._wanted() if v not in self._residents and v not in self._failures]
 
     def _settle(self) -> None:
         """Move the pointer where it should be, and let go of what nobody wants."""
-        stable = None if self._target is None else self._target.stable
+        stable = self._stable()
         if stable is None:
             self._current = None
         elif stable in self._residents:
             self._current = self._residents[stable]
-            self._lost = None
+            self._lost = False
         wanted = self._wanted()
         for resident in list(self._residents.values()):
             if resident.version not in wanted and resident is not self._current:
@@ -327,11 +326,12 @@ class Residency:
         return loading.take()
 
     def _load(self, version: ServedVersion, limits: LimitsSpec) -> Engine:
+        deadline = time.monotonic() + limits.load_seconds
         folder = self._open_export(version.key)
         self._make_room(version, self._loader.needed_bytes(folder))
-        engine = self._loader.load(folder)
+        engine = self._loader.load(folder, max(deadline - time.monotonic(), 0.0))
         try:
-            warm_up(engine, limits)
+            warm_up(engine, limits, deadline - time.monotonic())
         except BaseException:
             engine.close()
             raise
@@ -387,7 +387,7 @@ class Residency:
             return
         logger.error("version %s is given up by %s: %s", resident.version.number, self._replica, reason)
         if resident is self._current:
-            self._current, self._lost = None, resident.version
+            self._current, self._lost = None, True
         else:
             self._failures[resident.version] = _Failure(reason, time.monotonic() + self._retry_seconds)
         resident.lost = True

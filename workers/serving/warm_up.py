@@ -23,13 +23,16 @@ class TooSlow(Exception):
     """The version is slower than its limits allow."""
 
 
-def warm_up(engine: Engine, limits: LimitsSpec) -> None:
-    """Have it continue a prompt, alone. Raises EngineError, e.g. where its logits are not finite, and TooSlow."""
+def warm_up(engine: Engine, limits: LimitsSpec, seconds: float) -> None:
+    """Have it continue a prompt, alone. Raises EngineError, e.g. where its logits are not finite, TooSlow, and TimeoutError
+    where that takes more than ``seconds``.
+    """
+    deadline = time.monotonic() + seconds
     prompt = engine.encode(TEXT)
     prompt = (prompt * -(-PROMPT_TOKENS // len(prompt)))[: min(PROMPT_TOKENS, engine.context_length // 2)]
     num_tokens = min(OUTPUT_TOKENS, engine.context_length - len(prompt))
-    _run(engine, prompt, num_tokens)  # pays for what is done once
-    pace = _run(engine, prompt, num_tokens)
+    _run(engine, prompt, num_tokens, deadline)  # pays for what is done once
+    pace = _run(engine, prompt, num_tokens, deadline)
     asked = [
         ("to the first token", pace.first_token_seconds, limits.first_token_seconds),
         ("per token", pace.token_seconds, limits.token_seconds),
@@ -43,7 +46,7 @@ def warm_up(engine: Engine, limits: LimitsSpec) -> None:
         raise TooSlow("; ".join(slow))
 
 
-def _run(engine: Engine, prompt: tuple[int, ...], num_tokens: int) -> Pace:
+def _run(engine: Engine, prompt: tuple[int, ...], num_tokens: int, deadline: float) -> Pace:
     events: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
     # No stop: an end-of-text token may still end it, and then there are fewer tokens to divide by.
     sampling = Sampling(max_tokens=num_tokens, temperature=0.0)
@@ -51,7 +54,11 @@ def _run(engine: Engine, prompt: tuple[int, ...], num_tokens: int) -> Pace:
     engine.submit([SequenceRequest(0, prompt, num_tokens, 0, sampling)], events.put)
     first = None
     while True:
-        for event in events.get():
+        try:
+            some = events.get(timeout=max(deadline - time.monotonic(), 0.0))
+        except queue.Empty:
+            raise TimeoutError("loaded, but not warm in time") from None
+        for event in some:
             if isinstance(event, SequenceFailed):
                 raise EngineError(event.message)
             if isinstance(event, Token) and first is None:

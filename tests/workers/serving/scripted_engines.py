@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 class ScriptedEngine(TransformersEngine):
-    """``fails``: every request; ``hangs``: what is asked is never answered. Both only once it has warmed up."""
+    """``fails``: every request; ``hangs``: what is asked is never answered. Told so once it has warmed up, or by its loader."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -51,6 +51,7 @@ class Loader:
         self.gate.set()
         self.errors: list[Exception] = []
         self.room = 100
+        self.hang_at_once = False
 
     def needed_bytes(self, folder: Path) -> int:
         return MIB
@@ -59,12 +60,13 @@ class Loader:
         living = [engine for reference in self.engines if (engine := reference()) and not engine.closed]
         return (self.room - len(living)) * MIB
 
-    def load(self, folder: Path) -> ScriptedEngine:
+    def load(self, folder: Path, seconds: float) -> ScriptedEngine:
         self.folders.append(folder.parent.name)
         assert self.gate.wait(30)
         if self.errors:
             raise self.errors.pop(0)
         engine = ScriptedEngine(folder)
+        engine.hangs = self.hang_at_once
         self.engines.append(weakref.ref(engine))
         return engine
 

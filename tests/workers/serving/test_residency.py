@@ -53,6 +53,17 @@ def test_a_load_that_takes_too_long_is_given_up_and_what_comes_of_it_late_is_clo
     assert residents.healthy()
 
 
+def test_one_that_is_loaded_and_does_not_get_warm_in_time_is_closed(
+    residents: Residency, loader: Loader
+) -> None:
+    settled(residents, line(1))
+    loader.hang_at_once = True
+    spec = limited(load_seconds=0.5)
+    held = settled(residents, replace(trying(1, version(2)), spec=spec))
+    assert held == {1: Residence.READY, 2: Residence.FAILED}
+    until(lambda: loader.engines[1]() is None or loader.engine("2").closed)
+
+
 def test_another_version_need_not_wait_for_a_load_that_nobody_wants_any_more(
     residents: Residency, loader: Loader
 ) -> None:
@@ -211,6 +222,25 @@ def test_requests_wait_for_what_is_lost_and_are_not_drawn_again_for_what_is_trie
     assert isinstance(answer[0], Started)
     assert answer[0].number == 1
     assert len(draws) <= 2, "once for a version, once for a copy"
+    replica.close()
+
+
+def test_where_what_answers_is_lost_in_a_rollout_requests_wait_for_the_next_version(
+    artifacts: Artifacts, loader: Loader
+) -> None:
+    replica = Replica("replica-0", artifacts.open, loader)
+    replica.set_target(line(1))
+    assert replica.wait_until_settled(30)
+    loader.gate.clear()
+    replica.set_target(line(2))
+    until(lambda: loader.folders == ["1", "2"])
+    loader.engine("1").hung_since = 1.0
+    until(lambda: replica.report().number is None)
+    threading.Timer(1.0, loader.gate.set).start()
+    answer = collect(replica, Generation("line", ("a",), Sampling(max_tokens=3)))
+    assert isinstance(answer[0], Started)
+    assert answer[0].number == 2
+    assert loader.folders == ["1", "2"]
     replica.close()
 
 

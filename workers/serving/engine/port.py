@@ -104,6 +104,8 @@ class EngineLoader(Protocol):
 
     def free_bytes(self) -> int: ...
 
-    def load(self, folder: Path) -> Engine:
-        """Raises OSError or ValueError for what is no export, EngineError for a model that does not answer."""
+    def load(self, folder: Path, seconds: float) -> Engine:
+        """Raises OSError or ValueError for what is no export, EngineError for a model that does not answer, and TimeoutError
+        after ``seconds`` where a process is waited for, which is then ended.
+        """
         ...

@@ -45,14 +45,14 @@ class _Request:
 class ProcessDecoding:
     """Raises as ``TransformersEngine``, and EngineError where the process ends before it has loaded."""
 
-    def __init__(self, folder: Path, threads: int, options: EngineOptions) -> None:
+    def __init__(self, folder: Path, threads: int, options: EngineOptions, seconds: float | None) -> None:
         self._connection, theirs = processes.context.Pipe()
         self._process = processes.context.Process(
             target=decode_for, args=(theirs, folder, threads, options), name="decode", daemon=True
         )
         self._process.start()
         theirs.close()
-        self.size = self._loaded()
+        self.size = self._loaded(seconds)
         self._turns = Turns()
         self._cached_tokens = 0
         self._requests: dict[int, _Request] = {}
@@ -99,13 +99,15 @@ class ProcessDecoding:
                 return
         self._outgoing.put(Cancel(number))
 
-    def _loaded(self) -> DecodingSize:
+    def _loaded(self, seconds: float | None) -> DecodingSize:
         try:
-            answer = receive(self._connection)
+            answers = self._connection.poll(seconds)
+            answer = receive(self._connection) if answers else TimeoutError(f"not loaded after {seconds:g} s")
         except (EOFError, OSError):
             answer = None
         if isinstance(answer, DecodingSize):
             return answer
+        self._process.kill()  # where it has not come to its end
         self._process.join()
         self._connection.close()
         if isinstance(answer, Exception):

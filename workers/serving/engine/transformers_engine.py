@@ -19,7 +19,8 @@ class TransformersEngine:
 
     On a CPU it computes in float32 whatever the export is stored in; on a GPU in the stored type. It decodes in a thread of
     this process, or in its ``own_process``. ``threads`` sets torch's intra-op threads for all of the process that decodes
-    (0 leaves them). Raises OSError or ValueError for a folder that is not such an export.
+    (0 leaves them). Raises OSError or ValueError for a folder that is not such an export, and TimeoutError where its own
+    process has not loaded it after ``seconds``.
     """
 
     def __init__(
@@ -29,10 +30,11 @@ class TransformersEngine:
         options: EngineOptions = DEFAULTS,
         *,
         own_process: bool = False,
+        seconds: float | None = None,
     ) -> None:
         self._tokenizer = ExportTokenizer(folder)
         self._decoding: Decoding = (
-            ProcessDecoding(folder, threads, options)
+            ProcessDecoding(folder, threads, options, seconds)
             if own_process
             else ThreadDecoding(folder, self._tokenizer, threads, options)
         )
@@ -106,5 +108,6 @@ class TransformersLoader:
     def free_bytes(self) -> int:
         return free_bytes(this_device())
 
-    def load(self, folder: Path) -> TransformersEngine:
-        return TransformersEngine(folder, self._threads, self._options, own_process=self._own_process)
+    def load(self, folder: Path, seconds: float) -> TransformersEngine:
+        own = self._own_process
+        return TransformersEngine(folder, self._threads, self._options, own_process=own, seconds=seconds)

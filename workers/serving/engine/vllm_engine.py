@@ -59,10 +59,11 @@ class _Sequence:
 
 class VllmEngine:
     """Loads the export in ``folder``: safetensors only, no network, no code from the folder. Raises OSError or ValueError
-    for a folder that is not such an export, EngineError where vLLM cannot serve it.
+    for a folder that is not such an export, EngineError where vLLM cannot serve it, and TimeoutError where what it has loaded
+    has not answered after ``seconds``; how long its process may take to start, vLLM decides (VLLM_ENGINE_READY_TIMEOUT_S).
     """
 
-    def __init__(self, folder: Path, options: EngineOptions = DEFAULTS) -> None:
+    def __init__(self, folder: Path, options: EngineOptions = DEFAULTS, seconds: float | None = None) -> None:
         if not vllm_library.is_installed():
             raise EngineError(vllm_library.NOT_INSTALLED)
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -100,7 +101,7 @@ class VllmEngine:
             raise
         except Exception as error:
             raise EngineError(f"vLLM cannot load it: {error}") from error
-        self._try()
+        self._try(seconds)
 
     @property
     def context_length(self) -> int:
@@ -158,16 +159,20 @@ class VllmEngine:
             if left and not self._closing:
                 self._loop.call_soon_threadsafe(self._end, left)
 
-    def _try(self) -> None:
-        """Have it sample one token. Raises EngineError, e.g. where its logits are not finite."""
+    def _try(self, seconds: float | None) -> None:
+        """Have it sample one token. Raises EngineError, e.g. where its logits are not finite, and TimeoutError."""
         tried: Future[list[EngineEvent]] = Future()
         self.submit(
             [SequenceRequest(0, (0,), 1, 0, Sampling(max_tokens=1, temperature=0.0))], tried.set_result
         )
-        failed = next((event for event in tried.result() if isinstance(event, SequenceFailed)), None)
-        if failed is not None:
+        try:
+            events = tried.result(seconds)
+            failed = next((event for event in events if isinstance(event, SequenceFailed)), None)
+            if failed is not None:
+                raise EngineError(failed.message)
+        except (EngineError, TimeoutError):
             self.close()
-            raise EngineError(failed.message)
+            raise
 
     def _over(self, sequence: _Sequence) -> None:
         """Under the lock."""
@@ -209,7 +214,8 @@ class VllmEngine:
         for sequence in sequences:
             if sequence.task is not None:
                 sequence.task.cancel()  # ``generate`` aborts what it is cancelled in
-        self._turn()
+        if not self._in_flight:
+            self._turns.end()  # else the turn goes on: an engine that hangs is not well because somebody leaves
 
     def _turn(self) -> None:
         """Something has come of what is in flight, or it is over."""
@@ -267,8 +273,8 @@ class VllmLoader:
     def free_bytes(self) -> int:
         return free_bytes(this_device())
 
-    def load(self, folder: Path) -> VllmEngine:
-        return VllmEngine(folder, self._options)
+    def load(self, folder: Path, seconds: float) -> VllmEngine:
+        return VllmEngine(folder, self._options, seconds)
 
 
 def _generation_config(folder: Path) -> Any:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
@@ -45,6 +46,12 @@ def process_of(engine: TransformersEngine) -> psutil.Process:
     decoding = engine._decoding
     assert isinstance(decoding, ProcessDecoding)
     return psutil.Process(decoding._process.pid)
+
+
+def decoding_children() -> list[int]:
+    """Of the process that forks them, whatever engine they are of."""
+    forking = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return [child.pid for child in psutil.Process(forking).children()]
 
 
 def test_it_decodes_elsewhere_and_the_state_is_known_here(engine: TransformersEngine) -> None:
@@ -120,6 +127,13 @@ def test_one_that_is_frozen_does_not_get_well_when_its_clients_leave(engine: Tra
     assert status.longest_turn_seconds < 0.3
     process.resume()
     until(lambda: engine.status().stalled_seconds == 0.0)
+
+
+def test_a_load_that_takes_too_long_is_ended_with_its_process(export: Path) -> None:
+    before = set(decoding_children())
+    with pytest.raises(TimeoutError, match=r"not loaded after 0\.05 s"):
+        TransformersEngine(export, own_process=True, seconds=0.05)
+    until(lambda: set(decoding_children()) <= before)
 
 
 def test_closed_it_ends_even_where_what_forked_it_has_died(export: Path) -> None:

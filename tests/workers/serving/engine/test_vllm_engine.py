@@ -384,7 +384,7 @@ def test_asked_for_and_not_installed_it_is_said_what_is_missing(
     monkeypatch.setattr(vllm_library, "is_installed", lambda: False)
     chosen = loader.engine_loader(0, {"engine": "vllm"})
     with pytest.raises(EngineError, match=r"pip install 'pathswitch\[vllm\]'"):
-        chosen.load(folder)
+        chosen.load(folder, 60)
     with pytest.raises(ValueError, match="vLLM is not installed"):
         LocalServing(artifacts, "127.0.0.1", 0, engine={"engine": "vllm"})
 

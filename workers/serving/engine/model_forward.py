@@ -60,8 +60,10 @@ def _pack(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -
     """Whatever of it answers as before: all layers, or else the linear ones."""
     if is_packable(model) and model.dtype is torch.float32:
         try:
-            forward.pack(PackedLlama(model, slot_tokens))
+            layers = PackedLlama(model, slot_tokens)
+            forward.pack(layers)
             trial.run(forward)
+            layers.compile()
         except Exception as error:
             logger.warning("%s keeps its layers: %s", type(model).__name__, error)
             forward.pack(None)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from workers.serving.engine.packed_linear import pack_weight
+from workers.serving.engine.packed_linear import EVERY_NUMBER, num_rows_fed, pack_weight
+
+COMPILED_ROWS = 512  # of most turns with 16 slots; more are compiled when they come
 
 # Attends in one layer to what slots hold and these rows add: (layer, query (T, H, D), key and value (T, G, D), scale) to
 # (T, H, D).
@@ -37,13 +39,27 @@ class PackedLlama:
         self._norm = _Norm(body.norm)
         self._head = _Linear(model.lm_head)
 
-    def __call__(self, tokens_T: Tensor, positions_T: Tensor, wanted_R: Tensor, attend: Attend) -> Tensor:
-        """Logits of the wanted rows, (R, V)."""
+    def compile(self) -> None:
+        """Have oneDNN compile now what the first passes over so many rows would wait for."""
+        for num_rows in dict.fromkeys(map(num_rows_fed, range(1, COMPILED_ROWS + 1))):
+            rows_T = torch.zeros(num_rows, dtype=torch.long)
+            x_TC = self._layers[0](
+                0,
+                self._embeddings_VC[rows_T],
+                self._rotations_LE[rows_T][:, None],
+                lambda _, query, *__: query,
+            )
+            self._head(self._norm(x_TC[:EVERY_NUMBER]))
+
+    def __call__(
+        self, tokens_T: Tensor, positions_T: Tensor, wanted_R: Tensor | None, attend: Attend
+    ) -> Tensor:
+        """Logits of the wanted rows, (R, V), or of all."""
         rotations_T1E = self._rotations_LE[positions_T][:, None]
         x_TC = self._embeddings_VC[tokens_T]
         for number, layer in enumerate(self._layers):
             x_TC = layer(number, x_TC, rotations_T1E, attend)
-        if len(wanted_R) != len(tokens_T):
+        if wanted_R is not None:
             x_TC = x_TC[wanted_R]
         return self._head(self._norm(x_TC))
 

@@ -33,7 +33,9 @@ from workers.serving.generation import FinishReason
 
 logger = logging.getLogger(__name__)
 
-PREFILL_TOKENS = 512  # of prompts a turn: what those that are being continued wait for at most
+PREFILL_TOKENS = (
+    496  # of prompts a turn: what those that are being continued wait for at most. With 16 of them 512 rows.
+)
 SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring prompts, times vocabulary: 64 MiB
 
 

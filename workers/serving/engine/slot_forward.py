@@ -7,7 +7,7 @@ really takes it is tried, not looked up (``model_forward``).
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +16,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from workers.serving.engine.forward import Piece
+from workers.serving.engine.packed_linear import can_pack, num_rows_fed
 from workers.serving.engine.packed_llama import PackedLlama
 
 ATTENTION = "pathswitch_slots"
 LENGTH_STEP = (
     16  # keys are looked at in multiples of this: sums are then in the same order beside longer sequences
 )
+MOST_VIEWS = 256  # of a layer's slots, kept from one turn to the next
 KEYS_IN_VAIN = 64  # an estimate for 320 numbers a key on two cores: as long to look at as a call of attention takes to begin
 
 
@@ -39,10 +41,10 @@ class SlotForward:
         self._device, self._dtype = model.device, model.dtype
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._layers: PackedLlama | None = None  # instead of the model's own
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
+        self._pools: dict[int, _Pool] = {}
         self._layer_bytes: dict[int, int] = {}  # of one token
-        self._rows = _Rows((), torch.device("cpu"), torch.float32)
+        self._num_rows_fed = num_rows_fed if self._device.type == "cpu" and can_pack() else int
+        self._rows = _Rows((), torch.device("cpu"), torch.float32, int)
         self.num_slots = num_slots
         self.slot_tokens = slot_tokens
         AttentionInterface.register(ATTENTION, _attention)
@@ -54,32 +56,32 @@ class SlotForward:
         return sum(self._layer_bytes.values())
 
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
-        self._rows = rows = _Rows(pieces, self._device, self._dtype)
-        wanted_R = torch.tensor(rows.wanted, dtype=torch.long, device=self._device)
+        self._rows = rows = _Rows(pieces, self._device, self._dtype, self._num_rows_fed)
         if self._layers is not None:
-            return self._layers(rows.tokens_T, rows.positions_T, wanted_R, self.attend)
+            wanted_R = rows.wanted_R if rows.num_wanted < rows.num_rows else None
+            logits_RV: Tensor = self._layers(rows.tokens_T, rows.positions_T, wanted_R, self.attend)
+            return logits_RV[: rows.num_wanted]
         logits_1RV = self._model(
             input_ids=rows.tokens_T[None],
             position_ids=rows.positions_T[None],
             use_cache=False,
             slots=self,
-            **({"logits_to_keep": wanted_R} if self._keeps_logits else {}),
+            **({"logits_to_keep": rows.wanted_R} if self._keeps_logits else {}),
         ).logits
-        logits_RV: Tensor = logits_1RV[0] if self._keeps_logits else logits_1RV[0, wanted_R]
-        return logits_RV.float().cpu()
+        logits_RV = logits_1RV[0] if self._keeps_logits else logits_1RV[0, rows.wanted_R]
+        return logits_RV[: rows.num_wanted].float().cpu()
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        for pool in (*self._keys.values(), *self._values.values()):
-            pool[target, :, :num_tokens] = pool[source, :, :num_tokens]
+        for held in self._held():
+            held[target, :, :num_tokens] = held[source, :, :num_tokens]
 
     def clear(self, slot: int) -> None:
-        for pool in (*self._keys.values(), *self._values.values()):
-            pool[slot].zero_()
+        for held in self._held():
+            held[slot].zero_()
 
     def resize(self, *, num_slots: int, slot_tokens: int) -> None:
         """Other slots, all of them empty."""
-        self._keys.clear()
-        self._values.clear()
+        self._pools.clear()
         self.num_slots, self.slot_tokens = num_slots, slot_tokens
 
     def pack(self, layers: PackedLlama | None) -> None:
@@ -99,34 +101,63 @@ class SlotForward:
         scale: float | None,
         window: int | None = None,
     ) -> Tensor:
-        """Write the keys and values of all pieces, and attend: (T, H, E)."""
-        if layer not in self._keys:
-            self._keys[layer], self._values[layer] = self._pool(key_TGD), self._pool(value_TGE)
-            self._layer_bytes[layer] = key_TGD[0].nbytes + value_TGE[0].nbytes
-        keys, values, rows = self._keys[layer], self._values[layer], self._rows
-        keys[rows.slots_T, :, rows.positions_T] = key_TGD
-        values[rows.slots_T, :, rows.positions_T] = value_TGE
-        attended = []
-        for group in rows.groups:
-            length = min(group.length, self.slot_tokens)
-            attended.append(
-                _attend(
-                    query_THD[group.begin : group.end],
-                    keys[group.slots, :, :length],
-                    values[group.slots, :, :length],
-                    rows.mask(group, length, window),
-                    scale,
+        """Write the keys and values of all pieces, and attend: (T, H, E). Rows that no piece has fed attend to nothing."""
+        pool, rows = self._pool(layer, key_TGD, value_TGE), self._rows
+        pool.keys[rows.slots_T, :, rows.slot_positions_T] = key_TGD[: rows.num_rows]
+        pool.values[rows.slots_T, :, rows.slot_positions_T] = value_TGE[: rows.num_rows]
+        num_rows, num_heads, dimension = query_THD.shape
+        # The query heads that share a key head.
+        query_TGND = query_THD.reshape(num_rows, key_TGD.shape[1], -1, dimension)
+        attended = [
+            _attend(
+                query_TGND[group.begin : group.end],
+                *pool.of(group.slots, min(group.length, self.slot_tokens)),
+                rows.mask(group, min(group.length, self.slot_tokens), window),
+                scale,
+            )
+            for group in rows.groups
+        ]
+        if num_rows > rows.num_rows:
+            attended.append(attended[0].new_zeros(num_rows - rows.num_rows, *attended[0].shape[1:]))
+        together = attended[0] if len(attended) == 1 else torch.cat(attended)
+        return together.reshape(num_rows, num_heads, -1)
+
+    def _held(self) -> Iterator[Tensor]:
+        for pool in self._pools.values():
+            yield from (pool.keys, pool.values)
+
+    def _pool(self, layer: int, key_TGD: Tensor, value_TGE: Tensor) -> "_Pool":
+        pool = self._pools.get(layer)
+        if pool is None:
+            pool = self._pools[layer] = _Pool(
+                *(
+                    like.new_zeros(self.num_slots, like.shape[1], self.slot_tokens, like.shape[2])
+                    for like in (key_TGD, value_TGE)
                 )
             )
-        return attended[0] if len(attended) == 1 else torch.cat(attended)
+            self._layer_bytes[layer] = key_TGD[0].nbytes + value_TGE[0].nbytes
+        return pool
 
-    def _pool(self, like_TGD: Tensor) -> Tensor:
-        _, heads, dimension = like_TGD.shape
-        return torch.zeros(
-            (self.num_slots, heads, self.slot_tokens, dimension),
-            dtype=like_TGD.dtype,
-            device=like_TGD.device,
-        )
+
+class _Pool:
+    """One layer's keys (S, G, L, D) and values (S, G, L, E)."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self._views: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def of(self, slots: slice, length: int) -> tuple[Tensor, Tensor]:
+        """The first ``length`` of neighbouring slots. Turn after turn they are mostly the same: to cut them out anew would cost
+        a tenth of attending to them.
+        """
+        place = (slots.start, slots.stop, length)
+        views = self._views.get(place)
+        if views is None:
+            if len(self._views) == MOST_VIEWS:
+                self._views.clear()
+            views = self._views[place] = (self.keys[slots, :, :length], self.values[slots, :, :length])
+        return views
 
 
 def _attention(
@@ -147,26 +178,23 @@ def _attention(
 
 
 def _attend(
-    query_THD: Tensor, keys_BHLD: Tensor, values_BHLD: Tensor, mask: Tensor, scale: float | None
+    query_TGND: Tensor, keys_BGLD: Tensor, values_BGLE: Tensor, mask: Tensor, scale: float | None
 ) -> Tensor:
-    """(T, H, D): of T sequences with a token each, or of one with T tokens."""
-    num_tokens, num_heads, dimension = query_THD.shape
-    num_sequences, num_key_heads = keys_BHLD.shape[:2]
-    if num_tokens == num_sequences:
-        # The query heads that share a key head stand where more tokens would: keys need not be repeated.
-        query = query_THD.reshape(num_tokens, num_key_heads, -1, dimension)
-        attended = scaled_dot_product_attention(query, keys_BHLD, values_BHLD, attn_mask=mask, scale=scale)
-        return attended.reshape(num_tokens, num_heads, -1)
-    shared = num_heads != num_key_heads
-    attended = scaled_dot_product_attention(
-        query_THD.transpose(0, 1)[None],
-        keys_BHLD,
-        values_BHLD,
+    """(T, G, N, E): of T sequences with a token each, or of one with T tokens. N query heads share a key head."""
+    num_tokens, num_key_heads, num_shared, _ = query_TGND.shape
+    if num_tokens == len(keys_BGLD):
+        # Those that share a key head stand where more tokens would: keys need not be repeated.
+        return scaled_dot_product_attention(query_TGND, keys_BGLD, values_BGLE, attn_mask=mask, scale=scale)
+    attended_1HTE = scaled_dot_product_attention(
+        query_TGND.flatten(1, 2).transpose(0, 1)[None],
+        keys_BGLD,
+        values_BGLE,
         attn_mask=mask,
         scale=scale,
-        enable_gqa=shared,
+        enable_gqa=num_shared > 1,
     )
-    return attended[0].transpose(0, 1)
+    attended_TGNE: Tensor = attended_1HTE[0].transpose(0, 1).unflatten(1, (num_key_heads, num_shared))
+    return attended_TGNE
 
 
 class _Group(NamedTuple):
@@ -179,21 +207,34 @@ class _Group(NamedTuple):
 
 
 class _Rows:
-    """One pass: where its rows come from and go to."""
+    """One pass: where its rows come from and go to. Rows that are fed or wanted beyond those of the pieces are of the first
+    token of the vocabulary and the first row.
+    """
 
-    def __init__(self, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        device: torch.device,
+        dtype: torch.dtype,
+        num_rows_fed: Callable[[int], int],
+    ) -> None:
         tokens: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
-        self.wanted: list[int] = []
+        wanted: list[int] = []
         for piece in pieces:
             tokens += piece.tokens
             slots += [piece.slot] * len(piece.tokens)
             positions += range(piece.begin, piece.begin + len(piece.tokens))
-            self.wanted += range(len(tokens) - piece.num_logits, len(tokens))
-        self.tokens_T = torch.tensor(tokens, dtype=torch.long, device=device)
-        self.slots_T = torch.tensor(slots, dtype=torch.long, device=device)
-        self.positions_T = torch.tensor(positions, dtype=torch.long, device=device)
+            wanted += range(len(tokens) - piece.num_logits, len(tokens))
+        self.num_rows, self.num_wanted = len(tokens), len(wanted)
+        for numbers in (tokens, positions, wanted):
+            numbers += [0] * (num_rows_fed(len(numbers)) - len(numbers))
+        self.tokens_T, self.slots_T, self.positions_T, self.wanted_R = (
+            torch.tensor(numbers, dtype=torch.long, device=device)
+            for numbers in (tokens, slots, positions, wanted)
+        )
+        self.slot_positions_T = self.positions_T[: self.num_rows]
         self.groups = list(_groups(pieces))
         self._dtype = dtype
         self._masks: dict[tuple[int, int | None], Tensor] = {}

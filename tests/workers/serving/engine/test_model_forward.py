@@ -1,6 +1,7 @@
 """Every kind of model is decoded as it decodes by itself, over slots where it can be."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -46,10 +47,14 @@ def inference() -> Iterator[None]:
 
 
 def _forward(config: PreTrainedConfig, **options: int) -> tuple[Forward, list[torch.Tensor]]:
-    model: Any = new_model(config).eval()
+    model: Any = new_model(deepcopy(config)).eval()  # a forward writes to its config
     expected = [model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0] for tokens in SEQUENCES]
     chosen = {"max_slots": 4, "slot_tokens": 64, "kv_cache_bytes": 1 << 24, **options}
     return forward_for(model, **chosen), expected
+
+
+def _as_the_model(answer: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(answer, expected, rtol=0, atol=1e-3)
 
 
 def _feed(forward: Forward, *lengths: tuple[int, ...]) -> list[torch.Tensor]:
@@ -68,19 +73,20 @@ def _feed(forward: Forward, *lengths: tuple[int, ...]) -> list[torch.Tensor]:
     return [torch.cat(answer) for answer in answers]
 
 
-@pytest.mark.parametrize(
+CONFIGS: list[tuple[PreTrainedConfig, type[Forward]]] = [
+    (LlamaConfig(**SIZES), SlotForward),
+    (LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), SlotForward),
+    (LlamaConfig(**SIZES | {"num_key_value_heads": 4}, head_dim=16), SlotForward),
+    (LlamaConfig(**SIZES, rope_parameters=YARN), SlotForward),
+    (GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64), SlotForward),
+    (MistralConfig(**SIZES, sliding_window=8), SlotForward),
+    (GemmaConfig(**SIZES, head_dim=8), SlotForward),
+    (DeepseekV2Config(**SIZES | LATENT), SlotForward),
+    (LlamaConfig(**SIZES, rope_parameters=DYNAMIC), SequenceForward),
+]
+every_config = pytest.mark.parametrize(
     ("config", "kind"),
-    [
-        (LlamaConfig(**SIZES), SlotForward),
-        (LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True), SlotForward),
-        (LlamaConfig(**SIZES | {"num_key_value_heads": 4}, head_dim=16), SlotForward),
-        (LlamaConfig(**SIZES, rope_parameters=YARN), SlotForward),
-        (GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64), SlotForward),
-        (MistralConfig(**SIZES, sliding_window=8), SlotForward),
-        (GemmaConfig(**SIZES, head_dim=8), SlotForward),
-        (DeepseekV2Config(**SIZES | LATENT), SlotForward),
-        (LlamaConfig(**SIZES, rope_parameters=DYNAMIC), SequenceForward),
-    ],
+    CONFIGS,
     ids=[
         "llama",
         "biases",
@@ -93,12 +99,35 @@ def _feed(forward: Forward, *lengths: tuple[int, ...]) -> list[torch.Tensor]:
         "dynamic-rope",
     ],
 )
+
+
+@every_config
 def test_logits_are_those_of_the_model(config: PreTrainedConfig, kind: type[Forward]) -> None:
     forward, expected = _forward(config)
     assert isinstance(forward, kind)
     one_by_one = [(1, 1, 1)] * 20
     for answer, whole in zip(_feed(forward, (5, 1, 20), (3, 9, 0), *one_by_one), expected, strict=True):
-        torch.testing.assert_close(answer, whole[: len(answer)], rtol=0, atol=1e-3)
+        _as_the_model(answer, whole[: len(answer)])
+
+
+@every_config
+def test_logits_of_some_rows_of_a_number_that_is_not_compiled_are_theirs(
+    config: PreTrainedConfig, kind: type[Forward]
+) -> None:
+    """20 rows and 18 wanted; both are 24 where products are packed."""
+    forward, expected = _forward(config)
+    # Of each sequence: from where, how many tokens, how many logits.
+    first = [(0, 11, 10), (0, 5, 5), (0, 4, 3)]
+    second = [(11, 12, 12), (5, 7, 5), (4, 1, 1)]
+    for turn in (first, second):
+        pieces = [
+            Piece(slot, begin, SEQUENCES[slot][begin : begin + length], num_logits)
+            for slot, (begin, length, num_logits) in enumerate(turn)
+        ]
+        answers = forward(pieces).split([piece.num_logits for piece in pieces])
+        for piece, answer in zip(pieces, answers, strict=True):
+            end = piece.begin + len(piece.tokens)
+            _as_the_model(answer, expected[piece.slot][end - piece.num_logits : end])
 
 
 @pytest.mark.skipif(not can_pack(), reason="this torch has no packed products")
@@ -109,14 +138,14 @@ def test_what_packed_layers_would_answer_otherwise_goes_through_its_own(
     assert isinstance(packed, SlotForward)
     assert isinstance(packed._layers, PackedLlama)
     monkeypatch.setattr(
-        PackedLlama, "__call__", lambda self, tokens, positions, wanted, attend: wanted[:, None] * 1.0
+        PackedLlama, "__call__", lambda self, tokens, positions, wanted, attend: tokens[:, None] * 1.0
     )
     own, expected = _forward(LlamaConfig(**SIZES))
     assert isinstance(own, SlotForward)
     assert own._layers is None
     assert "keeps its layers" in caplog.text
     [answer, *_] = _feed(own, (5, 1, 20))
-    torch.testing.assert_close(answer, expected[0][:5], rtol=0, atol=1e-3)
+    _as_the_model(answer, expected[0][:5])
 
 
 def test_a_subclass_that_may_do_more_is_not_packed() -> None:

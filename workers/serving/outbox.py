@@ -43,7 +43,7 @@ class Outbox:
                         self._first[event.index] = now
                 elif isinstance(event, Finished):
                     self._finish(event, now)
-                    over = self._unfinished == 0
+                    over = over or self._unfinished == 0
                 else:
                     over = True
             awaited, self._awaited = self._awaited, False

@@ -90,8 +90,8 @@ class Replica:
     async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
         """Answer one request with one version, in batches of whatever is ready; all at once unless it streams.
 
-        What fails before anything has been passed on is answered by the served version where another was tried, and by the
-        version loaded anew where its engine was given up.
+        What fails before anything has been passed on is answered by the served version where another was tried, or where the
+        engine that was asked has been given up, as soon as there is one.
         """
         try:
             resident = await self._take(request)
@@ -126,7 +126,7 @@ class Replica:
         return await self._take_served()
 
     async def _take_served(self) -> Resident:
-        """Waits for a served version that is being loaded anew. To be given back. Raises RequestRefused."""
+        """Waits for a served version that is loaded in the place of a lost one. To be given back. Raises RequestRefused."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while True:
             try:

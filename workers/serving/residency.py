@@ -114,8 +114,8 @@ class Residency:
             return ReplicaReport(self._replica, number, versions, sequence)
 
     def healthy(self) -> bool:
-        """Whether it can answer, or still load what would. An engine that dies is loaded anew; where that does not work
-        either, it takes another process.
+        """Whether it can answer, or still load what would. Where what answered was lost and what should answer cannot be
+        loaded either, it takes another process.
         """
         with self._changed:
             return self._thread.is_alive() and not (self._lost and self._stable() in self._failures)
@@ -238,7 +238,7 @@ class Residency:
         """Move the pointer where it should be, and let go of what nobody wants."""
         stable = self._stable()
         if stable is None:
-            self._current = None
+            self._current, self._lost = None, False
         elif stable in self._residents:
             self._current = self._residents[stable]
             self._lost = False
@@ -328,6 +328,8 @@ class Residency:
     def _load(self, version: ServedVersion, limits: LimitsSpec) -> Engine:
         deadline = time.monotonic() + limits.load_seconds
         folder = self._open_export(version.key)
+        if time.monotonic() >= deadline:
+            raise TimeoutError("opened too late")  # nobody waits for it any more: nothing must make room
         self._make_room(version, self._loader.needed_bytes(folder))
         engine = self._loader.load(folder, max(deadline - time.monotonic(), 0.0))
         try:
@@ -380,14 +382,16 @@ class Residency:
             self._give_up_if_ill(resident)
 
     def _give_up_if_ill(self, resident: Resident) -> None:
-        """Take an engine that hangs or has died away from those that it answers. The served version is loaded again at once:
-        there is no other; the rest after a while.
+        """Take an engine that hangs or has died away from those that it answers. Where that was the one that answers, what
+        should answer is loaded at once, though it may have failed before; the rest after a while.
         """
         if (reason := why_ill(resident.engine.status())) is None:
             return
         logger.error("version %s is given up by %s: %s", resident.version.number, self._replica, reason)
         if resident is self._current:
             self._current, self._lost = None, True
+            if (stable := self._stable()) is not None:
+                self._failures.pop(stable, None)  # e.g. for want of the memory that is now given back
         else:
             self._failures[resident.version] = _Failure(reason, time.monotonic() + self._retry_seconds)
         resident.lost = True

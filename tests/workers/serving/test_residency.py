@@ -61,7 +61,7 @@ def test_one_that_is_loaded_and_does_not_get_warm_in_time_is_closed(
     spec = limited(load_seconds=0.5)
     held = settled(residents, replace(trying(1, version(2)), spec=spec))
     assert held == {1: Residence.READY, 2: Residence.FAILED}
-    until(lambda: loader.engines[1]() is None or loader.engine("2").closed)
+    until(lambda: len(loader.engines) == 2 and (loader.engines[1]() is None or loader.engine("2").closed))
 
 
 def test_another_version_need_not_wait_for_a_load_that_nobody_wants_any_more(
@@ -242,6 +242,20 @@ def test_where_what_answers_is_lost_in_a_rollout_requests_wait_for_the_next_vers
     assert answer[0].number == 2
     assert loader.folders == ["1", "2"]
     replica.close()
+
+
+def test_where_what_answers_is_lost_the_next_version_is_tried_again_though_it_had_failed(
+    artifacts: Artifacts, loader: Loader
+) -> None:
+    residents = Residency("replica-0", artifacts.open, loader, retry_seconds=1000.0)
+    settled(residents, line(1))
+    loader.room = 1
+    assert settled(residents, line(2)) == {2: Residence.FAILED}
+    assert residents.take().version.number == 1
+    loader.engine("1").hung_since = 1.0
+    until(lambda: residents.report().number == 2)
+    assert residents.healthy()
+    residents.close()
 
 
 def test_who_is_about_to_ask_an_engine_that_is_given_up_is_refused(

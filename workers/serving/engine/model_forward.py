@@ -58,24 +58,32 @@ def forward_for(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_bytes:
 
 def _pack(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -> None:
     """Whatever of it answers as before: all layers, or else the linear ones."""
-    if is_packable(model) and model.dtype is torch.float32:
-        try:
-            layers = PackedLlama(model, slot_tokens)
-            forward.pack(layers)
-            trial.run(forward)
-            layers.compile()
-        except Exception as error:
-            logger.warning("%s keeps its layers: %s", type(model).__name__, error)
-            forward.pack(None)
-        else:
-            forward.let_go_of_model()
-            return
+    if (
+        is_packable(model)
+        and model.dtype is torch.float32
+        and _pack_layers(model, forward, trial, slot_tokens)
+    ):
+        return
     packing = Packing(model)
     try:
         trial.run(forward)
     except Exception as error:  # layers that are used for more than their product
         logger.warning("%s keeps its linear layers: %s", type(model).__name__, error)
         packing.undo()
+
+
+def _pack_layers(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -> bool:
+    try:
+        layers = PackedLlama(model, slot_tokens)
+        forward.pack(layers)
+        trial.run(forward)
+        layers.compile()
+    except Exception as error:
+        logger.warning("%s keeps its layers: %s", type(model).__name__, error)
+        forward.pack(None)
+        return False
+    forward.let_go_of_model()
+    return True
 
 
 def _one_by_one(model: Any, trial: "_Trial", num_slots: int, slot_tokens: int) -> Forward:

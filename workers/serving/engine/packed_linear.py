@@ -34,7 +34,8 @@ class PackedLinear(nn.Module):
 
 
 def num_rows_fed(num_rows: int) -> int:
-    """How many rows to compute where ``num_rows`` are wanted: all numbers up to 16, then in steps of an eighth to a quarter.
+    """How many rows to compute where ``num_rows`` are wanted: of each number up to 16, then of a multiple of 8, beyond 64 of an
+    eighth of the next power of two, at most 64.
 
     For every number of rows oneDNN compiles the products anew, a millisecond each, and keeps what it has compiled: 2 to 5 MiB a
     number in a Llama of 10 M parameters.

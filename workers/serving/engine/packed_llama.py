@@ -40,7 +40,7 @@ class PackedLlama:
         self._head = _Linear(model.lm_head)
 
     def compile(self) -> None:
-        """Have oneDNN compile now what the first passes over so many rows would wait for."""
+        """Have oneDNN compile now what the first passes over so many rows would wait for, with logits of few of them."""
         for num_rows in dict.fromkeys(map(num_rows_fed, range(1, COMPILED_ROWS + 1))):
             rows_T = torch.zeros(num_rows, dtype=torch.long)
             x_TC = self._layers[0](

@@ -33,9 +33,7 @@ from workers.serving.generation import FinishReason
 
 logger = logging.getLogger(__name__)
 
-PREFILL_TOKENS = (
-    496  # of prompts a turn: what those that are being continued wait for at most. With 16 of them 512 rows.
-)
+PREFILL_TOKENS = 496  # of prompts a turn: beside the tokens of 16 that are being continued, 512 rows
 TURNS_OF_PROMPTS = 2  # in a row, without those that are being continued
 SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring prompts, times vocabulary: 64 MiB
 
@@ -196,7 +194,8 @@ class SlotDecoder:
         """What is fed in the next turn: those that are being continued by slot, then prompts as they came.
 
         Prompts that have their first token after one turn are given one of their own: in a turn with all others it would
-        come half as late again. Who is being continued waits for ``TURNS_OF_PROMPTS`` at most.
+        come half as late again. Who is being continued waits for ``TURNS_OF_PROMPTS`` such
+        turns at most.
         """
         continued = sorted((s for s in self._active if not s.in_prompt), key=lambda sequence: sequence.slot)
         prompts = self._prompt_pieces()

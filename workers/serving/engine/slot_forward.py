@@ -30,8 +30,8 @@ KEYS_IN_VAIN = 64  # an estimate for 320 numbers a key on two cores: as long to 
 class SlotForward:
     """Owns the slots of one model, whose attention it replaces for good.
 
-    Slots hold ``slot_tokens`` tokens each; layers' keys and values have shape (S, H, L, D) in the model's own type. Memory is
-    zeros from the start (what is masked must be finite), which on a CPU is not taken before it is written to.
+    Slots hold ``slot_tokens`` tokens each; layers' keys and values (``_Pool``) are of the model's own type. Memory is zeros from
+    the start (what is masked must be finite), which on a CPU is not taken before it is written to.
     """
 
     reuses = True
@@ -43,8 +43,8 @@ class SlotForward:
         self._layers: PackedLlama | None = None  # instead of the model's own
         self._pools: dict[int, _Pool] = {}
         self._layer_bytes: dict[int, int] = {}  # of one token
-        self._num_rows_fed = num_rows_fed if self._device.type == "cpu" and can_pack() else int
-        self._rows = _Rows((), torch.device("cpu"), torch.float32, int)
+        self._num_rows_fed = num_rows_fed if self._device.type == "cpu" and can_pack() else _as_many
+        self._rows = _Rows((), torch.device("cpu"), torch.float32, _as_many)
         self.num_slots = num_slots
         self.slot_tokens = slot_tokens
         AttentionInterface.register(ATTENTION, _attention)
@@ -195,6 +195,10 @@ def _attend(
     )
     attended_TGNE: Tensor = attended_1HTE[0].transpose(0, 1).unflatten(1, (num_key_heads, num_shared))
     return attended_TGNE
+
+
+def _as_many(num_rows: int) -> int:
+    return num_rows
 
 
 class _Group(NamedTuple):

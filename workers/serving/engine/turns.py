@@ -19,6 +19,10 @@ class Turns:
     def begin(self) -> None:
         self._began = time.monotonic()
 
+    def forget(self) -> None:
+        """Nobody waits for the turn any more; how long it would have taken is not known."""
+        self._began = None
+
     def end(self) -> None:
         taken = self.stalled_seconds
         self._began = None

@@ -7,6 +7,7 @@ vLLM batches by itself: it is given everything that is taken, and what is more t
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -66,6 +67,7 @@ class VllmEngine:
     def __init__(self, folder: Path, options: EngineOptions = DEFAULTS, seconds: float | None = None) -> None:
         if not vllm_library.is_installed():
             raise EngineError(vllm_library.NOT_INSTALLED)
+        deadline = None if seconds is None else time.monotonic() + seconds
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         text = config.get_text_config()
         self._tokenizer = ExportTokenizer(folder)
@@ -101,7 +103,7 @@ class VllmEngine:
             raise
         except Exception as error:
             raise EngineError(f"vLLM cannot load it: {error}") from error
-        self._try(seconds)
+        self._try(None if deadline is None else max(deadline - time.monotonic(), 0.0))
 
     @property
     def context_length(self) -> int:
@@ -214,14 +216,18 @@ class VllmEngine:
         for sequence in sequences:
             if sequence.task is not None:
                 sequence.task.cancel()  # ``generate`` aborts what it is cancelled in
-        if not self._in_flight:
-            self._turns.end()  # else the turn goes on: an engine that hangs is not well because somebody leaves
+        self._rest()
 
     def _turn(self) -> None:
-        """Something has come of what is in flight, or it is over."""
+        """vLLM has said something."""
         self._turns.end()
         if self._in_flight:
             self._turns.begin()
+
+    def _rest(self) -> None:
+        """While something is in flight the turn goes on: an engine that hangs is not well because somebody leaves."""
+        if not self._in_flight:
+            self._turns.forget()
 
     async def _decode(self, sequence: _Sequence) -> None:
         """To its end, or until it is cancelled."""
@@ -243,6 +249,7 @@ class VllmEngine:
         outputs = self._engine.generate(prompt, parameters, str(next(self._numbers)))
         async with aclosing(outputs):
             async for output in outputs:
+                self._turn()
                 if not answer.over:
                     self._emit(sequence, answer.take(output))
                 if answer.over and not output.finished:
@@ -256,7 +263,7 @@ class VllmEngine:
             ends = over or sequence.answer.over
             if ends:
                 self._over(sequence)
-        self._turn()
+        self._rest()
         if events:
             sequence.sink(events)
 

@@ -3,6 +3,7 @@
 By default on a stand-in with vLLM's interface; where vLLM is installed, on the real one as well, in float32.
 """
 
+import asyncio
 import dataclasses
 import inspect
 import json
@@ -11,7 +12,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -339,11 +340,48 @@ def test_an_engine_that_does_not_go_on_is_seen_to_stall(
     _eventually(lambda: engine.status().stalled_seconds > 0.2)
     assert engine.status().cached_tokens >= len(prompt)
     hold.set()
+    _eventually(lambda: engine.status().longest_turn_seconds >= 0.2)
     cancel()
     _eventually(lambda: engine.status().stalled_seconds == 0.0)
-    assert engine.status().longest_turn_seconds >= 0.2
     assert engine.status().cached_tokens == 0
     _closed(engine)
+
+
+def test_one_that_stalls_does_not_get_well_when_one_of_its_clients_leaves(
+    stand_in: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = VllmEngine(folder, OPTIONS)
+
+    async def hangs(*_: Any) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    monkeypatch.setattr(type(engine._engine), "_outputs", hangs)
+    request = sequence(engine.encode(PROMPTS[0]))
+    first, second = (engine.submit([request], lambda _: None) for _ in range(2))
+    _eventually(lambda: engine.status().stalled_seconds > 0.3)
+    first()
+    time.sleep(0.2)
+    assert engine.status().stalled_seconds > 0.5
+    second()
+    _eventually(lambda: engine.status().stalled_seconds == 0.0)
+    assert engine.status().longest_turn_seconds < 0.3, "how long it would have taken is not known"
+    _closed(engine)
+
+
+def test_one_that_is_loaded_and_does_not_answer_in_time_is_closed(
+    stand_in: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hangs(*_: Any) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patch:
+        patch.setattr(vllm_stand_in.AsyncLLMEngine, "_outputs", hangs)
+        with pytest.raises(TimeoutError):
+            VllmEngine(folder, OPTIONS, seconds=1.0)
+    _eventually(lambda: set(threading.enumerate()) <= before)
 
 
 def _eventually(holds: Callable[[], bool]) -> None:

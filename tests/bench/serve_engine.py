@@ -29,7 +29,8 @@ EQUAL_TOKENS = 128
 SHORTEST, LONGEST = 8, 256
 MIXED_REQUESTS = 128
 SEQUENTIAL_REQUESTS = 3  # of the 16: one takes as long as another
-ROUNDS = 3
+ROUNDS = 9  # of equal lengths: each takes two seconds, and the machine's own speed varies
+MIXED_ROUNDS = 5
 ALONE_REQUESTS = 100  # whose first token is waited for with nobody else there
 TIED = 1e-4  # logits: what two orders of summing in float32 make of one sum
 
@@ -73,29 +74,31 @@ def engine_figures(folder: Path, threads: int) -> list[Figure]:
     with _process(_generate, folder, threads) as peer, _process(_decode, folder, threads) as engine:
         for process in (peer, engine):
             process(replace(equal, lengths=[SHORTEST] * SLOTS))
-        one, batch, ours = _in_turns((peer, sequential), (peer, equal), (engine, equal))
-        batch_mixed, ours_mixed = _in_turns((peer, mixed), (engine, mixed))
-        unloaded = engine(alone).first_seconds
+        one, batch, ours = _in_turns(ROUNDS, (peer, sequential), (peer, equal), (engine, equal))
+        batch_mixed, ours_mixed, ours_alone = _in_turns(
+            MIXED_ROUNDS, (peer, mixed), (engine, mixed), (engine, alone)
+        )
     differing = _differences(equal, ours[0], batch[0]) + _differences(mixed, ours_mixed[0], batch_mixed[0])
     gaps = _gaps(folder, differing)
     # The first 16 come all at once, and wait for each other's prompts: those after them meet the load.
     loaded = [seconds for done in ours_mixed for seconds in done.first_seconds[SLOTS:]]
+    unloaded = [seconds for done in ours_alone for seconds in done.first_seconds]
     name = f"engine, {threads} threads" if threads > 1 else "engine, 1 thread"
     return [
         Figure(name, "tokens/s, generate one by one", _rate(one)),
         Figure(name, "tokens/s, generate 16 as a batch", _rate(batch)),
         Figure(name, "tokens/s, engine, 16 at once", _rate(ours)),
-        Figure(name, "times one by one", _rate(ours) / _rate(one), 8.0, at_least=True),
-        Figure(name, "times the batch, equal lengths", _rate(ours) / _rate(batch), 1.4, at_least=True),
+        Figure(name, "times one by one", _times(ours, one), 8.0, at_least=True),
+        Figure(name, "times the batch, equal lengths", _times(ours, batch), 1.4, at_least=True),
         Figure(name, "tokens/s, batch, 8 to 256 tokens", _rate(batch_mixed)),
         Figure(name, "tokens/s, engine, 8 to 256 tokens", _rate(ours_mixed)),
-        Figure(
-            name, "times the batch, mixed lengths", _rate(ours_mixed) / _rate(batch_mixed), 2.5, at_least=True
-        ),
+        Figure(name, "times the batch, mixed lengths", _times(ours_mixed, batch_mixed), 2.5, at_least=True),
         Figure(
             name,
             "the same, while 16 are in flight",
-            statistics.median(done.busy_rate for done in ours_mixed) / _rate(batch_mixed),
+            statistics.median(
+                own.busy_rate / other.rate for own, other in zip(ours_mixed, batch_mixed, strict=True)
+            ),
         ),
         Figure(name, f"of {SLOTS + MIXED_REQUESTS} answers, not as generate's", len(differing)),
         Figure(name, "their gap in float64, largest, logits", max(gaps, default=0.0), TIED),
@@ -114,10 +117,10 @@ def p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[98]
 
 
-def _in_turns(*pairs: tuple[Callable[[Work], Done], Work]) -> list[list[Done]]:
+def _in_turns(rounds: int, *pairs: tuple[Callable[[Work], Done], Work]) -> list[list[Done]]:
     """What each has done, round by round: in every round one after another."""
     done: list[list[Done]] = [[] for _ in pairs]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for (process, work), own in zip(pairs, done, strict=True):
             own.append(process(work))
     return done
@@ -125,6 +128,11 @@ def _in_turns(*pairs: tuple[Callable[[Work], Done], Work]) -> list[list[Done]]:
 
 def _rate(rounds: Sequence[Done]) -> float:
     return statistics.median(done.rate for done in rounds)
+
+
+def _times(ours: Sequence[Done], theirs: Sequence[Done]) -> float:
+    """How many times as fast, in the same round: the median."""
+    return statistics.median(own.rate / other.rate for own, other in zip(ours, theirs, strict=True))
 
 
 def _differences(work: Work, ours: Done, theirs: Done) -> list[tuple[list[int], int, int]]:

@@ -34,7 +34,6 @@ from workers.serving.generation import FinishReason
 logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 496  # of prompts a turn: beside the tokens of 16 that are being continued, 512 rows
-TURNS_OF_PROMPTS = 2  # in a row, without those that are being continued
 SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring prompts, times vocabulary: 64 MiB
 
 
@@ -78,7 +77,7 @@ class SlotDecoder:
         self._slots = Slots(forward.num_slots, reuses=forward.reuses)
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
-        self._turns_of_prompts = 0  # in a row, those before
+        self._prompts_went_first = False  # in the turn before
         self._closing = False
         self._changed = threading.Condition()
 
@@ -194,18 +193,17 @@ class SlotDecoder:
         """What is fed in the next turn: those that are being continued by slot, then prompts as they came.
 
         Prompts that have their first token after one turn are given one of their own: in a turn with all others it would
-        come half as late again. Who is being continued waits for ``TURNS_OF_PROMPTS`` such
-        turns at most.
+        come half as late again. Never twice in a row: who is being continued waits for one such turn at most.
         """
         continued = sorted((s for s in self._active if not s.in_prompt), key=lambda sequence: sequence.slot)
         prompts = self._prompt_pieces()
         whole = all(len(piece.tokens) == len(sequence.unfed) for sequence, piece in prompts)
         num_in_prompt = len(self._active) - len(continued)
-        have_first_token = 0 < num_in_prompt == len(prompts) and whole
-        if continued and have_first_token and self._turns_of_prompts < TURNS_OF_PROMPTS:
-            self._turns_of_prompts += 1
+        self._prompts_went_first = (
+            bool(continued) and 0 < num_in_prompt == len(prompts) and whole and not self._prompts_went_first
+        )
+        if self._prompts_went_first:
             return prompts
-        self._turns_of_prompts = 0
         return [(s, Piece(s.slot, s.num_fed, s.unfed, 1)) for s in continued] + prompts
 
     def _prompt_pieces(self) -> list[tuple[_Sequence, Piece]]:

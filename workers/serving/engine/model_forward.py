@@ -73,6 +73,7 @@ def _pack(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -
 
 
 def _pack_layers(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -> bool:
+    """Whether the forward has its layers packed from now on; where it has not, nothing of them is left."""
     try:
         layers = PackedLlama(model, slot_tokens)
         forward.pack(layers)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-EVERY_NUMBER = 16
-LARGEST_STEP = 64
+EVERY_NUMBER = (
+    16  # up to this: the steps of as many sequences, which nothing should slow down
+)
+LARGEST_STEP = 64  # between the numbers beyond: of more than 512 rows at most an eighth is computed in vain
 
 
 def pack_weight(weight_NK: Tensor) -> Tensor:

@@ -111,8 +111,8 @@ class SlotForward:
         attended = [
             _attend(
                 query_TGND[group.begin : group.end],
-                *pool.of(group.slots, min(group.length, self.slot_tokens)),
-                rows.mask(group, min(group.length, self.slot_tokens), window),
+                *pool.of(group.slots, length := min(group.length, self.slot_tokens)),
+                rows.mask(group, length, window),
                 scale,
             )
             for group in rows.groups

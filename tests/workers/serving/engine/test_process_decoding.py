@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.waiting import until
 from tests.workers.serving.engine.asking import finish, run, sequence, text
+from workers.serving.engine import processes
 from workers.serving.engine.options import EngineOptions
 from workers.serving.engine.port import EngineError, EngineEvent, SequenceFailed
 from workers.serving.engine.process_decoding import DIED, ProcessDecoding
@@ -50,6 +51,7 @@ def process_of(engine: TransformersEngine) -> psutil.Process:
 
 def decoding_children() -> list[int]:
     """Of the process that forks them, whatever engine they are of."""
+    processes.prepare()
     forking = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return [child.pid for child in psutil.Process(forking).children()]
 

@@ -352,11 +352,7 @@ def test_one_that_stalls_does_not_get_well_when_one_of_its_clients_leaves(
 ) -> None:
     engine = VllmEngine(folder, OPTIONS)
 
-    async def hangs(*_: Any) -> AsyncIterator[Any]:
-        await asyncio.Event().wait()
-        yield
-
-    monkeypatch.setattr(type(engine._engine), "_outputs", hangs)
+    monkeypatch.setattr(type(engine._engine), "_outputs", _hangs)
     request = sequence(engine.encode(PROMPTS[0]))
     first, second = (engine.submit([request], lambda _: None) for _ in range(2))
     _eventually(lambda: engine.status().stalled_seconds > 0.3)
@@ -372,16 +368,17 @@ def test_one_that_stalls_does_not_get_well_when_one_of_its_clients_leaves(
 def test_one_that_is_loaded_and_does_not_answer_in_time_is_closed(
     stand_in: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def hangs(*_: Any) -> AsyncIterator[Any]:
-        await asyncio.Event().wait()
-        yield
-
     before = set(threading.enumerate())
     with monkeypatch.context() as patch:
-        patch.setattr(vllm_stand_in.AsyncLLMEngine, "_outputs", hangs)
+        patch.setattr(vllm_stand_in.AsyncLLMEngine, "_outputs", _hangs)
         with pytest.raises(TimeoutError):
             VllmEngine(folder, OPTIONS, seconds=1.0)
     _eventually(lambda: set(threading.enumerate()) <= before)
+
+
+async def _hangs(*_: Any) -> AsyncIterator[Any]:
+    await asyncio.Event().wait()
+    yield
 
 
 def _eventually(holds: Callable[[], bool]) -> None:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-EVERY_NUMBER = (
-    16  # up to this: the steps of as many sequences, which nothing should slow down
-)
+EVERY_NUMBER = 16  # up to this: the steps of as many sequences, which nothing should slow down
 LARGEST_STEP = 64  # between the numbers beyond: of more than 512 rows at most an eighth is computed in vain
 
 

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.database import database, databases, migrated_postgres, migrated_sqlite, sqlite
 from tests.support.postgres import postgres_server, postgres_url
@@ -28,6 +29,11 @@ __all__ = [
     "ray_cluster",
     "sqlite",
 ]
+
+
+# A machine that pauses for a fifth of a second says nothing about an example. The rest as it is, also where CI has its own.
+settings.register_profile("pathswitch", settings(), deadline=None)
+settings.load_profile("pathswitch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -41,7 +41,7 @@ ALL = {
     "merge": MergeSpec(k=3),
 }
 # Lines of 64 versions are 64 plans: some need more than the 200 ms that are usual.
-BY_EXAMPLE = settings(deadline=None, max_examples=30)
+BY_EXAMPLE = settings(max_examples=30)
 BATCHES = st.lists(st.integers(1, 900), min_size=1, max_size=64)
 
 

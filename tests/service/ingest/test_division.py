@@ -54,7 +54,7 @@ def test_the_size_of_a_holdout(fraction: float, documents: int, size: int) -> No
     assert holdout_size(fraction, documents) == size
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(NUMBERS, NUMBERS, NUMBERS, NUMBERS.filter(bool), st.sampled_from([0, 0.02, 0.2, 1]))
 def test_a_body_is_divided_as_the_words_say(
     tmp_path_factory: pytest.TempPathFactory,

@@ -44,7 +44,7 @@ def artifacts(tmp_path: Path) -> Artifacts:
     return Artifacts(tmp_path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(DOCUMENTS_WITH_FIELDS, min_size=1, max_size=12), st.booleans())
 def test_documents_come_back_as_they_were_sent(
     tmp_path_factory: pytest.TempPathFactory, documents: list[Document], ascii_only: bool
@@ -58,7 +58,7 @@ def test_documents_come_back_as_they_were_sent(
     assert (version.documents, version.duplicates) == (len(documents), len(documents) - len(hashes))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(TEXTS, min_size=2, max_size=20, unique=True),
     st.sampled_from([None, GZIP, ZSTD]),

@@ -21,7 +21,7 @@ def hash_file(path: Path, numbers: set[int]) -> HashFile:
     return HashFile(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 40), max_size=120), st.integers(1, 9))
 def test_runs_are_merged_into_the_sorted_distinct_hashes(
     tmp_path_factory: pytest.TempPathFactory, numbers: list[int], run_length: int

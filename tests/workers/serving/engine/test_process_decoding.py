@@ -122,7 +122,9 @@ def test_one_that_is_frozen_does_not_get_well_when_its_clients_leave(engine: Tra
     process = process_of(engine)
     process.suspend()
     engine.submit([request], lambda _: None)()
-    until(lambda: engine.status().stalled_seconds > 0.3)  # what it had said before may still have been on its way
+    until(
+        lambda: engine.status().stalled_seconds > 0.3
+    )  # what it had said before may still have been on its way
     engine.submit([request], lambda _: None)()
     status = engine.status()
     assert status.stalled_seconds > 0.3

@@ -9,11 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from tests.bench import figure, serve_http
 from tests.bench.figure import Figure
 from tests.bench.serve_engine import engine_figures
-from tests.bench.serve_model import write_served_model
+from tests.bench.serve_model import LARGE, write_served_model
 from tests.bench.serve_world import serving_world
+from workers.serving.engine.memory import this_device
 
 CHECKS = ("engine", "overhead", "releases", "kills", "overload", "soak")
 
@@ -36,8 +39,15 @@ def main() -> None:
         folder = Path(directory) / "export"
         write_served_model(folder, seed=1)
         if "engine" in checks:
-            for threads in arguments.threads or sorted({1, os.cpu_count() or 1}):
-                figures += _shown(engine_figures(folder, threads))
+            if this_device().type == "cuda":
+                large = Path(directory) / "large"
+                write_served_model(large, seed=1, shape=LARGE, dtype=torch.bfloat16)
+                figures += _shown(engine_figures(folder, 0, "engine, GPU, 10 M in float32"))
+                figures += _shown(engine_figures(large, 0, "engine, GPU, 107 M in bfloat16"))
+            else:
+                for threads in arguments.threads or sorted({1, os.cpu_count() or 1}):
+                    name = f"engine, {threads} threads" if threads > 1 else "engine, 1 thread"
+                    figures += _shown(engine_figures(folder, threads, name))
         if set(checks) - {"engine"}:
             with serving_world(Path(directory)) as world:
                 for check in checks:

@@ -19,6 +19,7 @@ from tests.bench.serve_model import VOCABULARY
 from workers.data.tokenizer import load_tokenizer
 from workers.pretrained import load_model
 from workers.serving.engine.detokenizer import Vocabulary
+from workers.serving.engine.memory import this_device
 from workers.serving.engine.port import EngineEvent, SequenceFailed, SequenceRequest
 from workers.serving.engine.transformers_engine import TransformersEngine
 from workers.serving.generation import Finished, Sampling, Token
@@ -61,7 +62,13 @@ class Done:
         return sum(map(len, self.tokens)) / self.seconds
 
 
-def engine_figures(folder: Path, threads: int) -> list[Figure]:
+def engine_figures(folder: Path, threads: int, name: str) -> list[Figure]:
+    """``threads`` 0: as many as torch takes. On a GPU nothing is promised: the targets are of a CPU."""
+    figures = _engine_figures(folder, threads, name)
+    return figures if this_device().type == "cpu" else [replace(one, target=None) for one in figures]
+
+
+def _engine_figures(folder: Path, threads: int, name: str) -> list[Figure]:
     rng = random.Random(0)
     equal = Work(random_prompts(rng, SLOTS), [EQUAL_TOKENS] * SLOTS, SLOTS)
     sequential = Work(equal.prompts[:SEQUENTIAL_REQUESTS], equal.lengths[:SEQUENTIAL_REQUESTS], 1)
@@ -83,7 +90,6 @@ def engine_figures(folder: Path, threads: int) -> list[Figure]:
     # The first 16 come all at once, and wait for each other's prompts: those after them meet the load.
     loaded = [seconds for done in ours_mixed for seconds in done.first_seconds[SLOTS:]]
     unloaded = [seconds for done in ours_alone for seconds in done.first_seconds]
-    name = f"engine, {threads} threads" if threads > 1 else "engine, 1 thread"
     return [
         Figure(name, "tokens/s, generate one by one", _rate(one)),
         Figure(name, "tokens/s, generate 16 as a batch", _rate(batch)),
@@ -195,13 +201,16 @@ def _works(connection: Connection) -> Iterator[Work]:
 
 @torch.inference_mode()
 def _generate(folder: Path, threads: int, connection: Connection) -> None:
-    torch.set_num_threads(threads)
-    model: Any = load_model(folder, dtype=torch.float32).eval()
+    if threads:
+        torch.set_num_threads(threads)
+    device = this_device()
+    model: Any = load_model(folder, dtype="auto" if device.type == "cuda" else torch.float32)
+    model.to(device).eval()
     for work in _works(connection):
         began = time.perf_counter()
         tokens: list[list[int]] = []
         for first in range(0, len(work.prompts), work.together):
-            prompts_BT = torch.tensor(work.prompts[first : first + work.together])
+            prompts_BT = torch.tensor(work.prompts[first : first + work.together], device=device)
             lengths = work.lengths[first : first + work.together]
             output_BT = model.generate(
                 prompts_BT,

@@ -2,12 +2,15 @@
 
 import json
 import math
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig
+
+from workers.serving.engine import processes
 
 _CGROUP = Path("/sys/fs/cgroup")
 _FLOAT32_BYTES = 4
@@ -60,11 +63,11 @@ def cache_bytes(folder: Path, device: torch.device, *, num_slots: int, most: int
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of the device, or of this process's control group where that has less."""
+    """Of the device, or of this process's control group where that has less. Of a GPU, beside the context that a process needs
+    to use it.
+    """
     if device.type == "cuda":
-        free = int(torch.cuda.mem_get_info(device)[0])
-        # What torch has cached and does not use is free to the next engine, though the driver does not know.
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return _gpu_bytes(device)[0]
     free = _host_bytes("MemAvailable")
     limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
     if limit is not None and used is not None:
@@ -74,8 +77,20 @@ def free_bytes(device: torch.device) -> int:
 
 def total_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
+        return _gpu_bytes(device)[1]
     return _host_bytes("MemTotal")
+
+
+def _gpu_bytes(device: torch.device) -> tuple[int, int]:
+    """Free, and in all. A process that only asks would keep a context there for good, half a GiB on an H100: where this one
+    has none, another is asked and ends.
+    """
+    if not torch.cuda.is_initialized():
+        with ProcessPoolExecutor(max_workers=1, mp_context=processes.context) as pool:
+            return pool.submit(torch.cuda.mem_get_info, device).result()
+    free, total = torch.cuda.mem_get_info(device)
+    # What torch has cached and does not use is free to the next engine, though the driver does not know.
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
 
 
 def _host_bytes(field: str) -> int:

@@ -27,8 +27,9 @@ from workers.serving.generation import Token
 
 DIED = "the engine's process has died"
 
-# What a process takes beside weights and cache: pages of the interpreter that it no longer shares; on a GPU its context.
-PROCESS_BYTES = {"cpu": 512 << 20, "cuda": 768 << 20}
+# What a process takes beside weights and cache: pages of the interpreter that it no longer shares; on a GPU (H100) what products
+# work in, beside its context.
+PROCESS_BYTES = {"cpu": 512 << 20, "cuda": 256 << 20}
 
 
 class _Request:
@@ -50,7 +51,7 @@ class ProcessDecoding:
         self._process = processes.context.Process(
             target=decode_for, args=(theirs, folder, threads, options), name="decode", daemon=True
         )
-        self._process.start()
+        processes.start(self._process)
         theirs.close()
         self.size = self._loaded(seconds)
         self._turns = Turns()

@@ -24,7 +24,9 @@ LENGTH_STEP = (
     16  # keys are looked at in multiples of this: sums are then in the same order beside longer sequences
 )
 MOST_VIEWS = 256  # of a layer's slots, kept from one turn to the next
-KEYS_IN_VAIN = 64  # an estimate for 320 numbers a key on two cores: as long to look at as a call of attention takes to begin
+# As long to look at as a call of attention takes to begin: an estimate for 320 numbers a key on two cores, and on a GPU, where a
+# call takes tens of microseconds and keys hundreds of nanoseconds a thousand.
+KEYS_IN_VAIN = {"cpu": 64, "cuda": 1 << 15}
 
 
 class SlotForward:
@@ -239,7 +241,7 @@ class _Rows:
             for numbers in (tokens, slots, positions, wanted)
         )
         self.slot_positions_T = self.positions_T[: self.num_rows]
-        self.groups = list(_groups(pieces))
+        self.groups = list(_groups(pieces, KEYS_IN_VAIN[device.type]))
         self._dtype = dtype
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
@@ -260,11 +262,11 @@ class _Rows:
         return mask
 
 
-def _groups(pieces: Sequence[Piece]) -> Iterator[_Group]:
+def _groups(pieces: Sequence[Piece], keys_in_vain: int) -> Iterator[_Group]:
     begin = 0
     together: list[Piece] = []
     for piece in pieces:
-        if together and not _go_together(together, piece):
+        if together and not _go_together(together, piece, keys_in_vain):
             yield _group(begin, together)
             begin += sum(len(member.tokens) for member in together)
             together = []
@@ -273,14 +275,14 @@ def _groups(pieces: Sequence[Piece]) -> Iterator[_Group]:
         yield _group(begin, together)
 
 
-def _go_together(members: Sequence[Piece], piece: Piece) -> bool:
+def _go_together(members: Sequence[Piece], piece: Piece, keys_in_vain: int) -> bool:
     """Whether one call more costs more than what a longer sequence has the shorter ones look at in vain."""
     last = members[-1]
     if not len(last.tokens) == len(piece.tokens) == 1 or piece.slot != last.slot + 1:
         return False
     longest = max(member.begin for member in members)
     in_vain = max(piece.begin - longest, 0) * len(members) + max(longest - piece.begin, 0)
-    return in_vain <= KEYS_IN_VAIN
+    return in_vain <= keys_in_vain
 
 
 def _group(begin: int, members: Sequence[Piece]) -> _Group:

@@ -394,6 +394,7 @@ def _eventually(holds: Callable[[], bool]) -> None:
 def test_vllm_is_chosen_where_it_is_installed_and_there_is_a_gpu(
     stand_in: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loader.torch.cuda, "is_available", lambda: False)
     assert isinstance(loader.engine_loader(0, {}), TransformersLoader)
     monkeypatch.setattr(loader.torch.cuda, "is_available", lambda: True)
     assert isinstance(loader.engine_loader(0, {}), VllmLoader)
@@ -408,7 +409,7 @@ def test_options_that_are_not_given_are_the_engines_own(stand_in: None) -> None:
     chosen = loader.engine_loader(0, {"engine": "vllm", "max_waiting": 7})
     assert isinstance(chosen, VllmLoader)
     assert chosen._options == EngineOptions(max_slots=256, max_waiting=7)
-    other = loader.engine_loader(0, {"max_slots": 2})
+    other = loader.engine_loader(0, {"engine": "transformers", "max_slots": 2})
     assert isinstance(other, TransformersLoader)
     assert other._options == EngineOptions(max_slots=2)
 

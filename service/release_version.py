@@ -1,5 +1,7 @@
 """Ask for a model version to be served: forward to a new one, or back to any earlier one."""
 
+from sqlalchemy.orm import Session
+
 from service.core.errors import Conflict
 from service.core.serving_specs import ReplaceSpec, RolloutSpec
 from service.core.states import ReleaseState
@@ -50,13 +52,28 @@ def roll_back(
     reason: str | None = None,
     rollout: RolloutSpec | None = None,
 ) -> Release:
-    """Release what was served before the version that is served now. Raises Conflict where there is nothing before."""
+    """Release what was served before. While a newer version is being rolled out, that is the one that is served now. Raises
+    Conflict where there is nothing before.
+    """
     with database.reading() as session:
         model = models.model(session, model_name)
-        live = releases.live(session, model.id)
-        ended = [row for row in releases.history(session, model.id) if row.state == ReleaseState.ENDED]
-        earlier = [row for row in ended if live is None or row.model_version_id != live.model_version_id]
-        if not earlier:
+        version_id = _before(session, model.id)
+        if version_id is None:
             raise Conflict(f"nothing was served before: {model_name!r} cannot be rolled back")
-        number = models.version_by_id(session, earlier[-1].model_version_id).number
+        number = models.version_by_id(session, version_id).number
     return release_version(database, model_name, number, by=by, reason=reason or "rollback", rollout=rollout)
+
+
+def _before(session: Session, model_id: str) -> str | None:
+    """The version that a rollback goes to."""
+    pending = releases.pending(session, model_id)
+    # As pages in a browser: back to one that is there takes away those after it.
+    path: list[str] = []
+    for row in releases.history(session, model_id):
+        if row.state in (ReleaseState.ENDED, ReleaseState.LIVE):
+            version_id = row.model_version_id
+            path = [*(path[: path.index(version_id)] if version_id in path else path), version_id]
+    # A rollback that is under way goes no further when it is asked for again.
+    if path and pending is not None and pending.model_version_id not in path:
+        return path[-1]
+    return path[-2] if len(path) > 1 else None

@@ -37,7 +37,8 @@ class ServedTarget:
     """What one model line should answer with: ``stable``, None before its first release.
 
     ``kept`` are earlier versions that stay loaded where there is room. ``rolling``: replicas hold ``stable`` alone, and are
-    replaced one by one when it changes. ``awake``: not scaled to zero for the moment.
+    replaced one by one when it changes. ``awake``: not scaled to zero for the moment. ``proven``: the line has been
+    live, so that a replica that cannot load ``stable`` must not stand beside those that have.
     """
 
     model: str
@@ -48,6 +49,7 @@ class ServedTarget:
     spec: ServingSpec = DEFAULT_SERVING
     rolling: bool = False
     awake: bool = True
+    proven: bool = False
 
 
 class EngineName(StrEnum):
@@ -79,13 +81,15 @@ class VersionReport:
 @dataclass(frozen=True)
 class ReplicaReport:
     """``number``: what the replica answers with where no version is named; None: it does not answer. ``sequence``: of the
-    target that it was told last; what it says of ``versions`` is of that.
+    target that it was told last; what it says of ``versions`` is of that. ``starting``: it will answer with what is then
+    desired, once it is up, if it ever is.
     """
 
     replica: str
     number: int | None
     versions: tuple[VersionReport, ...] = ()
     sequence: int = 0
+    starting: bool = False
 
     def version(self, number: int) -> VersionReport | None:
         return next((version for version in self.versions if version.number == number), None)

@@ -86,6 +86,7 @@ def target(
         spec=spec,
         rolling=rolling,
         awake=pending is not None,
+        proven=live is not None,
     )
 
 
@@ -94,6 +95,8 @@ def next_move(
 ) -> Move | None:
     """The next step of a release that is asked for; None while there is nothing to do but to wait."""
     number, limits = pending.version.number, target.spec.limits
+    # A replica that is not up yet holds nothing up, as long as another is.
+    reports = [report for report in reports if not report.starting] or reports
     if pending.begun_at is None:
         return Move(Step.BEGIN)
     # A replica that was not told yet may speak of the version as it was wanted before: as one that it could not keep.

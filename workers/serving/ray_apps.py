@@ -34,7 +34,14 @@ from workers.serving.generation import (
     unknown_model,
 )
 from workers.serving.openai.app import build_app
-from workers.serving.ray_config import INGRESS, REPLICA, KnownModel, app_name, target_from_json
+from workers.serving.ray_config import (
+    INGRESS,
+    REPLICA,
+    KnownModel,
+    app_name,
+    target_from_json,
+    version_from_json,
+)
 from workers.serving.replica import Replica
 from workers.serving.residency import served_by
 
@@ -49,8 +56,8 @@ ATTEMPTS = 3  # of a request whose replica died before anything of the answer wa
 
 
 class ModelReplica:
-    """One replica of one model line. What it is to hold comes with its user config, ``{"sequence", "target"}``, and changes
-    with it; or, where replicas are replaced for every version, with its arguments.
+    """One replica of one model line. Its user config is its target, and changes; where replicas are replaced for every
+    version, that comes with its arguments.
     """
 
     def __init__(self, args: Mapping[str, str]) -> None:
@@ -65,7 +72,7 @@ class ModelReplica:
             Artifacts.from_url(args["artifacts_url"]).open,
             engine_loader(int(args["threads"]), json.loads(args["engine"]), own_processes=True),
         )
-        self._own = json.loads(args["target"]) if "target" in args else None
+        self._own = version_from_json(args["version"]) if "version" in args else None
         self._loaded_once = False
         self._sequence = 0
 
@@ -73,17 +80,18 @@ class ModelReplica:
         """Take a new target. The replica is out of routing meanwhile, so this returns at once and loads
         behind; only a new replica waits for its first version, as it must not be routed to before.
         """
+        target = target_from_json(config)
         # Of two orchestrators that declare at once, the one that speaks last may be the one that had read first.
-        if config["sequence"] >= self._sequence:
-            self._sequence = config["sequence"]
-            target = target_from_json(self._own or config["target"])
-            self._replica.set_target(replace(target, sequence=self._sequence))
+        if target.sequence >= self._sequence:
+            self._sequence = target.sequence
+            self._replica.set_target(target if self._own is None else replace(target, stable=self._own))
         if not self._loaded_once:
             await asyncio.to_thread(self._replica.wait_until_answering)
             self._loaded_once = True
             report = self._replica.report()
-            if self._own is not None and report.number is None:
-                # Serve goes on with the replicas that it has, and says so.
+            if report.number is None and (target.rolling or target.proven):
+                # Serve goes on with the replicas that it has, says so, and tries with another one. Of a version that has never
+                # answered, the report says what is wrong with it.
                 raise RuntimeError("; ".join(version.error or "" for version in report.versions))
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
@@ -219,7 +227,7 @@ class _RayDirectory:
         response = self._handles[model].options(method_name="report", stream=False).remote()
         try:
             return served_by(await asyncio.wait_for(response, REPORT_SECONDS))
-        except (TimeoutError, RayActorError, DeploymentUnavailableError):
+        except (TimeoutError, RayActorError, DeploymentUnavailableError, BackPressureError):
             response.cancel()
             return None
 
@@ -253,7 +261,8 @@ def ingress_app(args: dict[str, str]) -> Any:
 def model_app(args: dict[str, str]) -> Any:
     deployment = serve.deployment(
         name=REPLICA,
-        max_ongoing_requests=256,
+        # More than any engine takes, which is to refuse the others at once: past it, replicas could not even be asked how they are.
+        max_ongoing_requests=1024,
         max_queued_requests=256,
         graceful_shutdown_timeout_s=STREAM_SECONDS,
         # A frozen process is found after three looks without an answer: within 30 s.

@@ -12,7 +12,8 @@ from typing import Any, TypedDict
 
 from pydantic import TypeAdapter
 
-from service.core.serving import ServedTarget
+from service.core.serving import ServedTarget, ServedVersion
+from service.core.serving_specs import ServingSpec
 
 JSON = dict[str, Any]
 
@@ -24,6 +25,7 @@ UPSCALE_SECONDS = 10.0
 LOOK_BACK_SECONDS = 15.0  # Serve asks for more than the 10 s between two of its counts
 
 _TARGET = TypeAdapter(ServedTarget)
+_VERSION: TypeAdapter[ServedVersion | None] = TypeAdapter(ServedVersion | None)
 
 # An app in one of these does not serve and will not by itself.
 _GONE = ("NOT_STARTED", "DELETING")
@@ -61,10 +63,15 @@ def applications(targets: Sequence[ServedTarget], options: ReplicaOptions) -> li
     ]
 
 
-def not_behind(targets: Sequence[ServedTarget], details: JSON) -> list[ServedTarget]:
-    """The targets, but what is declared already where whoever declared it knew of a later decision."""
-    reported: JSON = details["applications"]
-    return [_newer(target, reported.get(app_name(target.model))) for target in targets]
+def declared_target(model: str, details: JSON) -> ServedTarget | None:
+    """What Serve has been told of a model line, but for what replicas need not know. None where it has not, or not by us."""
+    app: JSON | None = details["applications"].get(app_name(model))
+    if app is None or app["status"] in _GONE or not app["deployed_app_config"]:
+        return None
+    try:
+        return target_from_json(app["deployed_app_config"]["deployments"][0]["user_config"])
+    except ValueError:
+        return None
 
 
 def differing(declared: Sequence[JSON], details: JSON) -> set[str]:
@@ -127,8 +134,8 @@ def _ingress(models: Mapping[str, KnownModel]) -> JSON:
 
 
 def _model(target: ServedTarget, options: ReplicaOptions) -> JSON:
-    """Where the target stands decides how it is taken over: a changed user config reaches the replicas that run, changed
-    arguments have Serve replace them one by one.
+    """A changed user config reaches the replicas that run; changed arguments have Serve replace them, one by one. So where it
+    is rolling the version is among those, and nothing else of the target.
     """
     threads = 0 if options.num_gpus else 1
     args = {
@@ -136,11 +143,8 @@ def _model(target: ServedTarget, options: ReplicaOptions) -> JSON:
         "threads": str(threads),
         "engine": json.dumps(dict(options.engine), sort_keys=True),
     }
-    user_config: JSON = {"sequence": target.sequence}
     if target.rolling:
-        args["target"] = json.dumps(target_as_json(replace(target, sequence=0)), sort_keys=True)
-    else:
-        user_config["target"] = target_as_json(target)
+        args["version"] = json.dumps(_VERSION.dump_python(target.stable, mode="json"), sort_keys=True)
     return {
         "name": app_name(target.model),
         "route_prefix": None,
@@ -151,12 +155,17 @@ def _model(target: ServedTarget, options: ReplicaOptions) -> JSON:
             {
                 "name": REPLICA,
                 **_replicas(target),
-                "max_surge_percent": 100,  # the next replica before the last one ends: none is missing meanwhile
-                "user_config": user_config,
+                "max_surge_percent": 1,  # one at least: a next replica before an old one ends, so that none is missing
+                "user_config": target_as_json(_for_replicas(target)),
                 "ray_actor_options": {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
             }
         ],
     }
+
+
+def _for_replicas(target: ServedTarget) -> ServedTarget:
+    """What replicas need of it. They leave the routing while they are told, so that nothing else should reach them."""
+    return replace(target, spec=ServingSpec(limits=target.spec.limits), awake=True)
 
 
 def _replicas(target: ServedTarget) -> JSON:
@@ -181,8 +190,12 @@ def target_as_json(target: ServedTarget) -> JSON:
     return plain
 
 
-def target_from_json(plain: JSON) -> ServedTarget:
+def target_from_json(plain: Mapping[str, Any]) -> ServedTarget:
     return _TARGET.validate_python(plain)
+
+
+def version_from_json(text: str) -> ServedVersion | None:
+    return _VERSION.validate_json(text)
 
 
 def _runtime_env() -> JSON:
@@ -190,18 +203,6 @@ def _runtime_env() -> JSON:
     return {
         "env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     }
-
-
-def _newer(target: ServedTarget, reported: JSON | None) -> ServedTarget:
-    if reported is None or reported["status"] in _GONE or not reported["deployed_app_config"]:
-        return target
-    config: JSON = reported["deployed_app_config"]
-    user_config: JSON = config["deployments"][0]["user_config"]
-    sequence: int = user_config["sequence"]
-    if sequence <= target.sequence:
-        return target
-    plain = user_config.get("target") or json.loads(config["args"]["target"])
-    return replace(target_from_json(plain), sequence=sequence)
 
 
 def _is_as_declared(declared: JSON, reported: JSON | None) -> bool:

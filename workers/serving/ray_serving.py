@@ -24,6 +24,7 @@ from service.core.serving import ReplicaReport, Residence, ServedTarget, Version
 from service.core.stopping import DRAIN_SECONDS
 from workers.serving import ray_config
 from workers.serving.ray_config import INGRESS, INGRESS_APP, JSON, REPLICA, ReplicaOptions, app_name
+from workers.serving.ray_sequences import Sequences
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class RayServing:
         self._ends_with_us = ends_with_us
         self._admits = False
         self._expected: dict[str, _Expected] = {}
+        self._sequences = Sequences()
         self._starting: threading.Thread | None = None
         self._start_error: str | None = None
         self._retried_at = time.monotonic()
@@ -74,7 +76,7 @@ class RayServing:
             self._gpus_known = True
         controller = self._controller()
         details: JSON = _ask(controller.get_serve_instance_details.remote())
-        targets = ray_config.not_behind(targets, details)
+        targets = self._sequences.latest(targets, details, time.monotonic())
         self._expected = {target.model: _expected(target, details) for target in targets}
         declared = ray_config.applications(targets, self._options)
         differing = ray_config.differing(declared, details)
@@ -94,12 +96,19 @@ class RayServing:
             self._admit()
 
     def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
-        deadline = time.monotonic() + ANSWER_SECONDS
-        return {
-            model: self._reports(model, expected, deadline) if expected.stable is not None else []
-            for model, expected in self._expected.items()
-            if model in models
+        expected = {model: one for model, one in self._expected.items() if model in models}
+        # All at once: a line that does not answer takes nothing from the others' time.
+        asked = {
+            model: _ask_replicas(model) for model, one in expected.items() if one.stable and one.num_running
         }
+        deadline = time.monotonic() + ANSWER_SECONDS
+        observed = {}
+        for model, one in expected.items():
+            answers = _answers(model, asked.get(model), deadline)
+            offset = self._sequences.offset(model)
+            reports = _reports(model, one, answers)
+            observed[model] = [replace(report, sequence=report.sequence - offset) for report in reports]
+        return observed
 
     def close(self) -> None:
         """Let go; Serve and its applications go on answering. Where Ray is about to end: until what is in flight is answered."""
@@ -141,34 +150,15 @@ class RayServing:
             logger.exception("Serve did not start")
             self._start_error = str(error)
 
-    def _reports(self, model: str, expected: "_Expected", deadline: float) -> list[ReplicaReport]:
-        """A report per replica that should run; those that do not answer in time report nothing."""
-        reports: list[ReplicaReport] = []
-        try:
-            # A broadcast to nobody waits for somebody.
-            if expected.any_runs:
-                handle = serve.get_deployment_handle(REPLICA, app_name(model), _check_exists=False)
-                seconds = max(deadline - time.monotonic(), 0.05)
-                answers = handle.broadcast("report").results(timeout_s=seconds, return_exceptions=True)
-                reports = [answer for answer in answers if isinstance(answer, ReplicaReport)]
-        except (RayError, RayServeException, TimeoutError) as error:
-            logger.debug("replicas of %s do not answer: %s", model, error)
-        silent = range(len(reports), expected.num_replicas)
-        reports += [ReplicaReport(f"{model}-{position}", None) for position in silent]
-        if expected.error is not None and expected.stable is not None:
-            why = VersionReport(expected.stable, Residence.FAILED, expected.error)
-            reports.append(ReplicaReport(f"{model}-next", None, (why,), expected.sequence))
-        return reports
-
 
 @dataclass(frozen=True)
 class _Expected:
-    """What should run of a model line. ``error``: why Serve has given up on replacing its replicas."""
+    """What should run of a model line, and how much of it does. ``error``: why Serve has given up on replacing its replicas."""
 
     stable: int | None
     sequence: int
     num_replicas: int
-    any_runs: bool
+    num_running: int
     error: str | None
 
 
@@ -176,13 +166,49 @@ def _expected(target: ServedTarget, details: JSON) -> _Expected:
     stable = None if target.stable is None else target.stable.number
     app = details["applications"].get(app_name(target.model))
     if app is None or REPLICA not in app["deployments"]:
-        return _Expected(stable, target.sequence, max(target.spec.replicas.min, 1), False, None)
+        return _Expected(stable, target.sequence, max(target.spec.replicas.min, 1), 0, None)
     deployment = app["deployments"][REPLICA]
     error = None
     if target.rolling and "FAILED" in (app["status"] + deployment["status"]):
         error = deployment["message"] or app["message"]
-    any_runs = "RUNNING" in {replica["state"] for replica in deployment["replicas"]}
-    return _Expected(stable, target.sequence, deployment["target_num_replicas"], any_runs, error)
+    num_running = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
+    return _Expected(stable, target.sequence, deployment["target_num_replicas"], num_running, error)
+
+
+def _ask_replicas(model: str) -> Any:
+    """To be called where one runs: a broadcast to nobody waits for somebody. None where it is not there after all."""
+    handle = serve.get_deployment_handle(REPLICA, app_name(model), _check_exists=False)
+    try:
+        return handle.broadcast("report")
+    except (RayError, RayServeException, TimeoutError) as error:
+        logger.debug("replicas of %s cannot be asked: %s", model, error)
+        return None
+
+
+def _answers(model: str, response: Any, deadline: float) -> list[ReplicaReport]:
+    if response is None:
+        return []
+    try:
+        seconds = max(deadline - time.monotonic(), 0.05)
+        answers = response.results(timeout_s=seconds, return_exceptions=True)
+    except (RayError, RayServeException, TimeoutError) as error:
+        logger.debug("replicas of %s do not answer: %s", model, error)
+        return []
+    return [answer for answer in answers if isinstance(answer, ReplicaReport)]
+
+
+def _reports(model: str, expected: _Expected, answers: Sequence[ReplicaReport]) -> list[ReplicaReport]:
+    """A report per replica that should run; those that have not answered in time report nothing."""
+    if expected.stable is None:
+        return []
+    reports = list(answers)
+    for position in range(len(answers), max(expected.num_replicas, expected.num_running)):
+        starting = position >= expected.num_running
+        reports.append(ReplicaReport(f"{model}-{position}", None, starting=starting))
+    if expected.error is not None:
+        why = VersionReport(expected.stable, Residence.FAILED, expected.error)
+        reports.append(ReplicaReport(f"{model}-next", None, (why,), expected.sequence))
+    return reports
 
 
 def _tell_ingress(method: str) -> list[Any]:

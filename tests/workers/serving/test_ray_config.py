@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from service.core.serving import ServedTarget
-from tests.workers.serving.serving_line import line
+from service.core.serving_specs import ReplicasSpec, RollingSpec, ServingSpec
+from tests.workers.serving.serving_line import line, version
 from workers.serving.ray_config import (
     ReplicaOptions,
     applications,
+    declared_target,
     differing,
     failed,
-    not_behind,
     target_from_json,
+    version_from_json,
     why_not_answering,
     without,
 )
@@ -58,8 +60,7 @@ def test_only_released_lines_have_replicas_and_the_ingress_knows_them_all() -> N
     }
     assert of_line["name"] == "model-line"
     config = of_line["deployments"][0]["user_config"]
-    assert config["sequence"] == 5
-    assert target_from_json(config["target"]) == TARGETS[0]
+    assert target_from_json(config) == TARGETS[0]
 
 
 def test_a_new_version_changes_nothing_but_the_user_config_of_its_line() -> None:
@@ -76,14 +77,36 @@ def test_another_engine_replaces_the_replicas_and_not_the_ingress() -> None:
     assert differing(other, reported(DECLARED)) == {"model-line"}
 
 
-def test_what_was_declared_after_a_later_decision_is_kept() -> None:
-    seen = reported(DECLARED)
-    older, newer = line(2, sequence=4), line(2, sequence=6)
-    assert not_behind([older, TARGETS[1]], seen) == list(TARGETS)
-    assert not_behind([ServedTarget("line", None), TARGETS[1]], seen) == list(TARGETS)
-    assert not_behind([newer, TARGETS[1]], seen) == [newer, TARGETS[1]]
-    seen["applications"]["model-line"]["status"] = "DELETING"
-    assert not_behind([older], seen) == [older]
+def test_what_replicas_need_not_know_does_not_reach_them() -> None:
+    spec = ServingSpec(keep=3, replicas=ReplicasSpec(min=0, max=2), rollout=RollingSpec())
+    for rolling in (False, True):
+        before = replace(TARGETS[0], rolling=rolling)
+        [_, told] = applications((before,), OPTIONS)
+        [_, again] = applications((replace(before, spec=spec, awake=False),), OPTIONS)
+        assert again["args"] == told["args"]
+        assert again["deployments"][0]["user_config"] == told["deployments"][0]["user_config"]
+
+
+def test_where_it_is_rolling_another_version_replaces_the_replicas_and_another_decision_does_not() -> None:
+    before = replace(TARGETS[0], rolling=True)
+    [_, told] = applications((before,), OPTIONS)
+    [_, decided] = applications((replace(before, sequence=9, proven=True),), OPTIONS)
+    [_, newer] = applications((replace(before, stable=version(4)),), OPTIONS)
+    assert decided["args"] == told["args"]
+    assert newer["args"] != told["args"]
+    assert version_from_json(newer["args"]["version"]) == version(4)
+
+
+def test_what_was_declared_can_be_read_again_but_not_what_somebody_else_wrote() -> None:
+    details = reported(DECLARED)
+    assert declared_target("line", details) == TARGETS[0]
+    assert declared_target("unreleased", details) is None
+    app = details["applications"]["model-line"]
+    app["deployed_app_config"]["deployments"][0]["user_config"] = {"by": "hand"}
+    assert declared_target("line", details) is None
+    details = reported(DECLARED)
+    details["applications"]["model-line"]["status"] = "DELETING"
+    assert declared_target("line", details) is None
 
 
 def test_what_runs_as_declared_does_not_differ() -> None:

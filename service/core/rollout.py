@@ -8,6 +8,8 @@ from service.core.traffic import Histogram, Traffic
 EARLY_REQUESTS = 20  # fewer say nothing about a rate of errors
 EARLY_FAILURES = 5
 MIN_SCORED_TOKENS = 1000
+# Clients leave for reasons of their own. More of them by so much leave for the version's: it does not come to an answer.
+MAX_DEPARTED_RATE = 0.25
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,15 @@ def judge(spec: CanarySpec | ShadowSpec, tried: Traffic, served: Traffic, second
     errors = _too_many_errors(spec, tried, served)
     if errors and (tried.requests >= EARLY_REQUESTS or tried.failures >= EARLY_FAILURES):
         return Verdict((errors,))
+    departures = _too_many_departures(tried, served)
+    if departures and tried.given >= EARLY_REQUESTS:
+        return Verdict((departures,))
     enough = tried.requests >= spec.min_requests and (
         spec.max_loss_increase is None or tried.scored_tokens >= MIN_SCORED_TOKENS
     )
     if seconds < spec.seconds or not (enough or seconds >= spec.max_seconds):
         return None
-    found = [errors, _too_lossy(spec, tried, served)]
+    found = [errors, departures, _too_lossy(spec, tried, served)]
     found += [
         _too_slow(spec, "to the first token", tried.first_token, served.first_token),
         _too_slow(spec, "per token", tried.per_token, served.per_token),
@@ -39,6 +44,15 @@ def _too_many_errors(spec: CanarySpec | ShadowSpec, tried: Traffic, served: Traf
     if tried.error_rate <= served.error_rate + spec.max_error_rate:
         return None
     return f"{tried.failures} of {tried.requests} requests failed, of the served version {served.failures} of {served.requests}"
+
+
+def _too_many_departures(tried: Traffic, served: Traffic) -> str | None:
+    if tried.departed_rate <= served.departed_rate + MAX_DEPARTED_RATE:
+        return None
+    return (
+        f"clients left {tried.departed} of {tried.given} requests before an answer, "
+        f"of the served version {served.departed} of {served.given}"
+    )
 
 
 def _too_slow(spec: CanarySpec | ShadowSpec, what: str, tried: Histogram, served: Histogram) -> str | None:

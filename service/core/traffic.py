@@ -49,7 +49,8 @@ EMPTY = Histogram()
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests that were answered or failed (those whose client went away are neither), and what they took.
+    """Requests that were answered or failed, and what they took. Neither are those that were ``refused`` because too many
+    waited, and those whose client had ``departed`` before the end.
 
     ``first_token``: from the request to its first token. ``per_token``: between a sequence's tokens after the first, its
     mean. ``scored_*``: prompts that were scored on the side, their tokens and the sum of their losses in nats.
@@ -63,6 +64,16 @@ class Traffic:
     per_token: Histogram = EMPTY
     scored_tokens: int = 0
     scored_loss: float = 0.0
+    departed: int = 0
+    refused: int = 0
+
+    @property
+    def given(self) -> int:
+        return self.requests + self.departed
+
+    @property
+    def departed_rate(self) -> float:
+        return self.departed / self.given if self.given else 0.0
 
     @property
     def error_rate(self) -> float:

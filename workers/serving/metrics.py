@@ -17,6 +17,8 @@ LABELS = ("model", "replica", "version")
 _COUNTERS: Sequence[tuple[str, str, Callable[[Traffic], float]]] = (
     ("requests", "Requests that were answered or failed", lambda traffic: traffic.requests),
     ("failures", "Requests that failed", lambda traffic: traffic.failures),
+    ("refused", "Requests that were refused as too many waited", lambda traffic: traffic.refused),
+    ("departed", "Requests whose client left before the end", lambda traffic: traffic.departed),
     ("prompt_tokens", "Tokens of prompts", lambda traffic: traffic.prompt_tokens),
     ("output_tokens", "Tokens of answers", lambda traffic: traffic.output_tokens),
     ("scored_tokens", "Tokens of prompts scored for a trial", lambda traffic: traffic.scored_tokens),

@@ -103,6 +103,11 @@ class Replica:
                             passed_on = True
                             yield batch
                     return
+                except RequestRefused as refusal:
+                    # Too busy or too long for what is tried: that says nothing of the version that is served.
+                    if last or request.version is not None or not self._is_tried(resident):
+                        raise
+                    logger.info("version %d refused a request: %s", resident.version.number, refusal)
                 except EngineFailed as error:
                     tried = self._is_tried(resident)
                     lost = self._residency.give_up_if_ill(resident)
@@ -166,17 +171,20 @@ class Replica:
             # An engine that was given up meanwhile refuses.
             cancel = engine.submit(sequences, outbox.put)
         except QueueFull as error:
+            self._residency.count(resident, Traffic(refused=1))
             raise overloaded(f"The model is busy: {error}", error.retry_seconds) from error
         except EngineError as error:
             self._residency.count(resident, Traffic(requests=1, failures=1))
             raise EngineFailed(str(error)) from error
         resident.given_up.add(outbox.fail)
+        counted = False
         try:
             batch: list[Answer] = [Started(resident.version.number, num_prompt_tokens)]
             unfinished, num_tokens, not_before = len(sequences), 0, 0.0
             while unfinished:
                 for event in await outbox.fetch(not_before):
                     if isinstance(event, SequenceFailed):
+                        counted = True
                         self._residency.count(resident, Traffic(requests=1, failures=1))
                         raise EngineFailed(event.message)
                     if isinstance(event, Finished):
@@ -184,12 +192,15 @@ class Replica:
                         num_tokens += event.num_tokens
                     batch.append(event)
                 if not unfinished:
+                    counted = True
                     done = Traffic(1, 0, num_prompt_tokens, num_tokens, outbox.first_token, outbox.per_token)
                     self._residency.count(resident, done)
                 yield batch
                 batch = []
                 not_before = loop.time() + min(ITEM_SECONDS * self._num_streams, MAX_PAUSE_SECONDS)
         finally:
+            if not counted:
+                self._residency.count(resident, Traffic(departed=1))
             resident.given_up.discard(outbox.fail)
             cancel()
 

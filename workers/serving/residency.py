@@ -29,6 +29,10 @@ RETRY_SECONDS = 30.0  # a load may fail for want of memory or of the artifact st
 WATCH_SECONDS = 1.0
 HUNG_SECONDS = 10.0  # at one turn, and HUNG_TURNS times as long as the longest before it
 HUNG_TURNS = 10.0
+SURELY_HUNG_SECONDS = (
+    25.0  # unless turns of a third of that have been seen: one pause of the machine must not make it minutes
+)
+SURELY_HUNG_TURNS = 3.0
 FREED_SECONDS = 5.0  # how long the memory of a closed engine may take to come back
 
 
@@ -203,6 +207,8 @@ class Residency:
         for version, resident in self._residents.items():
             if version.number == number:
                 return resident
+        if self._target is not None and number in {version.number for version in self._missing()}:
+            raise not_ready(f"Version {number} of the model `{self._target.model}` is being loaded")
         raise unknown_version(self._target.model if self._target else "", number, self._numbers())
 
     def _numbers(self) -> list[int]:
@@ -411,7 +417,9 @@ def why_ill(status: EngineStatus) -> str | None:
     """Why an engine is not counted on any more; None where it is."""
     if not status.alive:
         return "the engine has died"
-    if status.stalled_seconds > max(HUNG_SECONDS, HUNG_TURNS * status.longest_turn_seconds):
+    longest = status.longest_turn_seconds
+    patience = max(HUNG_SECONDS, min(HUNG_TURNS * longest, SURELY_HUNG_SECONDS), SURELY_HUNG_TURNS * longest)
+    if status.stalled_seconds > patience:
         return f"the engine has hung for {status.stalled_seconds:.0f} s"
     return None
 

@@ -48,10 +48,9 @@ def warm_up(engine: Engine, limits: LimitsSpec, seconds: float) -> None:
 
 def _run(engine: Engine, prompt: tuple[int, ...], num_tokens: int, deadline: float) -> Pace:
     events: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
-    # No stop: an end-of-text token may still end it, and then there are fewer tokens to divide by.
     sampling = Sampling(max_tokens=num_tokens, temperature=0.0)
     began = time.monotonic()
-    engine.submit([SequenceRequest(0, prompt, num_tokens, 0, sampling)], events.put)
+    engine.submit([SequenceRequest(0, prompt, num_tokens, 0, sampling, endless=True)], events.put)
     first = None
     while True:
         try:

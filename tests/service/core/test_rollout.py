@@ -1,5 +1,7 @@
 """What is counted of two versions, and what it says about the one that is tried."""
 
+from dataclasses import replace
+
 import pytest
 from pydantic import ValidationError
 
@@ -63,6 +65,19 @@ def test_it_waits_for_time_and_for_requests_but_not_for_ever() -> None:
     assert judge(SPEC, traffic(50), served, 60) == Verdict()
     assert judge(SPEC, traffic(3), served, 600) == Verdict()
     assert judge(SPEC, NOTHING, NOTHING, 600) == Verdict()
+
+
+def test_one_that_clients_leave_before_it_answers_is_given_up() -> None:
+    served = replace(traffic(1000), departed=50)
+    left = replace(NOTHING, departed=20)
+    ended = judge(SPEC, left, served, 1)
+    assert ended == Verdict(
+        ("clients left 20 of 20 requests before an answer, of the served version 50 of 1050",)
+    )
+    assert judge(SPEC, replace(NOTHING, departed=19), served, 1) is None
+    assert judge(SPEC, replace(NOTHING, departed=3), served, 600) != Verdict()
+    # As of the served version, and some more: they have reasons of their own.
+    assert judge(SPEC, replace(traffic(80), departed=20), served, 60) == Verdict()
 
 
 def test_errors_end_it_at_once_but_not_a_single_one() -> None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 import sqlalchemy as sa
 
+from service.core.errors import Conflict
 from service.core.serving import Residence, ServedVersion, VersionReport
 from service.core.states import ReleaseState, UpdateState
 from service.core.traffic import Histogram, Traffic
@@ -180,6 +181,38 @@ def test_back_to_what_was_served_before_needs_no_trial(house, line):
     assert last(house, line).rollout == {"strategy": "replace"}
     assert house.serving.answers == {"m": 1}
     assert numbers(house) == (1, None, [2])
+
+
+def test_back_while_a_version_is_rolled_out_is_to_what_is_served(house, line):
+    release_version(house.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
+    house.orchestrator().tick()
+    roll_back(house.database, "m", by="somebody")
+    house.orchestrator().tick()
+    states = [row.state for row in history(house, line)]
+    assert states == [ReleaseState.ENDED, ReleaseState.SUPERSEDED, ReleaseState.LIVE]
+    assert numbers(house) == (1, None, [])
+
+
+def test_back_again_and_again_ends_with_the_first(house):
+    model_id = house.add_model(versions=3)
+    orchestrator = house.orchestrator()
+    for number in (1, 2, 3):
+        house.finish(orchestrator, house.add_update(model_id, number))
+    for number in (2, 1):
+        house.serving.loading = {number}
+        roll_back(house.database, "m", by="somebody")
+        house.orchestrator().tick()
+        roll_back(house.database, "m", by="somebody")  # again, while it is under way
+        house.serving.loading = set()
+        house.orchestrator().tick()
+        assert numbers(house)[0] == number
+    with pytest.raises(Conflict, match="nothing was served before"):
+        roll_back(house.database, "m", by="somebody")
+    release_version(house.database, "m", 3, by="somebody")
+    house.orchestrator().tick()
+    roll_back(house.database, "m", by="somebody")
+    house.orchestrator().tick()
+    assert numbers(house)[0] == 1
 
 
 def test_what_a_replica_said_before_it_was_told_is_no_answer(house, line):

@@ -45,15 +45,21 @@ def forward_for(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_bytes:
     except Exception as error:  # whatever a model says to a foreign attention: it can still do it its own way
         logger.warning("%s decodes one sequence at a time: %s", type(model).__name__, error)
         model.set_attn_implementation(attention)
-        return _one_by_one(model, trial, max_slots, slot_tokens)
+        return _one_by_one(model, trial, max_slots, slot_tokens, kv_cache_bytes)
     if model.device.type == "cpu" and can_pack():
         _pack(model, forward, trial, slot_tokens)
-    tokens = kv_cache_bytes // forward.bytes_per_token
+    num_slots, slot_tokens = _fitting(max_slots, slot_tokens, kv_cache_bytes, forward.bytes_per_token)
+    forward.resize(num_slots=num_slots, slot_tokens=slot_tokens)
+    return forward
+
+
+def _fitting(max_slots: int, slot_tokens: int, kv_cache_bytes: int, bytes_per_token: int) -> tuple[int, int]:
+    """How many slots, and of how many tokens."""
+    tokens = kv_cache_bytes // max(bytes_per_token, 1)
     num_slots = max(1, min(max_slots, tokens // slot_tokens))
     if num_slots < max_slots:
         logger.warning("%d slots of %d tokens fit %d bytes", num_slots, slot_tokens, kv_cache_bytes)
-    forward.resize(num_slots=num_slots, slot_tokens=min(slot_tokens, tokens))
-    return forward
+    return num_slots, min(slot_tokens, tokens)
 
 
 def _pack(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -> None:
@@ -87,12 +93,17 @@ def _pack_layers(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens:
     return True
 
 
-def _one_by_one(model: Any, trial: "_Trial", num_slots: int, slot_tokens: int) -> Forward:
-    forward = SequenceForward(model, num_slots=num_slots, slot_tokens=slot_tokens)
+def _one_by_one(
+    model: Any, trial: "_Trial", max_slots: int, slot_tokens: int, kv_cache_bytes: int
+) -> Forward:
+    forward = SequenceForward(model, num_slots=2, slot_tokens=_TRIED_TOKENS)
     try:
         trial.run(forward)
     except Exception as error:
         raise ValueError(f"{type(model).__name__} does not decode with a cache: {error}") from error
+    forward.num_slots, forward.slot_tokens = _fitting(
+        max_slots, slot_tokens, kv_cache_bytes, forward.bytes_per_token
+    )
     for slot in range(2):
         forward.clear(slot)
     return forward

@@ -29,13 +29,16 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SequenceRequest:
-    """One prompt to continue. ``max_tokens`` fits the context and ``seed`` is this sequence's own."""
+    """One prompt to continue. ``max_tokens`` fits the context and ``seed`` is this sequence's own. ``endless``: no token ends it
+    before those are there.
+    """
 
     index: int
     prompt: tuple[int, ...]
     max_tokens: int
     seed: int
     sampling: Sampling
+    endless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

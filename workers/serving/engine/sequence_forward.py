@@ -23,6 +23,14 @@ class SequenceForward:
         self.num_slots = num_slots
         self.slot_tokens = slot_tokens
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Known once something has been fed."""
+        cache = next(iter(self._caches.values()))
+        held = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
+        num_bytes: int = sum(tensor.nbytes for tensor in held if tensor is not None)
+        return num_bytes // max(int(cache.get_seq_length()), 1)
+
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
         return torch.cat([self._feed(piece) for piece in pieces])
 

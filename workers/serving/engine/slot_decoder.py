@@ -264,7 +264,7 @@ class SlotDecoder:
             return [SequenceFailed(sequence.request.index, f"EngineError: {NOT_FINITE}")]
         sequence.num_sampled += 1
         sequence.unfed = [token]
-        ends = token in self._end_tokens
+        ends = token in self._end_tokens and not sequence.request.endless
         event = sequence.writer.sampled_token(token, token_score, silent=ends)
         reason = None
         if ends or sequence.writer.stopped:

@@ -33,7 +33,7 @@ class SlotForward:
     """Owns the slots of one model, whose attention it replaces for good.
 
     Slots hold ``slot_tokens`` tokens each; layers' keys and values (``_Pool``) are of the model's own type. Memory is zeros from
-    the start (what is masked must be finite), which on a CPU is not taken before it is written to.
+    the start: what is masked must be finite.
     """
 
     reuses = True
@@ -133,7 +133,8 @@ class SlotForward:
         if pool is None:
             pool = self._pools[layer] = _Pool(
                 *(
-                    like.new_zeros(self.num_slots, like.shape[1], self.slot_tokens, like.shape[2])
+                    # Written to, so that a CPU's memory is taken now: what is checked before the next version is what is left.
+                    like.new_empty(self.num_slots, like.shape[1], self.slot_tokens, like.shape[2]).zero_()
                     for like in (key_TGD, value_TGE)
                 )
             )

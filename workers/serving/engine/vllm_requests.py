@@ -67,7 +67,7 @@ def sampling_arguments(request: SequenceRequest, end_tokens: frozenset[int]) -> 
         "temperature": 0.0 if greedy else sampling.temperature,
         "top_p": 1.0 if greedy else sampling.top_p,
         "seed": request.seed & _SEED_MASK,
-        "stop_token_ids": sorted(end_tokens),
+        "stop_token_ids": [] if request.endless else sorted(end_tokens),
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
         "logit_bias": dict(sampling.logit_bias) or None,
@@ -135,7 +135,7 @@ class SequenceAnswer:
         if not math.isfinite(score.logprob):
             raise EngineError(NOT_FINITE)
         self._num_sampled += 1
-        ends = token in self._end_tokens
+        ends = token in self._end_tokens and not self._request.endless
         asked = self._request.sampling.num_logprobs is not None
         event = self._writer.sampled_token(token, score if asked else None, silent=ends)
         if ends or self._writer.stopped:

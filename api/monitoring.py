@@ -57,7 +57,7 @@ class RequestMetrics:
 
 
 class QueueCollector(Collector):
-    """Updates and stages as the database has them at the moment of asking."""
+    """Updates, releases and stages as the database has them at the moment of asking."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -68,11 +68,15 @@ class QueueCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         with self._database.reading() as session:
             update_counts = metrics.updates_by_state(session)
+            release_counts = metrics.releases_by_state(session)
             stage_counts = metrics.stages_by_kind_and_state(session)
             durations = metrics.seconds_by_kind(session)
         updates = GaugeMetricFamily("pathswitch_updates", "Updates by state", labels=["state"])
         for state, count in update_counts.items():
             updates.add_metric([state], count)
+        releases = GaugeMetricFamily("pathswitch_releases", "Releases by state", labels=["state"])
+        for state, count in release_counts.items():
+            releases.add_metric([state], count)
         stages = GaugeMetricFamily("pathswitch_stages", "Stages by state", labels=["kind", "state"])
         for (kind, state), count in stage_counts.items():
             stages.add_metric([kind, state], count)
@@ -81,4 +85,4 @@ class QueueCollector(Collector):
         )
         for kind, (count, total) in durations.items():
             seconds.add_metric([kind], count, total)
-        return updates, stages, seconds
+        return updates, releases, stages, seconds

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from service.core.states import StageState
-from service.store.tables import MetricPoint, Stage, Update
+from service.store.tables import MetricPoint, Release, Stage, Update
 
 _POINT = (
     MetricPoint.step,
@@ -91,6 +91,11 @@ def _trained_by(session: Session, stage: Stage) -> str:
 
 def updates_by_state(session: Session) -> dict[str, int]:
     query = sa.select(Update.state, sa.func.count()).group_by(Update.state)
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def releases_by_state(session: Session) -> dict[str, int]:
+    query = sa.select(Release.state, sa.func.count()).group_by(Release.state)
     return {row[0]: row[1] for row in session.execute(query)}
 
 

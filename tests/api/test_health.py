@@ -105,6 +105,7 @@ def test_prometheus_is_told_of_requests_and_of_the_queue(each_plane: ControlPlan
     assert samples["pathswitch_http_request_seconds_count", route, "GET"] >= 1
     assert samples["pathswitch_updates", "succeeded"] >= 1
     assert samples["pathswitch_stages", "succeeded", "train_trunk"] >= 1
+    assert samples["pathswitch_releases", "live"] >= 1
     assert samples["pathswitch_stage_seconds_count", "gate"] >= 1
     assert samples["pathswitch_stage_seconds_sum", "gate"] >= 0
     assert name not in page.text

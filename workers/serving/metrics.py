@@ -59,7 +59,12 @@ def replica_metrics(model: str, report: ReplicaReport, residents: Iterable[Resid
     )
     if report.number is not None:
         served.add_metric((model, report.replica), report.number)
-    return [*counters, *histograms, running, waiting, cached, cache, served]
+    held = GaugeMetricFamily(
+        f"{PREFIX}_versions", "1 for the state of a version that is to be held", labels=(*LABELS, "state")
+    )
+    for version in report.versions:
+        held.add_metric((model, report.replica, str(version.number), version.state), 1)
+    return [*counters, *histograms, running, waiting, cached, cache, served, held]
 
 
 def metrics_response(families: Iterable[Metric]) -> Response:

@@ -7,18 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from workers.serving.engine.port import EngineStatus, SequenceFailed, SequenceRequest, Sink
+from workers.serving.engine.port import EngineStatus, QueueFull, SequenceFailed, SequenceRequest, Sink
 from workers.serving.engine.transformers_engine import TransformersEngine
 
 MIB = 1 << 20
 
 
 class ScriptedEngine(TransformersEngine):
-    """``fails``: every request; ``hangs``: what is asked is never answered. Told so once it has warmed up, or by its loader."""
+    """``fails``: every request; ``full``: it refuses them; ``hangs``: what is asked is never answered. Told so once it has
+    warmed up, or by its loader.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.fails = self.hangs = False
+        self.fails = self.hangs = self.full = False
         self.closed = False
         self.hung_since: float | None = None
         self.hung_seconds = 1e9
@@ -31,6 +33,8 @@ class ScriptedEngine(TransformersEngine):
         if self.hangs:
             self.hung_since = time.monotonic()
             return lambda: None
+        if self.full:
+            raise QueueFull("it was told to be full", 7.0)
         if self.fails:
             sink([SequenceFailed(0, "it was told to fail")])
             return lambda: None

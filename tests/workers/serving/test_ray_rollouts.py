@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -26,8 +27,14 @@ BODY = {"model": "line", "prompt": "The cat sat on", "max_tokens": 20, "temperat
 
 
 @pytest.fixture(scope="module")
-def serving(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayServing]:
-    artifacts = Artifacts(tmp_path_factory.mktemp("artifacts"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the artifacts."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module")
+def serving(ray_cluster: RayCluster, folder: Path) -> Iterator[RayServing]:
+    artifacts = Artifacts(folder)
     for number in (1, 2):
         publish_tiny_export(artifacts, f"export/{number}", seed=number)
     publish_tiny_export(artifacts, "export/broken", seed=3, broken=True)
@@ -93,6 +100,11 @@ def test_rolling_replaces_replica_by_replica_under_clients_and_keeps_them_where_
     assert set(asking.versions) == {"1", "2"}
     after = {report.replica for report in reports(serving, second)}
     assert not before & after
+    # That it is live now, and may sleep: nothing that they would have to be replaced for.
+    live = replace(second, awake=False, proven=True, spec=spec.model_copy(update={"keep": 3}))
+    for _ in range(10):
+        assert {report.replica for report in reports(serving, live)} <= after
+        time.sleep(0.5)
 
     broken = replace(line(3, "export/broken", sequence=2), rolling=True, spec=spec)
     with Asking(serving, 2) as asking:
@@ -107,11 +119,28 @@ def test_rolling_replaces_replica_by_replica_under_clients_and_keeps_them_where_
     until(lambda: [report.number for report in reports(serving, back)] == [2, 2])
 
 
+def test_a_replica_that_cannot_load_what_others_answer_with_gets_no_requests(
+    serving: RayServing, folder: Path
+) -> None:
+    one = replace(line(1, sequence=4), proven=True)
+    until(lambda: [report.number for report in reports(serving, one)] == [1])
+    export, hidden = folder / "export" / "1", folder / "hidden"
+    export.rename(hidden)
+    two = replace(one, spec=ServingSpec(replicas=ReplicasSpec(min=2, max=2)))
+    with Asking(serving, 2) as asking:
+        until(lambda: [(r.number, r.starting) for r in reports(serving, two)] == [(1, False), (None, True)])
+        time.sleep(20)  # it has started and failed meanwhile
+        assert [(r.number, r.starting) for r in reports(serving, two)] == [(1, False), (None, True)]
+        hidden.rename(export)
+        until(lambda: [report.number for report in reports(serving, two)] == [1, 1], seconds=120)
+    assert not asking.refused
+
+
 def test_an_idle_line_sleeps_and_is_woken_by_a_request_and_load_brings_more_replicas(
     serving: RayServing,
 ) -> None:
     spec = ServingSpec(replicas=ReplicasSpec(min=0, max=2, requests=0.2, idle_seconds=5))
-    awake = replace(line(1, sequence=4), spec=spec)
+    awake = replace(line(1, sequence=5), spec=spec)
     until(lambda: {report.number for report in reports(serving, awake)} == {1})
     asleep = replace(awake, awake=False)
     until(lambda: list(reports(serving, asleep)) == [])

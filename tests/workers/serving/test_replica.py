@@ -303,6 +303,52 @@ def test_what_a_version_on_trial_fails_the_served_one_answers(replica: Replica, 
     assert refusal(ask(replica, generation(version=2))).status == 500
 
 
+def test_what_a_version_on_trial_has_no_room_for_the_served_one_answers(
+    replica: Replica, loader: Loader
+) -> None:
+    replica.set_target(trying(1, version(2), share=1.0))
+    assert replica.wait_until_settled(30)
+    loader.engine("2").full = True
+    for stream in (False, True):
+        assert number(ask(replica, generation(stream=stream))) == 1
+    assert refusal(ask(replica, generation(version=2))).status == 429
+    held = {held.number: held for held in replica.report().versions}
+    assert (held[2].tried.requests, held[2].tried.refused) == (0, 3)
+    loader.engine("1").full = True
+    refused = refusal(ask(replica, generation()))
+    assert (refused.status, refused.retry_after_seconds) == (429, 7)
+
+
+def test_whose_client_leaves_before_the_end_is_counted_apart(replica: Replica) -> None:
+    serve(replica, 1)
+
+    async def leave(*, whole: bool) -> None:
+        stream = replica.generate(generation(max_tokens=3 if whole else 100, stream=True))
+        async for _ in stream:
+            if not whole:
+                break
+        await stream.aclose()
+
+    asyncio.run(leave(whole=True))
+    asyncio.run(leave(whole=False))
+    [held] = replica.report().versions
+    assert (held.traffic.requests, held.traffic.departed) == (1, 1)
+
+
+def test_a_pinned_version_that_is_still_being_loaded_is_awaited_by_who_asks(
+    replica: Replica, loader: Loader
+) -> None:
+    serve(replica, 1)
+    loader.gate.clear()
+    replica.set_target(line(1, kept=(version(2),)))
+    refused = refusal(ask(replica, generation(version=2)))
+    assert (refused.status, refused.code) == (503, "model_not_ready")
+    assert refused.retry_after_seconds
+    loader.gate.set()
+    assert replica.wait_until_settled(30)
+    assert number(ask(replica, generation(version=2))) == 2
+
+
 def test_any_loaded_version_answers_by_number_and_no_other(replica: Replica) -> None:
     replica.set_target(line(1, kept=(version(2),)))
     assert replica.wait_until_settled(30)
@@ -353,6 +399,8 @@ def test_prometheus_is_told_by_model_version_and_replica(replica: Replica) -> No
     assert f'pathswitch_inference_output_tokens_total{{{labels},version="1"}} 5.0' in exposed
     assert f'pathswitch_inference_output_tokens_total{{{labels},version="2"}} 7.0' in exposed
     assert f'pathswitch_inference_first_token_seconds_count{{{labels},version="2"}} 1.0' in exposed
+    assert f'pathswitch_inference_versions{{{labels},state="ready",version="2"}} 1.0' in exposed
+    assert f'pathswitch_inference_refused_total{{{labels},version="1"}} 0.0' in exposed
     assert f'pathswitch_inference_token_seconds_bucket{{le="+Inf",{labels},version="1"}} 1.0' in exposed
     assert f'pathswitch_inference_waiting{{{labels},version="1"}} 0.0' in exposed
     assert f"pathswitch_inference_served_version{{{labels}}} 1.0" in exposed

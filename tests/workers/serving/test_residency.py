@@ -15,7 +15,7 @@ from tests.support.waiting import until
 from tests.workers.serving.scripted_engines import Loader
 from tests.workers.serving.serving_line import failures, line, trying, version
 from workers.serving import residency
-from workers.serving.engine.port import EngineError
+from workers.serving.engine.port import EngineError, EngineStatus
 from workers.serving.generation import Answer, Generation, Refused, Sampling, Started
 from workers.serving.replica import Replica
 from workers.serving.residency import Residency
@@ -182,6 +182,25 @@ def test_long_turns_are_not_taken_for_a_hang(residents: Residency, loader: Loade
     engine.hung_seconds = residency.HUNG_SECONDS + 1
     assert residents.give_up_if_ill(resident)
     residents.give_back(resident)
+
+
+@pytest.mark.parametrize(
+    ("longest", "patience"), [(0.0, 10.0), (0.9, 10.0), (2.0, 20.0), (5.0, 25.0), (60.0, 180.0)]
+)
+def test_what_is_usual_decides_what_is_a_hang_but_one_long_turn_does_not_make_it_minutes(
+    longest: float, patience: float
+) -> None:
+    status = EngineStatus(
+        alive=True,
+        stalled_seconds=patience - 0.1,
+        longest_turn_seconds=longest,
+        num_running=1,
+        num_waiting=0,
+        cached_tokens=0,
+        cache_tokens=0,
+    )
+    assert residency.why_ill(status) is None
+    assert residency.why_ill(replace(status, stalled_seconds=patience + 0.1)) is not None
 
 
 def test_a_served_version_that_is_lost_and_cannot_be_loaded_anew_makes_the_replica_ill(

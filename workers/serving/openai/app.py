@@ -25,6 +25,7 @@ from workers.serving.generation import (
 from workers.serving.metrics import metrics_response
 from workers.serving.openai import errors
 from workers.serving.openai.answers import JSON, ChatRendering, CompletionRendering, Rendering
+from workers.serving.openai.body_limit import BodyLimit
 from workers.serving.openai.schemas import ChatRequest, CompletionRequest
 
 VERSION_HEADER = "x-pathswitch-version"
@@ -37,6 +38,7 @@ def build_app(directory: Directory) -> FastAPI:
     """The app that answers ``/v1`` from ``directory``."""
     app = FastAPI(title="Pathswitch inference", docs_url=None, redoc_url=None)
     errors.install(app)
+    app.add_middleware(BodyLimit)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -179,3 +179,6 @@ def test_memory_is_bounded_by_fewer_and_then_by_shorter_slots() -> None:
     assert (few.num_slots, few.slot_tokens) == (2, 64)
     short, _ = _forward(LlamaConfig(**SIZES), kv_cache_bytes=256 * 40)
     assert (short.num_slots, short.slot_tokens) == (1, 40)
+    one_by_one, _ = _forward(LlamaConfig(**SIZES, rope_parameters=DYNAMIC), kv_cache_bytes=256 * 64 * 2)
+    assert isinstance(one_by_one, SequenceForward)
+    assert (one_by_one.num_slots, one_by_one.slot_tokens) == (2, 64)

@@ -3,6 +3,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,11 @@ def test_the_end_token_ends_the_answer_and_counts_but_is_not_shown(
     config = json.loads((tmp_path / "generation_config.json").read_text())
     (tmp_path / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": [ids[3], 0]}))
     ending = TransformersEngine(tmp_path)
-    [ended] = run(ending, sequence(prompt, max_tokens=10))
+    [ended], [endless] = (
+        run(ending, replace(sequence(prompt, max_tokens=10), endless=endless)) for endless in (False, True)
+    )
     ending.close()
+    assert _ids(engine, tokens(endless)) == ids
     assert finish(ended).reason is FinishReason.STOP
     assert finish(ended).num_tokens == len(tokens(ended)) == ids.index(ids[3]) + 1
     assert tokens(ended)[-1].text == ""

@@ -12,6 +12,7 @@ from openai import OpenAI
 from tests.workers.serving.serving_line import COMPLETION, PROMPT
 from workers.serving.generation import Answer, Generation
 from workers.serving.openai.app import build_app
+from workers.serving.openai.body_limit import MAX_BODY_BYTES
 
 
 def test_unknown_models_are_404_and_unreleased_ones_503(client: OpenAI) -> None:
@@ -23,6 +24,15 @@ def test_unknown_models_are_404_and_unreleased_ones_503(client: OpenAI) -> None:
     assert unreleased.value.status_code == 503
     assert unreleased.value.code == "model_not_ready"
     assert int(unreleased.value.response.headers["retry-after"]) > 0
+
+
+def test_a_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
+    fits = {**COMPLETION, "user": "u" * (MAX_BODY_BYTES - 1000)}
+    assert http.post("/v1/completions", json=fits).status_code == 200
+    answer = http.post("/v1/completions", json={**COMPLETION, "user": "u" * MAX_BODY_BYTES})
+    assert answer.status_code == 413
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert "larger than" in answer.json()["error"]["message"]
 
 
 CHAT = {"model": "line", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}

@@ -23,8 +23,8 @@ BACK = 10
 RETRY_SECONDS = 10.0  # of who is not told when to come back
 RECOVERY_SECONDS = 60.0
 WINDOW_SECONDS = 5.0
-OVERLOAD_ROUNDS = 5
-OVERLOAD_SECONDS = 12.0
+OVERLOAD_ROUNDS = 4
+OVERLOAD_SECONDS = 30.0
 
 
 def overhead_figures(world: World, folder: Path) -> list[Figure]:
@@ -198,7 +198,7 @@ def overload_figures(world: World) -> list[Figure]:
 
     steady, overload = [], []
     for _ in range(OVERLOAD_ROUNDS):
-        steady.append(asked_by(asks, OVERLOAD_SECONDS))
+        steady.append(asked_by(asks, STEADY_SECONDS))
         overload.append(asked_by(crowd, OVERLOAD_SECONDS))
     began = time.perf_counter()
     after = asked_by(asks, STEADY_SECONDS)

@@ -7,6 +7,7 @@ from collections import deque
 from workers.serving.engine.port import QueueFull
 
 REMEMBERED_ENDS = 64
+REMEMBERED_DECISIONS = 64
 MAX_QUEUED_SECONDS = 5.0  # of those who are told to come back: some never do
 
 
@@ -21,6 +22,7 @@ class Admission:
         self._busy_seconds = 0.0  # before that
         # How long it had been busy when sequences ended.
         self._ends: deque[float] = deque(maxlen=REMEMBERED_ENDS)
+        self._taken: deque[bool] = deque(maxlen=REMEMBERED_DECISIONS)  # whether those who asked last were
         self._next_return = 0.0  # when the last one that was refused comes back
         self._lock = threading.Lock()
 
@@ -39,7 +41,9 @@ class Admission:
         """
         with self._lock:
             # What a free slot takes at the next turn waits for nobody.
-            if (num_waiting := self._num_in_flight - self._num_slots) >= self._max_waiting:
+            num_waiting = self._num_in_flight - self._num_slots
+            self._taken.append(num_waiting < self._max_waiting)
+            if not self._taken[-1]:
                 raise QueueFull(f"{num_waiting} sequences are waiting", self._retry_seconds(num_waiting))
             if self._num_in_flight == 0:
                 self._busy_since = time.monotonic()
@@ -54,8 +58,9 @@ class Admission:
                 self._busy_seconds = busy_seconds
 
     def _retry_seconds(self, num_waiting: int) -> float:
-        """When half of those that wait will have ended, and one more for everybody who was told so before, if they go on
-        ending as the last ones did. 1 where none has.
+        """When half of those that wait will have ended, and room will have been for everybody who was told so before, if they go
+        on ending as the last ones did, and others who ask are taken as often as the last ones were: each who comes back in vain
+        costs about as much as an answer. 1 where none has ended.
         """
         if not self._ends:
             return 1.0
@@ -63,7 +68,8 @@ class Admission:
         busy_seconds = self._busy_seconds + now - self._busy_since
         seconds_each = (busy_seconds - self._ends[0]) / len(self._ends)
         soonest = now + num_waiting / 2 * seconds_each
-        queued = min(self._next_return + seconds_each, now + MAX_QUEUED_SECONDS)
+        seconds_a_return = seconds_each * len(self._taken) / max(sum(self._taken), 1)
+        queued = min(self._next_return + seconds_a_return, now + MAX_QUEUED_SECONDS)
         self._next_return = max(soonest, queued)
         return self._next_return - now
 

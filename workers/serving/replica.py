@@ -165,9 +165,10 @@ class Replica:
     async def _decode(self, resident: Resident, request: Generation) -> AsyncGenerator[list[Answer], None]:
         """Batches of what the engine emits, the first beginning with ``Started``. Raises as ``_answer``."""
         engine, loop = resident.engine, asyncio.get_running_loop()
-        sequences, num_prompt_tokens = await asyncio.to_thread(plan_sequences, request, engine)
-        outbox = Outbox(len(sequences), whole=not request.stream)
         try:
+            engine.check_room()
+            sequences, num_prompt_tokens = await asyncio.to_thread(plan_sequences, request, engine)
+            outbox = Outbox(len(sequences), whole=not request.stream)
             # An engine that was given up meanwhile refuses.
             cancel = engine.submit(sequences, outbox.put)
         except QueueFull as error:

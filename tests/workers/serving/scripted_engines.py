@@ -29,12 +29,15 @@ class ScriptedEngine(TransformersEngine):
         status = super().status()
         return replace(status, stalled_seconds=self.hung_seconds) if self.hung_since else status
 
+    def check_room(self) -> None:
+        if self.full:
+            raise QueueFull("it was told to be full", 7.0)
+        super().check_room()
+
     def submit(self, sequences: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
         if self.hangs:
             self.hung_since = time.monotonic()
             return lambda: None
-        if self.full:
-            raise QueueFull("it was told to be full", 7.0)
         if self.fails:
             sink([SequenceFailed(0, "it was told to fail")])
             return lambda: None

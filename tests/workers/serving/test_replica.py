@@ -319,6 +319,22 @@ def test_what_a_version_on_trial_has_no_room_for_the_served_one_answers(
     assert (refused.status, refused.retry_after_seconds) == (429, 7)
 
 
+def test_whom_it_has_no_room_for_it_does_no_work_for(
+    replica: Replica, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(replica, 1)
+    engine = loader.engine("1")
+    encoded: list[str] = []
+    encode = engine.encode
+    monkeypatch.setattr(engine, "encode", lambda text: encoded.append(text) or encode(text))
+    engine.full = True
+    assert refusal(ask(replica, generation())).status == 429
+    assert encoded == []
+    engine.full = False
+    ask(replica, generation())
+    assert encoded == [PROMPT]
+
+
 def test_whose_client_leaves_before_the_end_is_counted_apart(replica: Replica) -> None:
     serve(replica, 1)
 

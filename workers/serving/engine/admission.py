@@ -34,17 +34,19 @@ class Admission:
     def num_waiting(self) -> int:
         return max(self._num_in_flight - self._num_slots, 0)
 
+    def check_room(self) -> None:
+        """Raises QueueFull where ``admit`` would."""
+        with self._lock:
+            self._check_room()
+
     def admit(self, num_sequences: int) -> None:
         """All sequences of a request, each of which is to be ended. Raises QueueFull.
 
         What stands before them counts, not their own number: a request of many sequences is no more to wait for.
         """
         with self._lock:
-            # What a free slot takes at the next turn waits for nobody.
-            num_waiting = self._num_in_flight - self._num_slots
-            self._taken.append(num_waiting < self._max_waiting)
-            if not self._taken[-1]:
-                raise QueueFull(f"{num_waiting} sequences are waiting", self._retry_seconds(num_waiting))
+            self._check_room()
+            self._taken.append(True)
             if self._num_in_flight == 0:
                 self._busy_since = time.monotonic()
             self._num_in_flight += num_sequences
@@ -56,6 +58,13 @@ class Admission:
             self._ends.extend([busy_seconds] * num_sequences)
             if self._num_in_flight == 0:
                 self._busy_seconds = busy_seconds
+
+    def _check_room(self) -> None:
+        # What a free slot takes at the next turn waits for nobody.
+        num_waiting = self._num_in_flight - self._num_slots
+        if num_waiting >= self._max_waiting:
+            self._taken.append(False)
+            raise QueueFull(f"{num_waiting} sequences are waiting", self._retry_seconds(num_waiting))
 
     def _retry_seconds(self, num_waiting: int) -> float:
         """When half of those that wait will have ended, and room will have been for everybody who was told so before, if they go

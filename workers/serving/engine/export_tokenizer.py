@@ -9,6 +9,9 @@ from workers.serving.engine.chat_template import PLAIN_STOP, render_chat
 from workers.serving.engine.detokenizer import Vocabulary
 from workers.serving.generation import Chat
 
+# Text is several characters a token; where so many are already too many tokens, nobody need read on.
+CHARACTERS_PER_TOKEN = 32
+
 
 class ExportTokenizer:
     """Raises OSError or ValueError for a folder without one. No network, no code from the folder."""
@@ -23,18 +26,17 @@ class ExportTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str, context_length: int) -> tuple[int, ...]:
         """See ``Engine.encode``."""
-        ids = tuple(self._backend.encode(text, add_special_tokens=True).ids)
-        return ids or (self._beginning(),)
+        return self._ids(text, context_length, add_special_tokens=True) or (self._beginning(),)
 
-    def encode_chat(self, chat: Chat) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    def encode_chat(self, chat: Chat, context_length: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """See ``Engine.encode_chat``."""
         text = render_chat(self._tokenizer, chat)
         if self._tokenizer.chat_template is None:
-            return self.encode(text), PLAIN_STOP
+            return self.encode(text, context_length), PLAIN_STOP
         # A template of the tokenizer's own writes the special tokens itself.
-        return tuple(self._backend.encode(text, add_special_tokens=False).ids), ()
+        return self._ids(text, context_length, add_special_tokens=False), ()
 
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self._backend, type(self._backend.decoder).__name__)
@@ -46,6 +48,14 @@ class ExportTokenizer:
             value = getattr(source, "eos_token_id", None)
             ends.update([value] if isinstance(value, int) else value or [])
         return frozenset(ends)
+
+    def _ids(self, text: str, context_length: int, *, add_special_tokens: bool) -> tuple[int, ...]:
+        beginning = text[: CHARACTERS_PER_TOKEN * context_length]
+        ids = tuple(self._backend.encode(beginning, add_special_tokens=add_special_tokens).ids)
+        # Where a text is cut, more tokens may come of it than of the whole: hence twice as many.
+        if len(beginning) == len(text) or len(ids) > 2 * context_length:
+            return ids
+        return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def _beginning(self) -> int:
         """The token an empty prompt stands for."""

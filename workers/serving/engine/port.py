@@ -78,13 +78,17 @@ class Engine(Protocol):
     def status(self) -> EngineStatus: ...
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a prompt; never empty."""
+        """Token ids of a prompt; never empty. Of one that is far longer than the context, more than fit it may be all."""
         ...
 
     def encode_chat(self, chat: Chat) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Token ids of a conversation up to the assistant's turn, and stop strings that end the turn. Raises
-        ValueError.
+        """Token ids of a conversation up to the assistant's turn, as ``encode`` gives them, and stop strings that end the
+        turn. Raises ValueError.
         """
+        ...
+
+    def check_room(self) -> None:
+        """Raises QueueFull where ``submit`` would now: before anything is done for a request."""
         ...
 
     def submit(self, sequences: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:

@@ -130,10 +130,13 @@ class VllmEngine:
         )
 
     def encode(self, text: str) -> tuple[int, ...]:
-        return self._tokenizer.encode(text)
+        return self._tokenizer.encode(text, self.context_length)
 
     def encode_chat(self, chat: Chat) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        return self._tokenizer.encode_chat(chat)
+        return self._tokenizer.encode_chat(chat, self.context_length)
+
+    def check_room(self) -> None:
+        self._admission.check_room()
 
     def submit(self, requests: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
         sequences = [

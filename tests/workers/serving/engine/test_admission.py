@@ -41,7 +41,10 @@ def test_a_request_is_taken_whole_or_refused_by_what_waits_before_it() -> None:
     assert (slots.num_running, slots.num_waiting) == (2, 12)
     with pytest.raises(QueueFull, match="12 sequences are waiting"):
         slots.admit(1)
+    with pytest.raises(QueueFull, match="12 sequences are waiting"):
+        slots.check_room()
     slots.end(10)
+    slots.check_room()
     slots.admit(1)
     assert slots.num_waiting == 3
 

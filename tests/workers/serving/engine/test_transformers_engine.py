@@ -250,10 +250,24 @@ def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(
     cancels.append(engine.submit([long, long], begin))
     with pytest.raises(QueueFull):
         engine.submit([long], begin)
+    with pytest.raises(QueueFull):
+        engine.check_room()
     for cancel in cancels:
         cancel()
+    engine.check_room()
     [events] = run(engine, sequence(prompt, max_tokens=2))
     assert finish(events).num_tokens == 2
+    engine.close()
+
+
+def test_of_a_prompt_far_beyond_the_context_no_more_is_read_than_says_so(export: Path) -> None:
+    engine = TransformersEngine(export)
+    assert 2 * CONTEXT_LENGTH < len(engine.encode(PROMPT * 1_000_000)) <= 32 * CONTEXT_LENGTH
+    chat = Chat((ChatMessage("user", PROMPT * 1_000_000),))
+    assert 2 * CONTEXT_LENGTH < len(engine.encode_chat(chat)[0]) <= 32 * CONTEXT_LENGTH
+    whole = PROMPT * CONTEXT_LENGTH  # not so far
+    assert len(engine.encode(whole)) > CONTEXT_LENGTH
+    assert tuple(AutoTokenizer.from_pretrained(export)(whole)["input_ids"]) == engine.encode(whole)
     engine.close()
 
 

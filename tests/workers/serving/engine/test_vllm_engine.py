@@ -265,8 +265,11 @@ def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(folde
     with pytest.raises(QueueFull) as full:
         engine.submit([long], begin)
     assert math.isfinite(full.value.retry_seconds)
+    with pytest.raises(QueueFull):
+        engine.check_room()
     for cancel in (*cancels, *cancels):
         cancel()
+    engine.check_room()
     assert engine.status().num_running == 0
     [events] = run(engine, sequence(prompt, max_tokens=2))
     assert finish(events).num_tokens == 2

@@ -1,10 +1,12 @@
-"""What Serve is told, and what of its report counts as different; without any Ray."""
+"""What Serve is told, and what of its report counts as different; without any cluster."""
 
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeDeploySchema
 
 from service.core.serving import ServedTarget
 from service.core.serving_specs import ReplicasSpec, RollingSpec, ServingSpec
@@ -95,6 +97,90 @@ def test_where_it_is_rolling_another_version_replaces_the_replicas_and_another_d
     assert decided["args"] == told["args"]
     assert newer["args"] != told["args"]
     assert version_from_json(newer["args"]["version"]) == version(4)
+
+
+def declared_replicas(replicas: ReplicasSpec, **rest: Any) -> dict[str, Any]:
+    """The deployment of a line that is to have those."""
+    target = line(3, spec=ServingSpec(replicas=replicas), **rest)
+    [_, of_line] = applications((target,), OPTIONS)
+    deployments: list[dict[str, Any]] = of_line["deployments"]
+    assert len(deployments) == 1
+    return deployments[0]
+
+
+def test_as_many_replicas_as_requests_need_are_left_to_serve() -> None:
+    deployment = declared_replicas(ReplicasSpec(min=2, max=5, requests=7.5, idle_seconds=99))
+    assert "num_replicas" not in deployment
+    assert deployment["autoscaling_config"] == {
+        "min_replicas": 2,
+        "max_replicas": 5,
+        "target_ongoing_requests": 7.5,
+        "upscale_delay_s": 10.0,
+        "downscale_delay_s": 99,
+        "look_back_period_s": 15.0,
+    }
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_fixed_number_of_replicas_is_told_as_that(number: int) -> None:
+    deployment = declared_replicas(ReplicasSpec(min=number, max=number, requests=7.5))
+    assert deployment["num_replicas"] == number
+    assert "autoscaling_config" not in deployment
+
+
+def test_a_line_that_may_sleep_keeps_a_replica_only_while_it_is_awake() -> None:
+    sleepy = ReplicasSpec(min=0, max=4)
+    asleep = declared_replicas(sleepy, awake=False)["autoscaling_config"]
+    awake = declared_replicas(sleepy, awake=True)["autoscaling_config"]
+    assert (asleep["min_replicas"], awake["min_replicas"]) == (0, 1)
+    assert awake == asleep | {"min_replicas": 1}
+    assert declared_replicas(ReplicasSpec(min=0, max=1))["num_replicas"] == 1
+    assert declared_replicas(ReplicasSpec(min=2, max=4))["autoscaling_config"]["min_replicas"] == 2
+
+
+def test_a_line_that_may_sleep_is_known_as_such_to_the_ingress() -> None:
+    target = line(3, spec=ServingSpec(replicas=ReplicasSpec(min=0, max=4)))
+    [ingress, _] = applications((target,), OPTIONS)
+    assert ingress["deployments"][0]["user_config"]["models"]["line"]["sleeps"]
+
+
+@pytest.mark.parametrize("replicas", [ReplicasSpec(), ReplicasSpec(min=0, max=4)])
+@pytest.mark.parametrize("rolling", [False, True])
+def test_a_next_replica_is_begun_before_an_old_one_ends(replicas: ReplicasSpec, rolling: bool) -> None:
+    assert declared_replicas(replicas, rolling=rolling)["max_surge_percent"] == 1
+
+
+@pytest.mark.parametrize(
+    "replicas",
+    [
+        ReplicasSpec(min=3, max=3),
+        ReplicasSpec(min=2, max=5, requests=7.5, idle_seconds=99),
+        ReplicasSpec(min=0, max=1, idle_seconds=0),
+        ReplicasSpec(min=0, max=1024, requests=0.5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("awake", [False, True])
+def test_serve_takes_what_is_declared_and_reads_it_as_it_is_meant(
+    replicas: ReplicasSpec, awake: bool
+) -> None:
+    target = line(3, spec=ServingSpec(replicas=replicas), awake=awake)
+    declared = applications((target, TARGETS[1]), replace(OPTIONS, num_cpus=0.5, num_gpus=1.0))
+    ingress, of_line = ServeDeploySchema.model_validate({"applications": declared}).applications
+    assert (ingress.name, ingress.route_prefix) == ("ingress", "/")
+    assert (of_line.name, of_line.route_prefix) == ("model-line", None)
+    [deployment] = of_line.deployments
+    written = deployment.model_dump(exclude_unset=True)
+    told = declared[1]["deployments"][0]
+    assert written["ray_actor_options"].items() >= told["ray_actor_options"].items()
+    assert {name: written[name] for name in told.keys() - {"ray_actor_options"}} == {
+        name: value for name, value in told.items() if name != "ray_actor_options"
+    }
+    assert deployment.is_autoscaling_configured() == ("num_replicas" not in told)
+    if "autoscaling_config" in told:
+        # The schema takes any mapping there; what Serve makes of it is checked when it deploys.
+        scaling = AutoscalingConfig.model_validate(told["autoscaling_config"])
+        assert scaling.model_dump(include=told["autoscaling_config"].keys()) == told["autoscaling_config"]
 
 
 def test_what_was_declared_can_be_read_again_but_not_what_somebody_else_wrote() -> None:

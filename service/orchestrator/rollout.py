@@ -1,5 +1,6 @@
 """How far a release is: from what replicas report to its next step. Decides; writes nothing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -69,7 +70,9 @@ def target(
     rolling = spec.rollout.strategy == "rolling"
     stable: ServedVersion | None
     others: Sequence[ServedVersion | None]
-    if pending is not None and (pending.first or rolling or pending.promoted_at is not None):
+    # One that is tried was asked for before the model's own rollout became rolling.
+    untried = rolling and pending is not None and pending.tried_as is None
+    if pending is not None and (pending.first or untried or pending.promoted_at is not None):
         stable, trial, others = pending.version, None, [live, *earlier]
     elif pending is not None:
         stable, trial, others = live, _trial(pending), earlier
@@ -122,7 +125,8 @@ def next_move(
         return Move(Step.FAIL, f"not loaded by every replica after {seconds:g} s")
     assert pending.tried_as is not None
     assert target.stable is not None
-    tried, served = _counted(reports, number), _counted(reports, target.stable.number)
+    told = [report for report in reports if report.sequence >= target.sequence]
+    tried, served = _counted(told, number), _counted(told, target.stable.number)
     so_far = (now - pending.tried_at).total_seconds()
     verdict = rollout.judge(pending.tried_as, tried, served, so_far)
     if verdict is None:
@@ -134,7 +138,8 @@ def next_move(
 
 
 def _trial(pending: Pending) -> Trial:
-    match pending.tried_as:
+    # Until every replica has it, nobody is answered by it: the same users are to be, wherever they ask.
+    match pending.tried_as if pending.tried_at is not None else None:
         case CanarySpec(share=share, max_loss_increase=scored):
             shadowed = 0.0 if scored is None else SCORED_SHARE
             return Trial(pending.version, share, shadowed, scored is not None)
@@ -163,5 +168,5 @@ def _summary(traffic: Traffic) -> dict[str, object]:
         "failures": traffic.failures,
         "first_token_seconds": traffic.first_token.median(),
         "token_seconds": traffic.per_token.median(),
-        "loss": traffic.loss,
+        "loss": None if traffic.loss is None or not math.isfinite(traffic.loss) else traffic.loss,
     }

@@ -57,9 +57,10 @@ def live(session: Session, model_id: str) -> Release | None:
 
 
 def decisions(session: Session, model_id: str) -> int:
-    """How often it was decided what the model should answer with: by a request, one that took over, one that failed."""
+    """How often it was decided what the model should answer with: by a request, one that is tried, that took over, that failed."""
     failed = sa.func.count().filter(Release.state == ReleaseState.FAILED)
-    query = sa.select(sa.func.count() + sa.func.count(Release.promoted_at) + failed)
+    moved = sa.func.count(Release.tried_at) + sa.func.count(Release.promoted_at)
+    query = sa.select(sa.func.count() + moved + failed)
     query = query.where(Release.model_id == model_id)
     return session.scalar(query) or 0
 

@@ -1,17 +1,18 @@
 """Releases by every strategy, from being asked for to being live or given up, on both databases."""
 
+import math
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
 
 from service.core.errors import Conflict
-from service.core.serving import Residence, ServedVersion, VersionReport
+from service.core.serving import ReplicaReport, Residence, ServedVersion, Trial, VersionReport
 from service.core.states import ReleaseState, UpdateState
 from service.core.traffic import Histogram, Traffic
 from service.create_model import change_model
-from service.orchestrator.rollout import GRACE_SECONDS, ROLLOUT
+from service.orchestrator.rollout import GRACE_SECONDS, ROLLOUT, Pending, next_move
 from service.release_version import release_version, roll_back
 from service.store import observations, releases
 from service.store.tables import Release
@@ -103,6 +104,62 @@ def test_a_canary_that_stands_its_trial_takes_over_by_itself(house, line):
     assert row.trial["tried"]["requests"] == 50
     assert row.trial["served"]["requests"] == 150
     assert house.serving.answers == {"m": 2}
+
+
+@pytest.mark.parametrize("strategy", ["canary", "shadow"])
+def test_nobody_is_answered_by_a_version_that_not_every_replica_has(house, line, strategy):
+    house.serving.loading = {2}
+    tried = ROLLOUT.validate_python({**TRIED, "strategy": strategy, "max_loss_increase": 0.1})
+    release_version(house.database, "m", 2, by="somebody", rollout=tried)
+    orchestrator = house.orchestrator()
+    orchestrator.tick()
+    before = house.serving.targets["m"]
+    assert before.trial == Trial(before.trial.version)
+    house.serving.loading = set()
+    orchestrator.tick()
+    target = house.serving.targets["m"]
+    assert target.trial.scored
+    assert target.trial.share or target.trial.shadowed
+    assert target.sequence > before.sequence, "what it is compared by begins"
+
+
+def test_what_a_replica_counted_before_the_trial_is_not_of_it(house, line):
+    release_version(house.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
+    house.orchestrator().tick()
+    target = house.serving.targets["m"]
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    pending = Pending("r", ServedVersion(2, "k"), False, ROLLOUT.validate_python(TRIED), at, at, None)
+    late = VersionReport(2, Residence.READY, tried=traffic(100, failures=100))
+    for sequence, moves in ((target.sequence - 1, False), (target.sequence, True)):
+        report = ReplicaReport("m-0", 1, (late,), sequence)
+        assert bool(next_move(pending, target, [report], at)) == moves
+
+
+def test_a_line_that_becomes_rolling_goes_on_with_the_trial_that_has_begun(house, line):
+    release_version(house.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
+    orchestrator = house.orchestrator()
+    orchestrator.tick()
+    change_model(house.database, "m", {"serving": {"rollout": {"strategy": "rolling"}}})
+    orchestrator.tick()
+    assert numbers(house) == (1, 2, [])
+    house.serving.traffic = {1: traffic(60), 2: traffic(20, failures=3)}
+    orchestrator.tick()
+    assert last(house, line).state == ReleaseState.FAILED
+    assert house.serving.answers == {"m": 1}
+
+
+def test_a_loss_that_is_no_number_fails_the_trial_and_is_written_as_none(house, line):
+    shadow = {**TRIED, "strategy": "shadow", "share": 0.5, "max_loss_increase": 0.01}
+    release_version(house.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(shadow))
+    house.orchestrator().tick()
+    house.serving.traffic = {
+        1: traffic(100) + Traffic(scored_tokens=2000, scored_loss=6000.0),
+        2: traffic(100) + Traffic(scored_tokens=2000, scored_loss=math.nan),
+    }
+    later(house, 61)
+    house.orchestrator().tick()
+    assert "loss nan" in last(house, line).error
+    assert last(house, line).trial["tried"]["loss"] is None
 
 
 def test_a_canary_that_fails_is_taken_back_by_itself_and_the_history_shows_both(house, line):

@@ -69,6 +69,7 @@ class QueueCollector(Collector):
         with self._database.reading() as session:
             update_counts = metrics.updates_by_state(session)
             release_counts = metrics.releases_by_state(session)
+            release_marks = metrics.release_marks(session)
             stage_counts = metrics.stages_by_kind_and_state(session)
             durations = metrics.seconds_by_kind(session)
         updates = GaugeMetricFamily("pathswitch_updates", "Updates by state", labels=["state"])
@@ -77,6 +78,13 @@ class QueueCollector(Collector):
         releases = GaugeMetricFamily("pathswitch_releases", "Releases by state", labels=["state"])
         for state, count in release_counts.items():
             releases.add_metric([state], count)
+        marks = GaugeMetricFamily(
+            "pathswitch_release_timestamp_seconds",
+            "When what is live, and what was asked for last, went a step",
+            labels=["model", "version", "state"],
+        )
+        for mark in release_marks:
+            marks.add_metric([mark.model, str(mark.version), mark.state], mark.at.timestamp())
         stages = GaugeMetricFamily("pathswitch_stages", "Stages by state", labels=["kind", "state"])
         for (kind, state), count in stage_counts.items():
             stages.add_metric([kind, state], count)
@@ -85,4 +93,4 @@ class QueueCollector(Collector):
         )
         for kind, (count, total) in durations.items():
             seconds.add_metric([kind], count, total)
-        return updates, releases, stages, seconds
+        return updates, releases, marks, stages, seconds

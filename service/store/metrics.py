@@ -1,12 +1,13 @@
 """Metric points of a stage, thinned by the database, and the numbers that monitoring asks for."""
 
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from service.core.states import StageState
-from service.store.tables import MetricPoint, Release, Stage, Update
+from service.core.states import ReleaseState, StageState
+from service.store.tables import MetricPoint, Model, ModelVersion, Release, Stage, Update
 
 _POINT = (
     MetricPoint.step,
@@ -97,6 +98,30 @@ def updates_by_state(session: Session) -> dict[str, int]:
 def releases_by_state(session: Session) -> dict[str, int]:
     query = sa.select(Release.state, sa.func.count()).group_by(Release.state)
     return {row[0]: row[1] for row in session.execute(query)}
+
+
+class ReleaseMark(NamedTuple):
+    """A model's release and when it last went a step."""
+
+    model: str
+    version: int
+    state: str
+    at: datetime
+
+
+def release_marks(session: Session) -> list[ReleaseMark]:
+    """Of every model what is live, and what was asked for last."""
+    last = sa.select(sa.func.max(Release.id)).group_by(Release.model_id)
+    at = sa.func.coalesce(
+        Release.released_at, Release.promoted_at, Release.tried_at, Release.begun_at, Release.requested_at
+    )
+    query = (
+        sa.select(Model.name, ModelVersion.number, Release.state, at)
+        .join(Model, Model.id == Release.model_id)
+        .join(ModelVersion, ModelVersion.id == Release.model_version_id)
+        .where(sa.or_(Release.state == ReleaseState.LIVE, Release.id.in_(last)))
+    )
+    return [ReleaseMark(*row) for row in session.execute(query)]
 
 
 def stages_by_kind_and_state(session: Session) -> dict[tuple[str, str], int]:

@@ -108,7 +108,24 @@ def test_prometheus_is_told_of_requests_and_of_the_queue(each_plane: ControlPlan
     assert samples["pathswitch_releases", "live"] >= 1
     assert samples["pathswitch_stage_seconds_count", "gate"] >= 1
     assert samples["pathswitch_stage_seconds_sum", "gate"] >= 0
-    assert name not in page.text
+    named = [line for line in page.text.splitlines() if name in line]
+    assert all(line.startswith("pathswitch_release_timestamp_seconds{") for line in named), (
+        "paths are not labels"
+    )
+
+
+def test_prometheus_is_told_when_what_was_released(each_plane: ControlPlane, name: str) -> None:
+    each_plane.add_dataset(name, [f"{name} a", "b"])
+    each_plane.add_model(name, name)
+    [released] = each_plane.client.releases(name)
+    for family in text_string_to_metric_families(each_plane.root.get("/metrics").text):
+        for sample in family.samples:
+            if sample.name == "pathswitch_release_timestamp_seconds" and sample.labels["model"] == name:
+                assert sample.labels == {"model": name, "version": "1", "state": "live"}
+                assert released.released_at is not None
+                assert sample.value == pytest.approx(released.released_at.timestamp(), abs=1e-3)
+                return
+    pytest.fail("there is no mark")
 
 
 def test_the_client_tells_what_is_not_ready(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:

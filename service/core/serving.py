@@ -104,7 +104,8 @@ class Serving(Protocol):
         """Make the targets desired. Raises Unavailable while serving does not answer.
 
         A target of a lower ``sequence`` than the line has is left alone: several orchestrators tell of what they have
-        read, and the last to speak need not be the last to have read.
+        read, and the last to speak need not be the last to have read. Where it stays lower, the database was put
+        back, and is right.
         """
         ...
 

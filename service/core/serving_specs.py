@@ -62,11 +62,14 @@ RolloutSpec = Annotated[ReplaceSpec | RollingSpec | CanarySpec | ShadowSpec, Fie
 
 
 class LimitsSpec(Spec):
-    """What a version must keep to before it takes any traffic; the latter two are measured alone, right after loading."""
+    """What a version must keep to before it takes any traffic: ``first_token_seconds`` and ``token_seconds`` are measured alone,
+    right after loading. One whose engine is at one and the same turn for ``hang_seconds`` hangs, however long turns have been.
+    """
 
     load_seconds: float = Field(600, gt=0, le=86400, allow_inf_nan=False)
     first_token_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     token_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    hang_seconds: float = Field(25, gt=0, le=86400, allow_inf_nan=False)
 
 
 class ReplicasSpec(Spec):

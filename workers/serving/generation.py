@@ -15,6 +15,7 @@ from prometheus_client import Metric
 
 FINGERPRINT_SEPARATOR = "@"
 MAX_RETRY_SECONDS = 30
+MAX_DIGITS = 9  # of a version's number
 
 
 class FinishReason(StrEnum):
@@ -195,15 +196,15 @@ def fingerprint(model: str, number: int) -> str:
 def named_version(name: str) -> tuple[str, int | None]:
     """The model and the version that a name asks for: of ``digitalgov@3`` the third, of ``digitalgov`` the served one."""
     model, separator, number = name.rpartition(FINGERPRINT_SEPARATOR)
-    if separator and number.isascii() and number.isdigit():
+    if separator and number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS:
         return model, int(number)
     return name, None
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model that answers: with ``number``, and with each of ``loaded`` when it is asked for. None: it sleeps, and will
-    answer when it is asked.
+    """A model that answers: with ``number``, and with each of ``loaded`` when it is asked for. None: nothing answers just now;
+    one that sleeps will when it is asked.
     """
 
     number: int | None
@@ -214,7 +215,7 @@ class Directory(Protocol):
     """Where the HTTP side finds models: in this process, or behind Ray Serve."""
 
     async def served(self) -> dict[str, Served]:
-        """By model name, every model that answers."""
+        """By model name, every model that has been released."""
         ...
 
     async def metrics(self) -> list[Metric]:

@@ -51,7 +51,9 @@ class LocalServing:
         return self._url
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
-        """One replica a line, whatever its spec says; ``rolling`` is as good as ``replace`` for one that holds several."""
+        """One replica a line, whatever its spec says; ``rolling`` is as good as ``replace`` for one that holds several. It is told
+        by this process alone: a lower sequence is of a database that was put back, which is right.
+        """
         if not self._thread.is_alive():
             raise Unavailable("the HTTP server has stopped")
         replicas = self._directory.replicas
@@ -81,7 +83,11 @@ class _LocalDirectory:
 
     async def served(self) -> dict[str, Served]:
         reports = {model: replica.report() for model, replica in self.replicas.copy().items()}
-        return {model: served for model, report in reports.items() if (served := served_by(report))}
+        return {
+            model: served_by(report) or Served(None, ())
+            for model, report in reports.items()
+            if report.versions
+        }
 
     async def metrics(self) -> list[Metric]:
         return [metric for replica in self.replicas.copy().values() for metric in replica.metrics()]

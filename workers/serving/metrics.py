@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from service.core.serving import ReplicaReport
-from service.core.traffic import BOUNDS, Histogram, Traffic
+from service.core.traffic import BOUNDS, NOTHING, Histogram, Traffic
 from workers.serving.residency import Resident
 
 PREFIX = "pathswitch_inference"
@@ -43,17 +43,18 @@ def replica_metrics(model: str, report: ReplicaReport, residents: Iterable[Resid
     waiting = GaugeMetricFamily(f"{PREFIX}_waiting", "Sequences in the queue", labels=LABELS)
     cached = GaugeMetricFamily(f"{PREFIX}_cached_tokens", "Tokens with keys and values kept", labels=LABELS)
     cache = GaugeMetricFamily(f"{PREFIX}_cache_tokens", "Tokens that there is room for", labels=LABELS)
-    for resident in residents:
-        labels = (model, report.replica, str(resident.version.number))
+    for number, alike in _by_number(residents).items():
+        labels = (model, report.replica, str(number))
+        traffic = sum((resident.traffic for resident in alike), NOTHING)
         for counter, (_, _, count) in zip(counters, _COUNTERS, strict=True):
-            counter.add_metric(labels, count(resident.traffic))
+            counter.add_metric(labels, count(traffic))
         for family, (_, _, histogram) in zip(histograms, _HISTOGRAMS, strict=True):
-            family.add_metric(labels, *_cumulated(histogram(resident.traffic)))
-        status = resident.engine.status()
-        running.add_metric(labels, status.num_running)
-        waiting.add_metric(labels, status.num_waiting)
-        cached.add_metric(labels, status.cached_tokens)
-        cache.add_metric(labels, status.cache_tokens)
+            family.add_metric(labels, *_cumulated(histogram(traffic)))
+        statuses = [resident.engine.status() for resident in alike]
+        running.add_metric(labels, sum(status.num_running for status in statuses))
+        waiting.add_metric(labels, sum(status.num_waiting for status in statuses))
+        cached.add_metric(labels, sum(status.cached_tokens for status in statuses))
+        cache.add_metric(labels, sum(status.cache_tokens for status in statuses))
     served = GaugeMetricFamily(
         f"{PREFIX}_served_version", "The version that answers where none is named", labels=LABELS[:2]
     )
@@ -65,6 +66,14 @@ def replica_metrics(model: str, report: ReplicaReport, residents: Iterable[Resid
     for version in report.versions:
         held.add_metric((model, report.replica, str(version.number), version.state), 1)
     return [*counters, *histograms, running, waiting, cached, cache, served, held]
+
+
+def _by_number(residents: Iterable[Resident]) -> dict[int, list[Resident]]:
+    """Of one version there may be an engine that is let go of, beside the one in its place."""
+    found: dict[int, list[Resident]] = {}
+    for resident in residents:
+        found.setdefault(resident.version.number, []).append(resident)
+    return found
 
 
 def metrics_response(families: Iterable[Metric]) -> Response:

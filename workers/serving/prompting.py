@@ -46,14 +46,24 @@ def plan_sequences(request: Generation, engine: Engine) -> tuple[list[SequenceRe
 
 def _encode(prompt: Prompt, engine: Engine) -> tuple[tuple[int, ...], tuple[str, ...]]:
     if isinstance(prompt, str):
+        _check_text(prompt, param="prompt")
         return engine.encode(prompt), ()
     if isinstance(prompt, Chat):
+        for message in prompt.messages:
+            _check_text(message.content, param="messages")
         try:
             return engine.encode_chat(prompt)
         except ValueError as error:
             raise invalid(str(error), param="messages") from error
     _check_ids(prompt, engine.vocab_size)
     return prompt, ()
+
+
+def _check_text(text: str, *, param: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON's escapes may be halves of characters
+        raise invalid(f"Invalid value for '{param}': {error.reason} at {error.start}", param=param) from error
 
 
 def _check_ids(ids: Sequence[int], vocab_size: int) -> None:

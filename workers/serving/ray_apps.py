@@ -7,11 +7,12 @@ replicas only.
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from prometheus_client import Metric
@@ -26,6 +27,7 @@ from workers.serving.draining import Door, Doorkeeper
 from workers.serving.generation import (
     Answer,
     Generation,
+    Refused,
     RequestRefused,
     Served,
     failed,
@@ -47,12 +49,22 @@ from workers.serving.residency import served_by
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 WAIT_FOR_REPLICA_SECONDS = (
     5.0  # how long a request waits for the first replica of a model before it is told to retry
 )
 REPORT_SECONDS = 2.0
+WAKE_SECONDS = (
+    60.0  # how long a request waits for a model that sleeps; who asks again finds it awake, or waits on
+)
+AWAKE_SECONDS = 5.0  # how long one that has answered is taken for awake
 STREAM_SECONDS = 300.0  # how long a replica that is to go lets its streams run on
 ATTEMPTS = 3  # of a request whose replica died before anything of the answer was passed on
+PINNED_ATTEMPTS = (
+    8  # of one for a version that the replica does not hold: replicas need not hold the same earlier ones
+)
+NOT_HELD = ("model_not_found", "model_not_ready")
 
 
 class ModelReplica:
@@ -144,6 +156,7 @@ class _RayDirectory:
     def __init__(self) -> None:
         self._models: Mapping[str, KnownModel] = {}
         self._handles: dict[str, DeploymentHandle[Any]] = {}
+        self._answered_at: dict[str, float] = {}  # by models that may sleep too
 
     def update(self, models: Mapping[str, KnownModel]) -> None:
         self._models = dict(models)
@@ -157,15 +170,21 @@ class _RayDirectory:
 
     async def served(self) -> dict[str, Served]:
         models = list(self._handles)
-        served = await asyncio.gather(*(self._served(model) for model in models))
-        return {model: one for model, one in zip(models, served, strict=True) if one is not None}
+        return dict(
+            zip(models, await asyncio.gather(*(self._served(model) for model in models)), strict=True)
+        )
 
     async def metrics(self) -> list[Metric]:
         """Of every replica that answers in time."""
         awake = await asyncio.gather(*(self._is_awake(model) for model in self._handles))
         handles = [handle for handle, runs in zip(self._handles.values(), awake, strict=True) if runs]
-        asked = (asyncio.to_thread(_metrics_of, handle) for handle in handles)
-        return [metric for metrics in await asyncio.gather(*asked) for metric in metrics]
+        asked = (asyncio.to_thread(_broadcast, handle, "metrics", list) for handle in handles)
+        return [
+            metric
+            for of_replicas in await asyncio.gather(*asked)
+            for of_one in of_replicas
+            for metric in of_one
+        ]
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
         try:
@@ -173,14 +192,20 @@ class _RayDirectory:
         except RequestRefused as refusal:
             yield [refusal.refused]
             return
-        for attempt in range(1, ATTEMPTS + 1):
+        died = not_held = 0
+        while True:
             passed_on = False
             responses = handle.remote(request)
             try:
                 async for batch in responses:
+                    if not passed_on and _is_not_held(request, batch) and not_held < PINNED_ATTEMPTS - 1:
+                        break
                     passed_on = True
                     yield batch
-                return
+                else:
+                    self._answered_at[request.model] = time.monotonic()
+                    return
+                not_held += 1
             except BackPressureError:
                 yield [overloaded(f"Too many requests wait for the model `{request.model}`").refused]
                 return
@@ -188,10 +213,15 @@ class _RayDirectory:
                 yield [not_ready(f"The model `{request.model}` cannot be served at the moment").refused]
                 return
             except RayActorError:
-                if passed_on or attempt == ATTEMPTS:
+                died += 1
+                if passed_on or died == ATTEMPTS:
                     yield [failed("The replica that answered has died").refused]
                     return
                 logger.warning("a replica of %s died before it answered; trying another", request.model)
+            except Exception as error:  # of Ray's, which has many; a stream that has begun must end in words
+                logger.exception("a request to %s broke", request.model)
+                yield [failed(f"The answer was lost: {type(error).__name__}").refused]
+                return
             finally:
                 responses.cancel()  # nothing to do for one that is over
 
@@ -208,7 +238,22 @@ class _RayDirectory:
             if time.monotonic() > deadline:
                 raise not_ready(f"The model `{model}` is being loaded")
             await asyncio.sleep(0.05)
+        if known["sleeps"] and time.monotonic() - self._answered_at.get(model, -math.inf) > AWAKE_SECONDS:
+            await self._wake(model, handle)
         return handle
+
+    async def _wake(self, model: str, handle: DeploymentHandle[Any]) -> None:
+        """Raises RequestRefused where that takes too long: it may be that there is no place for its replica."""
+        response = handle.options(method_name="report", stream=False).remote()
+        try:
+            await asyncio.wait_for(response, WAKE_SECONDS)
+        except TimeoutError:
+            response.cancel()
+            raise not_ready(f"The model `{model}` is being loaded") from None
+        except (RayError, RayServeException):
+            response.cancel()  # whoever asks it for more will hear why
+        else:
+            self._answered_at[model] = time.monotonic()
 
     async def _is_awake(self, model: str) -> bool:
         """Whether some replica would answer. A handle knows only whether any ever was."""
@@ -220,16 +265,19 @@ class _RayDirectory:
         known = self._models.get(model)
         return known is not None and known["released"]
 
-    async def _served(self, model: str) -> Served | None:
-        """What some replica answers with; None while none does. A model that sleeps is not woken for it."""
-        if not await self._is_awake(model):
-            return Served(None, ()) if self._models[model]["sleeps"] else None
-        response = self._handles[model].options(method_name="report", stream=False).remote()
-        try:
-            return served_by(await asyncio.wait_for(response, REPORT_SECONDS))
-        except (TimeoutError, RayActorError, DeploymentUnavailableError, BackPressureError):
-            response.cancel()
-            return None
+    async def _served(self, model: str) -> Served:
+        """What its replicas answer with. Of one that none answers for just now, only that it is there; nor is one that sleeps
+        woken for it.
+        """
+        reports = []
+        if await self._is_awake(model):
+            reports = await asyncio.to_thread(_broadcast, self._handles[model], "report", ReplicaReport)
+        answering = [served for report in reports if (served := served_by(report)) is not None]
+        if not answering:
+            return Served(None, ())
+        numbers = [served.number for served in answering]
+        loaded = {number for served in answering for number in served.loaded}
+        return Served(max(numbers, key=numbers.count), tuple(sorted(loaded)))
 
 
 def _any_runs(model: str) -> bool:
@@ -239,12 +287,18 @@ def _any_runs(model: str) -> bool:
     return deployment is not None and deployment.replica_states.get("RUNNING", 0) > 0
 
 
-def _metrics_of(handle: DeploymentHandle[Any]) -> list[Metric]:
+def _broadcast(handle: DeploymentHandle[Any], method: str, kind: type[T]) -> list[T]:
+    """What those replicas answer that do in time. At least one must be there: a broadcast to nobody waits for somebody."""
     try:
-        answers = handle.broadcast("metrics").results(timeout_s=REPORT_SECONDS, return_exceptions=True)
+        answers = handle.broadcast(method).results(timeout_s=REPORT_SECONDS, return_exceptions=True)
     except (RayError, RayServeException, TimeoutError):
         return []
-    return [metric for answer in answers if isinstance(answer, list) for metric in answer]
+    return [answer for answer in answers if isinstance(answer, kind)]
+
+
+def _is_not_held(request: Generation, batch: list[Answer]) -> bool:
+    """Whether a replica says that it has not the version that is asked for."""
+    return request.version is not None and isinstance(batch[0], Refused) and batch[0].code in NOT_HELD
 
 
 def ingress_app(args: dict[str, str]) -> Any:

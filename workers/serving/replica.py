@@ -171,12 +171,16 @@ class Replica:
             outbox = Outbox(len(sequences), whole=not request.stream)
             # An engine that was given up meanwhile refuses.
             cancel = engine.submit(sequences, outbox.put)
+        except RequestRefused:
+            raise
         except QueueFull as error:
             self._residency.count(resident, Traffic(refused=1))
             raise overloaded(f"The model is busy: {error}", error.retry_seconds) from error
-        except EngineError as error:
+        except Exception as error:  # e.g. of a chat template, which the version brings with it
+            if not isinstance(error, EngineError):
+                logger.exception("version %d could not take a request", resident.version.number)
             self._residency.count(resident, Traffic(requests=1, failures=1))
-            raise EngineFailed(str(error)) from error
+            raise EngineFailed(str(error) or type(error).__name__) from error
         resident.given_up.add(outbox.fail)
         counted = False
         try:
@@ -238,6 +242,8 @@ class Replica:
                 self._residency.give_back(served)
         except (RequestRefused, EngineFailed) as error:
             logger.info("a request in the shadow came to nothing: %s", error)
+        except Exception:  # e.g. of a chat template
+            logger.exception("a request in the shadow could not be taken")
         finally:
             self._residency.give_back(tried)
 
@@ -257,6 +263,7 @@ class Replica:
             num_tokens, loss = 0, 0.0
             for event in await outbox.fetch(0.0):
                 if isinstance(event, SequenceFailed):
+                    self._residency.count(resident, Traffic(requests=1, failures=1))
                     raise EngineFailed(event.message)
                 if isinstance(event, Token) and event.logprob is not None:
                     num_tokens += 1

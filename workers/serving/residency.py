@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from service.core.serving import ReplicaReport, Residence, ServedTarget, ServedVersion, VersionReport
-from service.core.serving_specs import LimitsSpec
+from service.core.serving_specs import DEFAULT_SERVING, LimitsSpec
 from service.core.traffic import NOTHING, Traffic
 from workers.serving.engine.port import Engine, EngineLoader, EngineStatus
 from workers.serving.generation import Served, not_ready, unknown_version
@@ -29,10 +29,6 @@ RETRY_SECONDS = 30.0  # a load may fail for want of memory or of the artifact st
 WATCH_SECONDS = 1.0
 HUNG_SECONDS = 10.0  # at one turn, and HUNG_TURNS times as long as the longest before it
 HUNG_TURNS = 10.0
-SURELY_HUNG_SECONDS = (
-    25.0  # unless turns of a third of that have been seen: one pause of the machine must not make it minutes
-)
-SURELY_HUNG_TURNS = 3.0
 FREED_SECONDS = 5.0  # how long the memory of a closed engine may take to come back
 
 
@@ -77,6 +73,7 @@ class Residency:
         self._retry_seconds = retry_seconds
         self._target: ServedTarget | None = None
         self._residents: dict[ServedVersion, Resident] = {}
+        self._leaving: list[Resident] = []  # they still answer what they had begun
         self._failures: dict[ServedVersion, _Failure] = {}
         self._current: Resident | None = None
         self._lost = False  # whether the engine that answered was given up, and no other answers yet
@@ -131,8 +128,9 @@ class Residency:
             return not self._closing and self._recovering() is not None
 
     def residents(self) -> list[Resident]:
+        """Those that are let go of among them, as long as they answer."""
         with self._changed:
-            return list(self._residents.values())
+            return [*self._residents.values(), *self._leaving]
 
     @property
     def target(self) -> ServedTarget | None:
@@ -168,6 +166,7 @@ class Residency:
         with self._changed:
             resident.in_flight -= 1
             if resident.retired and resident.in_flight == 0:
+                self._leaving.remove(resident)
                 resident.engine.close()
 
     def give_up_if_ill(self, resident: Resident) -> bool:
@@ -185,9 +184,9 @@ class Residency:
         """Stop loading and answering; requests in flight fail. Returns without waiting."""
         with self._changed:
             self._closing = True
-            for resident in self._residents.values():
+            for resident in list(self._residents.values()):
                 resident.engine.close()
-            self._residents.clear()
+                self._retire(resident)
             self._current = None
             self._changed.notify_all()
 
@@ -261,6 +260,8 @@ class Residency:
         resident.retired = True
         if resident.in_flight == 0:
             resident.engine.close()
+        else:
+            self._leaving.append(resident)
 
     def _reported(self, version: ServedVersion) -> VersionReport:
         resident, failure = self._residents.get(version), self._failures.get(version)
@@ -348,18 +349,22 @@ class Residency:
     def _make_room(self, version: ServedVersion, needed: int) -> None:
         """Let go of kept versions where the memory is needed. Raises NotEnoughMemory where it is not there even then.
 
-        What is loaded first is not held to it: the need is an upper end, and there is nothing to protect.
+        What is loaded first is not held to it, where no other replica is to be protected: the need is an upper end.
         """
-        self._wait_for_room(needed)  # the memory of an engine that was just given up may be on its way
-        while self._residents and (free := self._loader.free_bytes()) < needed:
+        target = self._target
+        beside = target is not None and target.rolling and target.proven
+        self._wait_for_room(
+            needed, beside
+        )  # the memory of an engine that was just given up may be on its way
+        while (beside or self._residents) and (free := self._loader.free_bytes()) < needed:
             if not self._let_go_of_one_kept(version):
                 raise NotEnoughMemory(
                     f"{needed >> 20} MiB are needed beside what is loaded, {free >> 20} MiB are free"
                 )
-            self._wait_for_room(needed)
+            self._wait_for_room(needed, beside)
 
-    def _wait_for_room(self, needed: int) -> None:
-        deadline = time.monotonic() + (FREED_SECONDS if self._residents else 0)
+    def _wait_for_room(self, needed: int, beside: bool) -> None:
+        deadline = time.monotonic() + (FREED_SECONDS if beside or self._residents else 0)
         while self._loader.free_bytes() < needed and time.monotonic() < deadline:
             time.sleep(0.1)
 
@@ -391,7 +396,8 @@ class Residency:
         """Take an engine that hangs or has died away from those that it answers. Where that was the one that answers, what
         should answer is loaded at once, though it may have failed before; the rest after a while.
         """
-        if (reason := why_ill(resident.engine.status())) is None:
+        limits = DEFAULT_SERVING.limits if self._target is None else self._target.spec.limits
+        if (reason := why_ill(resident.engine.status(), limits.hang_seconds)) is None:
             return
         logger.error("version %s is given up by %s: %s", resident.version.number, self._replica, reason)
         if resident is self._current:
@@ -413,12 +419,11 @@ class Residency:
             self._changed.notify_all()
 
 
-def why_ill(status: EngineStatus) -> str | None:
+def why_ill(status: EngineStatus, hang_seconds: float) -> str | None:
     """Why an engine is not counted on any more; None where it is."""
     if not status.alive:
         return "the engine has died"
-    longest = status.longest_turn_seconds
-    patience = max(HUNG_SECONDS, min(HUNG_TURNS * longest, SURELY_HUNG_SECONDS), SURELY_HUNG_TURNS * longest)
+    patience = min(max(HUNG_SECONDS, HUNG_TURNS * status.longest_turn_seconds), hang_seconds)
     if status.stalled_seconds > patience:
         return f"the engine has hung for {status.stalled_seconds:.0f} s"
     return None
@@ -443,5 +448,7 @@ def _draw(version: ServedVersion, affinity: str | None) -> float:
     """Of [0, 1): the same for the same version and affinity, on every replica."""
     if affinity is None:
         return random.random()
-    digest = hashlib.blake2b(f"{version.number}:{affinity}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{version.number}:{affinity}".encode(errors="surrogatepass"), digest_size=8
+    ).digest()
     return int.from_bytes(digest) / (1 << 64)

@@ -69,6 +69,10 @@ def text(answer: list[Answer]) -> str:
     return "".join(item.text for item in answer if isinstance(item, Token | Finished))
 
 
+def metrics_of(replica: Replica) -> bytes:
+    return bytes(metrics_response(replica.metrics()).body)
+
+
 def serve(replica: Replica, number_: int) -> None:
     replica.set_target(line(number_))
     assert replica.wait_until_settled(30)
@@ -136,6 +140,7 @@ def test_a_stream_keeps_the_version_it_began_with_and_only_then_is_it_freed(
         assert await asyncio.to_thread(replica.wait_until_settled, 30)
         assert number(await collect(replica, generation())) == 2
         assert loader.engines[0]() is not None
+        assert b'requests_total{model="line",replica="replica-0",version="1"}' in metrics_of(replica)
         async for batch in stream:
             answer = answer + batch
         return answer
@@ -144,6 +149,7 @@ def test_a_stream_keeps_the_version_it_began_with_and_only_then_is_it_freed(
     assert number(answer) == 1
     assert sum(isinstance(item, Finished) for item in answer) == 4
     until(lambda: gc.collect() >= 0 and loader.engines[0]() is None)
+    assert b'version="1"' not in metrics_of(replica)
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_is_reported(
@@ -301,6 +307,40 @@ def test_what_a_version_on_trial_fails_the_served_one_answers(replica: Replica, 
     assert (held[1].tried.requests, held[1].tried.failures) == (2, 0)
     # Asked for by number it is not another that answers.
     assert refusal(ask(replica, generation(version=2))).status == 500
+
+
+def test_what_a_version_on_trial_cannot_even_take_the_served_one_answers_and_it_counts(
+    replica: Replica, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E.g. because of a chat template of its own."""
+    replica.set_target(trying(1, version(2), share=1.0))
+    assert replica.wait_until_settled(30)
+
+    def raise_it(_: str) -> tuple[int, ...]:
+        raise KeyError("content")
+
+    monkeypatch.setattr(loader.engine("2"), "encode", raise_it)
+    for stream in (False, True):
+        assert number(ask(replica, generation(stream=stream))) == 1
+    held = {held.number: held for held in replica.report().versions}
+    assert (held[2].tried.requests, held[2].tried.failures) == (2, 2)
+    monkeypatch.setattr(loader.engine("1"), "encode", raise_it)
+    assert refusal(ask(replica, generation())).status == 500
+
+
+def test_what_a_version_fails_to_score_counts(replica: Replica, loader: Loader) -> None:
+    replica.set_target(trying(1, version(2), shadowed=1.0, scored=True))
+    assert replica.wait_until_settled(30)
+    loader.engine("2").fails = True
+
+    async def answer() -> None:
+        await collect(replica, generation())
+        await asyncio.gather(*replica._shadows)
+
+    asyncio.run(answer())
+    held = {held.number: held for held in replica.report().versions}
+    assert held[2].tried.failures == 1
+    assert held[1].tried.failures == 0
 
 
 def test_what_a_version_on_trial_has_no_room_for_the_served_one_answers(

@@ -106,6 +106,22 @@ def test_a_first_version_is_tried_whatever_the_room(residents: Residency, loader
     assert settled(residents, line(1)) == {1: Residence.READY}
 
 
+def test_a_replica_beside_others_of_a_rolling_line_is_held_to_the_room(
+    residents: Residency, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version that answers is in another process."""
+    monkeypatch.setattr(residency, "FREED_SECONDS", 0.2)
+    loader.room = 0
+    residents.set_target(replace(line(1), rolling=True, proven=True))
+    residents.wait_until_answering()
+    assert "1 MiB are needed beside what is loaded, 0 MiB are free" in (failures(residents.report())[1] or "")
+    assert loader.folders == []
+    loader.room = 1
+    residents.set_target(replace(line(1), rolling=True, proven=True, sequence=1))
+    assert residents.wait_until_settled(30)
+    assert residents.report().number == 1
+
+
 def test_kept_versions_make_room_and_are_not_loaded_at_the_cost_of_others(
     residents: Residency, loader: Loader
 ) -> None:
@@ -185,10 +201,18 @@ def test_long_turns_are_not_taken_for_a_hang(residents: Residency, loader: Loade
 
 
 @pytest.mark.parametrize(
-    ("longest", "patience"), [(0.0, 10.0), (0.9, 10.0), (2.0, 20.0), (5.0, 25.0), (60.0, 180.0)]
+    ("longest", "limit", "patience"),
+    [
+        (0.0, 25.0, 10.0),
+        (0.9, 25.0, 10.0),
+        (2.0, 25.0, 20.0),
+        (60.0, 25.0, 25.0),
+        (60.0, 90.0, 90.0),
+        (0.1, 3.0, 3.0),
+    ],
 )
-def test_what_is_usual_decides_what_is_a_hang_but_one_long_turn_does_not_make_it_minutes(
-    longest: float, patience: float
+def test_what_is_usual_decides_what_is_a_hang_within_a_limit(
+    longest: float, limit: float, patience: float
 ) -> None:
     status = EngineStatus(
         alive=True,
@@ -199,8 +223,17 @@ def test_what_is_usual_decides_what_is_a_hang_but_one_long_turn_does_not_make_it
         cached_tokens=0,
         cache_tokens=0,
     )
-    assert residency.why_ill(status) is None
-    assert residency.why_ill(replace(status, stalled_seconds=patience + 0.1)) is not None
+    assert residency.why_ill(status, limit) is None
+    assert residency.why_ill(replace(status, stalled_seconds=patience + 0.1), limit) is not None
+
+
+def test_how_long_a_turn_may_be_is_the_lines_own(residents: Residency, loader: Loader) -> None:
+    spec = ServingSpec(limits=LimitsSpec(hang_seconds=3))
+    residents.set_target(replace(line(1), spec=spec))
+    assert residents.wait_until_settled(30)
+    engine = loader.engine("1")
+    engine.hung_since, engine.hung_seconds = 1.0, 3.5
+    until(lambda: engine.closed)
 
 
 def test_a_served_version_that_is_lost_and_cannot_be_loaded_anew_makes_the_replica_ill(

@@ -18,7 +18,7 @@ from workers.serving.generation import Chat
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 )
-PLAIN_STOP = ("\nuser:", "\nsystem:", "\nassistant:")
+PLAIN_STOP = ("\nuser:", "\nsystem:", "\ndeveloper:", "\nassistant:")
 
 
 def render_chat(tokenizer: Any, chat: Chat) -> str:

@@ -87,9 +87,10 @@ class _Requests:
         self._events: list[tuple[int, list[EngineEvent]]] = []  # the decoding thread's alone
 
     def begin(self, request: int, sequences: Sequence[SequenceRequest]) -> None:
-        with self._lock:  # it may be over before it is known how to cancel it
+        # It may be over before it is known how to cancel it, or be told of as over before it counts as the newest.
+        with self._lock:
             self._cancels[request] = self._decoder.submit(sequences, self._sink(request, len(sequences)))
-        self._newest = request
+            self._newest = request
 
     def cancel(self, request: int) -> None:
         with self._lock:

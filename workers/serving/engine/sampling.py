@@ -10,11 +10,12 @@ from torch import Tensor
 
 from workers.serving.generation import Sampling
 
+LEAST_LOGPROB = -9999.0  # what OpenAI answers for a token that is as good as impossible: JSON has no -inf
 GREEDY_BELOW = 1e-5  # a temperature under this overflows the division and is greedy anyway
 
 
 class Score(NamedTuple):
-    """Log-probability of a token in nats, and the likeliest tokens with theirs, best first."""
+    """Log-probability of a token in nats, ``LEAST_LOGPROB`` at least, and the likeliest tokens with theirs, best first."""
 
     logprob: float
     top: list[tuple[int, float]]
@@ -71,7 +72,6 @@ def choose(logits_RV: Tensor, choosers: Sequence[Chooser]) -> list[int | None]:
         logits_RV = logits_RV.clone()
         for row in changing:
             choosers[row].change(logits_RV[row])
-    # A maximum is NaN where anything is, and infinite where something is or all of it is -inf.
     best = logits_RV.max(dim=-1)
     chosen: list[int | None] = best.indices.tolist()
     drawn = [row for row, chooser in enumerate(choosers) if not chooser.is_greedy]
@@ -81,7 +81,7 @@ def choose(logits_RV: Tensor, choosers: Sequence[Chooser]) -> list[int | None]:
             tokens = _draw(logits_RV[rows], [choosers[row] for row in rows], nucleus=nucleus)
             for row, drawn_token in zip(rows, tokens, strict=True):
                 chosen[row] = drawn_token
-    for row, finite in enumerate(torch.isfinite(best.values).tolist()):
+    for row, finite in enumerate(_are_finite(best.values)):
         if not finite:
             chosen[row] = None
         elif (token := chosen[row]) is not None:
@@ -89,13 +89,24 @@ def choose(logits_RV: Tensor, choosers: Sequence[Chooser]) -> list[int | None]:
     return chosen
 
 
+def all_finite(logits_TV: Tensor) -> bool:
+    """Whether a token could be chosen from every row."""
+    return all(_are_finite(logits_TV.max(dim=-1).values))
+
+
+def _are_finite(maxima_R: Tensor) -> list[bool]:
+    """A row's maximum is NaN where anything is, and infinite where something is or all of it is -inf."""
+    finite: list[bool] = torch.isfinite(maxima_R).tolist()
+    return finite
+
+
 def score(logits_TV: Tensor, tokens: Sequence[int], num_top: int) -> list[Score]:
     """Score each token under the row of logits that predicts it: the model's own distribution, before
     temperature, penalties and biases.
 
-    A token that is not among the ``num_top`` likeliest comes after them, as OpenAI answers it.
+    A token that is not among the ``num_top`` likeliest comes after them, as OpenAI's completions have it.
     """
-    logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1)
+    logprobs_TV = torch.log_softmax(logits_TV.float(), dim=-1).clamp_(min=LEAST_LOGPROB)
     chosen_T = logprobs_TV.gather(-1, torch.tensor(tokens)[:, None])[:, 0].tolist()
     top_TK = logprobs_TV.topk(min(num_top, logprobs_TV.shape[-1]), dim=-1)
     scores = []

@@ -25,7 +25,7 @@ from workers.serving.engine.port import (
     SequenceRequest,
     Sink,
 )
-from workers.serving.engine.sampling import Chooser, Score, choose, score
+from workers.serving.engine.sampling import Chooser, Score, all_finite, choose, score
 from workers.serving.engine.slots import Slots
 from workers.serving.engine.token_writer import TokenWriter
 from workers.serving.engine.turns import Turns
@@ -235,9 +235,13 @@ class SlotDecoder:
         for sequence, piece in turn:
             self._slots.feed(sequence.slot, piece.tokens)
             events[sequence] = []
-            if sequence.in_prompt and sequence.request.sampling.echo:
-                events[sequence] += self._echo(sequence, piece, logits_RV[row : row + piece.num_logits])
+            logits_TV = logits_RV[row : row + piece.num_logits]
             row += piece.num_logits
+            if sequence.in_prompt and sequence.request.sampling.echo:
+                if sequence.scores_prompt and not all_finite(logits_TV):
+                    events[sequence].append(self._spoilt(sequence))
+                    continue
+                events[sequence] += self._echo(sequence, piece, logits_TV)
             sequence.num_fed += len(piece.tokens)
             sequence.unfed = sequence.unfed[len(piece.tokens) :]
             if not sequence.in_prompt:
@@ -260,8 +264,7 @@ class SlotDecoder:
     def _take(self, sequence: _Sequence, token: int | None, token_score: Score | None) -> list[EngineEvent]:
         """A sequence goes on with the token that was chosen for it, or is over."""
         if token is None:
-            self._let_go(sequence, spoilt=True)
-            return [SequenceFailed(sequence.request.index, f"EngineError: {NOT_FINITE}")]
+            return [self._spoilt(sequence)]
         sequence.num_sampled += 1
         sequence.unfed = [token]
         ends = token in self._end_tokens and not sequence.request.endless
@@ -275,6 +278,10 @@ class SlotDecoder:
             return [event]
         self._let_go(sequence)
         return [event, sequence.writer.finish(reason, sequence.num_sampled)]
+
+    def _spoilt(self, sequence: _Sequence) -> SequenceFailed:
+        self._let_go(sequence, spoilt=True)
+        return SequenceFailed(sequence.request.index, f"EngineError: {NOT_FINITE}")
 
     def _echo(self, sequence: _Sequence, piece: Piece, logits_TV: Tensor) -> list[EngineEvent]:
         """The prompt's tokens, scored where that was asked for: all of them at once where it was not."""

@@ -11,7 +11,7 @@ from typing import Any
 from workers.serving.engine.detokenizer import Vocabulary
 from workers.serving.engine.options import EngineOptions
 from workers.serving.engine.port import NOT_FINITE, EngineError, EngineEvent, SequenceRequest
-from workers.serving.engine.sampling import GREEDY_BELOW, Score
+from workers.serving.engine.sampling import GREEDY_BELOW, LEAST_LOGPROB, Score
 from workers.serving.engine.token_writer import TokenWriter
 from workers.serving.generation import Finished, FinishReason
 
@@ -132,7 +132,7 @@ class SequenceAnswer:
             event = self._writer.prompt_token(last, self._score(last, logprobs))
             return [event, self._finish(FinishReason.LENGTH)]
         score = self._score(token, logprobs)
-        if not math.isfinite(score.logprob):
+        if score.logprob == LEAST_LOGPROB:  # it is what was chosen
             raise EngineError(NOT_FINITE)
         self._num_sampled += 1
         ends = token in self._end_tokens and not self._request.endless
@@ -149,9 +149,13 @@ class SequenceAnswer:
         return self._writer.finish(reason, self._num_sampled)
 
     def _score(self, token: int, logprobs: Logprobs) -> Score:
-        """Of ``{id: Logprob}``: the token's own is there whether or not it is among the likeliest."""
+        """Of ``{id: Logprob}``: the token's own is there whether or not it is among the likeliest. Raises EngineError where it is
+        no number.
+        """
+        if math.isnan(logprobs[token].logprob):
+            raise EngineError(NOT_FINITE)
         top: list[tuple[int, float]] = []
         if self._request.sampling.num_logprobs:
             ranked = sorted(logprobs.items(), key=lambda scored: scored[1].rank)
-            top = [(id, each.logprob) for id, each in ranked]
-        return Score(logprobs[token].logprob, top)
+            top = [(id, max(each.logprob, LEAST_LOGPROB)) for id, each in ranked]
+        return Score(max(logprobs[token].logprob, LEAST_LOGPROB), top)

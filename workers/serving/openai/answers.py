@@ -37,13 +37,15 @@ class Choice:
 
 
 class Rendering(ABC):
-    """Renders one answer. ``logprobs`` and ``include_usage`` are what the request asked for."""
+    """Renders one answer. ``num_logprobs`` (None: none) and ``include_usage`` are what the request asked for."""
 
     prefix: str
     whole_object: str
     chunk_object: str
 
-    def __init__(self, model: str, started: Started, *, logprobs: bool, include_usage: bool) -> None:
+    def __init__(
+        self, model: str, started: Started, *, num_logprobs: int | None, include_usage: bool
+    ) -> None:
         self.number = started.number
         self._head: JSON = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
@@ -53,7 +55,7 @@ class Rendering(ABC):
         }
         self._num_prompt_tokens = started.num_prompt_tokens
         self._num_completion_tokens = 0
-        self._logprobs = logprobs
+        self._num_logprobs = num_logprobs
         self._include_usage = include_usage
 
     def whole(self, items: list[Answer]) -> JSON:
@@ -118,7 +120,7 @@ class CompletionRendering(Rendering):
     _delta = _content
 
     def _token_logprobs(self, tokens: list[Token]) -> JSON | None:
-        if not self._logprobs:
+        if self._num_logprobs is None:
             return None
         return {
             "tokens": [token.piece for token in tokens],
@@ -147,7 +149,7 @@ class ChatRendering(Rendering):
         return {"delta": delta, "logprobs": self._token_logprobs(choice.tokens)}
 
     def _token_logprobs(self, tokens: list[Token]) -> JSON | None:
-        if not self._logprobs:
+        if self._num_logprobs is None:
             return None
         content = [
             {
@@ -156,7 +158,8 @@ class ChatRendering(Rendering):
                 "bytes": list(token.raw),
                 "top_logprobs": [
                     {"token": other.text, "logprob": other.logprob, "bytes": list(other.raw)}
-                    for other in token.top or ()
+                    # The one that was chosen may come after them, as completions have it; here they are as many as asked for.
+                    for other in (token.top or ())[: self._num_logprobs]
                 ],
             }
             for token in tokens

@@ -62,13 +62,11 @@ def build_app(directory: Directory) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await _answer(
-            directory, request, body, CompletionRendering, logprobs=body.logprobs is not None
-        )
+        return await _answer(directory, request, body, CompletionRendering)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        return await _answer(directory, request, body, ChatRendering, logprobs=bool(body.logprobs))
+        return await _answer(directory, request, body, ChatRendering)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -82,19 +80,20 @@ async def _answer(
     request: Request,
     body: CompletionRequest | ChatRequest,
     kind: type[Rendering],
-    *,
-    logprobs: bool,
 ) -> Response:
     affinity = request.headers.get(AFFINITY_HEADER) or body.user or body.safety_identifier
     generation = replace(body.generation(), affinity=affinity)
+    num_logprobs = generation.sampling.num_logprobs
     batches = directory.generate(generation)
     if not generation.stream:
         answer = await _unless_disconnected(request, _collect(batches))
-        rendering = kind(generation.model, _started(answer), logprobs=logprobs, include_usage=True)
+        rendering = kind(generation.model, _started(answer), num_logprobs=num_logprobs, include_usage=True)
         return JSONResponse(rendering.whole(answer), headers=_headers(rendering.number))
     # The version is known with the first batch and belongs in the headers, which go out before the rest.
     first = await _unless_disconnected(request, anext(batches))
-    rendering = kind(generation.model, _started(first), logprobs=logprobs, include_usage=body.include_usage)
+    rendering = kind(
+        generation.model, _started(first), num_logprobs=num_logprobs, include_usage=body.include_usage
+    )
     num_choices = len(generation.prompts) * generation.n
     events = _event_stream(rendering, num_choices, first, batches)
     return StreamingResponse(events, media_type="text/event-stream", headers=_headers(rendering.number))

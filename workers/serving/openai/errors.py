@@ -1,5 +1,6 @@
 """Errors in OpenAI's shape: ``{"error": {"message", "type", "param", "code"}}`` under an HTTP status."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -57,8 +58,7 @@ def error_response(refused: Refused) -> JSONResponse:
 def _from_validation(error: RequestValidationError) -> RequestRefused:
     """The first finding of the request's validation; OpenAI reports one as well."""
     finding = error.errors()[0]
-    # A location is ("body", field, …); what follows the field names union members and list positions.
-    param = next((str(part) for part in finding["loc"][1:] if isinstance(part, str)), None)
+    param = _param(finding["loc"])
     match finding["type"]:
         case "json_invalid":
             return invalid("We could not parse the JSON body of your request.")
@@ -69,4 +69,18 @@ def _from_validation(error: RequestValidationError) -> RequestRefused:
         case "refused":
             return invalid(finding["ctx"]["message"], param=finding["ctx"]["param"])
         case _:
+            if param is None:
+                return invalid(
+                    f"The body is no JSON object, or its Content-Type not application/json: {finding['msg']}"
+                )
             return invalid(f"Invalid value for '{param}': {finding['msg']}", param=param)
+
+
+def _param(location: Sequence[str | int]) -> str | None:
+    """Of ``("body", "messages", 0, "role")`` ``messages[0].role``. What follows elsewhere names union members and positions."""
+    match list(location[1:]):
+        case ["messages", int(position), str(field), *_]:
+            return f"messages[{position}].{field}"
+        case [str(field), *_]:
+            return field
+    return None

@@ -21,17 +21,28 @@ BiasedToken = Annotated[int, Field(ge=0)]  # a JSON object's names are strings
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Object(BaseModel):
+    """An object of a request. A null is as good as nothing, also of what is not known here: clients send what they have no
+    value for as null.
+    """
 
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nulls_are_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class StreamOptions(_Object):
     include_usage: bool = False
     include_obfuscation: bool = False  # padding against traffic analysis: not part of the answer
 
 
-class _Request(BaseModel):
-    """What both kinds of request share. A null means the default, as with OpenAI."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+class _Request(_Object):
+    """What both kinds of request share."""
 
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
@@ -154,13 +165,11 @@ class TextPart(BaseModel):
     text: str
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class Message(_Object):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
-    refusal: None = None
+    annotations: list[Any] = Field(default=[], max_length=0)  # of an answer of ours, given back
 
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)

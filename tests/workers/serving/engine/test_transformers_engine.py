@@ -209,9 +209,11 @@ def test_logits_that_become_not_finite_fail_the_sequence_and_what_it_held_is_for
         whole = norm.clone()
         norm.fill_(float("nan"))
         [[failure]] = run(engine, sequence([1, 2, 3]))
+        [[scored]] = run(engine, sequence([1, 2, 3], max_tokens=0, echo=True, num_logprobs=0))
         norm.copy_(whole)
-    assert isinstance(failure, SequenceFailed)
-    assert "not finite" in failure.message
+    for failed in (failure, scored):
+        assert isinstance(failed, SequenceFailed)
+        assert "not finite" in failed.message
     [after] = run(engine, sequence([1, 2, 3]))
     assert raws(after) == raws(before)
     engine.close()

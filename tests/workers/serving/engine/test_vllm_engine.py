@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -34,6 +35,7 @@ from tests.workers.serving.engine.asking import (
 )
 from tests.workers.serving.serving_line import COMPLETION, line, settle
 from workers.serving.engine import loader, vllm_engine, vllm_library
+from workers.serving.engine.export_tokenizer import ExportTokenizer
 from workers.serving.engine.options import EngineOptions
 from workers.serving.engine.port import (
     EngineError,
@@ -44,7 +46,12 @@ from workers.serving.engine.port import (
 )
 from workers.serving.engine.transformers_engine import TransformersEngine, TransformersLoader
 from workers.serving.engine.vllm_engine import VllmEngine, VllmLoader
-from workers.serving.engine.vllm_requests import engine_arguments, sampling_arguments
+from workers.serving.engine.vllm_requests import (
+    SequenceAnswer,
+    engine_arguments,
+    prompt_tokens,
+    sampling_arguments,
+)
 from workers.serving.generation import FinishReason, Token
 from workers.serving.local_serving import LocalServing
 
@@ -237,6 +244,18 @@ def test_a_version_whose_logits_are_not_finite_is_not_loaded(tmp_path: Path, vll
     write_tiny_export(tmp_path, seed=1, broken=True, hidden_size=HIDDEN_SIZE)
     with pytest.raises(EngineError, match="not finite"):
         VllmEngine(tmp_path, OPTIONS)
+
+
+def test_a_prompt_whose_scores_are_no_numbers_fails(folder: Path) -> None:
+    vocabulary = ExportTokenizer(folder).vocabulary()
+    for max_tokens in (0, 1):
+        request = sequence([1, 2, 3], max_tokens=max_tokens, echo=True, num_logprobs=1)
+        answer = SequenceAnswer(request, vocabulary, frozenset())
+        score = SimpleNamespace(logprob=math.nan, rank=1)
+        read = [None, *[{token: score} for token in prompt_tokens(request)[1:]]]
+        output = SimpleNamespace(prompt_logprobs=read, outputs=[], finished=False)
+        with pytest.raises(EngineError, match="not finite"):
+            answer.take(output)
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path, vllm: str) -> None:

@@ -188,6 +188,29 @@ def test_chat_with_logprobs(client: OpenAI) -> None:
     assert joined.decode(errors="replace") == answer.choices[0].message.content
 
 
+def test_of_a_token_that_is_not_among_the_likeliest_chat_has_no_more_alternatives(client: OpenAI) -> None:
+    """Completions have it after them."""
+    unlikely = {"temperature": 2.0, "max_tokens": 20, "seed": 3}
+    chat = client.chat.completions.create(
+        model="line", messages=[{"role": "user", "content": "Hi"}], logprobs=True, top_logprobs=1, **unlikely
+    )
+    assert chat.choices[0].logprobs is not None
+    content = chat.choices[0].logprobs.content or []
+    assert any(token.token != token.top_logprobs[0].token for token in content)
+    assert {len(token.top_logprobs) for token in content} == {1}
+    completion = client.completions.create(model="line", prompt="Hi", logprobs=1, **unlikely)
+    assert completion.choices[0].logprobs is not None
+    assert {len(top or ()) for top in completion.choices[0].logprobs.top_logprobs or ()} == {1, 2}
+
+
+def test_an_answer_given_back_as_the_client_has_it_is_a_message(client: OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "Hi"}]
+    for _ in range(2):
+        answer = client.chat.completions.create(model="line", messages=messages, max_tokens=3)
+        assert answer.choices[0].message.content is not None
+        messages += [answer.choices[0].message.model_dump(), {"role": "user", "content": "And?"}]
+
+
 def test_chat_streams(client: OpenAI) -> None:
     request: dict[str, Any] = {
         "model": "line",

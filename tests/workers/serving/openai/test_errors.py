@@ -1,5 +1,6 @@
 """What is refused, and how it is said."""
 
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -35,6 +36,7 @@ def test_a_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
     assert "larger than" in answer.json()["error"]["message"]
 
 
+AS_JSON = {"content-type": "application/json"}
 CHAT = {"model": "line", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 
 
@@ -64,7 +66,14 @@ CHAT = {"model": "line", "messages": [{"role": "user", "content": "a"}], "max_to
         ("completions", {**COMPLETION, "top_k": 5}, "top_k"),
         ("completions", {**COMPLETION, "stream_options": {"include_usage": True}}, "stream_options"),
         ("chat/completions", {**CHAT, "messages": []}, "messages"),
-        ("chat/completions", {**CHAT, "messages": [{"role": "tool", "content": "a"}]}, "messages"),
+        ("chat/completions", {**CHAT, "messages": [{"role": "tool", "content": "a"}]}, "messages[0].role"),
+        (
+            "chat/completions",
+            {**CHAT, "messages": [*CHAT["messages"], {"role": "user"}]},
+            "messages[1].content",
+        ),
+        ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
+        ("completions", {**COMPLETION, "prompt": ["a", "\ud800"]}, "prompt"),
         ("chat/completions", {**CHAT, "tools": [{"type": "function"}]}, "tools"),
         ("chat/completions", {**CHAT, "response_format": {"type": "json_object"}}, "response_format"),
         ("chat/completions", {**CHAT, "top_logprobs": 2}, "top_logprobs"),
@@ -75,7 +84,7 @@ CHAT = {"model": "line", "messages": [{"role": "user", "content": "a"}], "max_to
 def test_invalid_requests_are_400_and_name_the_parameter(
     http: httpx.Client, path: str, body: dict[str, Any], param: str
 ) -> None:
-    response = http.post(f"/v1/{path}", json=body)
+    response = http.post(f"/v1/{path}", content=json.dumps(body), headers=AS_JSON)
     error = response.json()["error"]
     assert (response.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
     assert set(error) == {"message", "type", "param", "code"}
@@ -88,17 +97,33 @@ def test_invalid_requests_are_400_and_name_the_parameter(
         ("completions", {"n": 2, "best_of": 2, "stream": True}),
         ("chat/completions", {"store": False, "metadata": {"a": "b"}, "response_format": {"type": "text"}}),
         ("chat/completions", {"tools": [], "tool_choice": "none", "service_tier": "auto"}),
+        ("chat/completions", {"verbosity": None, "tools": None, "never_heard_of": None}),
+        ("completions", {"stream": True, "stream_options": {"include_usage": None}}),
+        ("completions", {"user": "\ud800"}),
     ],
 )
 def test_parameters_that_change_nothing_are_accepted(
     http: httpx.Client, path: str, extra: dict[str, Any]
 ) -> None:
     body = COMPLETION if path == "completions" else CHAT
-    assert http.post(f"/v1/{path}", json={**body, **extra}).status_code == 200
+    response = http.post(f"/v1/{path}", content=json.dumps({**body, **extra}), headers=AS_JSON)
+    assert response.status_code == 200
+
+
+def test_a_name_with_a_number_beyond_all_versions_is_unknown(http: httpx.Client) -> None:
+    for digits in (10, 5000):
+        response = http.post("/v1/completions", json={**COMPLETION, "model": f"line@{'9' * digits}"})
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_who_forgets_the_content_type_is_told_so(http: httpx.Client) -> None:
+    response = http.post("/v1/completions", content=json.dumps(COMPLETION))
+    assert response.status_code == 400
+    assert "application/json" in response.json()["error"]["message"]
 
 
 def test_errors_of_routing_and_parsing_have_the_same_shape(http: httpx.Client) -> None:
-    malformed = http.post("/v1/completions", content=b"{", headers={"content-type": "application/json"})
+    malformed = http.post("/v1/completions", content=b"{", headers=AS_JSON)
     for response, status in (
         (malformed, 400),
         (http.get("/v1/nothing"), 404),

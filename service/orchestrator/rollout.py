@@ -129,7 +129,9 @@ def next_move(
     tried, served = _counted(told, number), _counted(told, target.stable.number)
     so_far = (now - pending.tried_at).total_seconds()
     verdict = rollout.judge(pending.tried_as, tried, served, so_far)
-    if verdict is None:
+    # Whoever does not answer just now may be who would say that it fails.
+    silent = len(told) < len(reports) and so_far < pending.tried_as.max_seconds + GRACE_SECONDS
+    if verdict is None or not (verdict.reasons or (told and not silent)):
         return None
     trial = {"seconds": so_far, "tried": _summary(tried), "served": _summary(served)}
     if verdict.reasons:

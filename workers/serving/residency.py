@@ -349,22 +349,18 @@ class Residency:
     def _make_room(self, version: ServedVersion, needed: int) -> None:
         """Let go of kept versions where the memory is needed. Raises NotEnoughMemory where it is not there even then.
 
-        What is loaded first is not held to it, where no other replica is to be protected: the need is an upper end.
+        What is loaded first is not held to it: the need is an upper end, and there is nothing here to protect.
         """
-        target = self._target
-        beside = target is not None and target.rolling and target.proven
-        self._wait_for_room(
-            needed, beside
-        )  # the memory of an engine that was just given up may be on its way
-        while (beside or self._residents) and (free := self._loader.free_bytes()) < needed:
+        self._wait_for_room(needed)  # the memory of an engine that was just given up may be on its way
+        while self._residents and (free := self._loader.free_bytes()) < needed:
             if not self._let_go_of_one_kept(version):
                 raise NotEnoughMemory(
                     f"{needed >> 20} MiB are needed beside what is loaded, {free >> 20} MiB are free"
                 )
-            self._wait_for_room(needed, beside)
+            self._wait_for_room(needed)
 
-    def _wait_for_room(self, needed: int, beside: bool) -> None:
-        deadline = time.monotonic() + (FREED_SECONDS if beside or self._residents else 0)
+    def _wait_for_room(self, needed: int) -> None:
+        deadline = time.monotonic() + (FREED_SECONDS if self._residents else 0)
         while self._loader.free_bytes() < needed and time.monotonic() < deadline:
             time.sleep(0.1)
 
@@ -389,8 +385,9 @@ class Residency:
             self._changed.notify_all()
 
     def _give_up_the_ill(self) -> None:
-        for resident in list(self._residents.values()):
-            self._give_up_if_ill(resident)
+        for resident in [*self._residents.values(), *self._leaving]:
+            if not resident.lost:
+                self._give_up_if_ill(resident)
 
     def _give_up_if_ill(self, resident: Resident) -> None:
         """Take an engine that hangs or has died away from those that it answers. Where that was the one that answers, what
@@ -404,10 +401,11 @@ class Residency:
             self._current, self._lost = None, True
             if (stable := self._stable()) is not None:
                 self._failures.pop(stable, None)  # e.g. for want of the memory that is now given back
-        else:
+        elif not resident.retired:
             self._failures[resident.version] = _Failure(reason, time.monotonic() + self._retry_seconds)
         resident.lost = True
-        self._retire(resident)
+        if not resident.retired:
+            self._retire(resident)
         # At once: whoever is about to ask it is told so, and its memory is needed.
         resident.engine.close()
         for tell in list(resident.given_up):

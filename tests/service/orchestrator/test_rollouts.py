@@ -12,7 +12,7 @@ from service.core.serving import ReplicaReport, Residence, ServedVersion, Trial,
 from service.core.states import ReleaseState, UpdateState
 from service.core.traffic import Histogram, Traffic
 from service.create_model import change_model
-from service.orchestrator.rollout import GRACE_SECONDS, ROLLOUT, Pending, next_move
+from service.orchestrator.rollout import GRACE_SECONDS, ROLLOUT, Pending, Step, next_move
 from service.release_version import release_version, roll_back
 from service.store import observations, releases
 from service.store.tables import Release
@@ -133,6 +133,24 @@ def test_what_a_replica_counted_before_the_trial_is_not_of_it(house, line):
     for sequence, moves in ((target.sequence - 1, False), (target.sequence, True)):
         report = ReplicaReport("m-0", 1, (late,), sequence)
         assert bool(next_move(pending, target, [report], at)) == moves
+
+
+def test_nothing_is_promoted_while_a_replica_is_silent(house, line):
+    release_version(house.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
+    house.orchestrator().tick()
+    target = house.serving.targets["m"]
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    pending = Pending("r", ServedVersion(2, "k"), False, ROLLOUT.validate_python(TRIED), at, at, None)
+    good = ReplicaReport("m-0", 1, (VersionReport(2, Residence.READY, tried=traffic(100)),), target.sequence)
+    bad = replace(good, versions=(VersionReport(2, Residence.READY, tried=traffic(100, failures=50)),))
+    silent = ReplicaReport("m-1", None)
+    after = at + timedelta(seconds=601)
+    much_later = after + timedelta(seconds=GRACE_SECONDS)
+    assert next_move(pending, target, [good, silent], after) is None
+    assert next_move(pending, target, [good, good], after).step == Step.PROMOTE
+    assert next_move(pending, target, [bad, silent], after).step == Step.FAIL
+    assert next_move(pending, target, [good, silent], much_later).step == Step.PROMOTE
+    assert next_move(pending, target, [silent, silent], much_later) is None
 
 
 def test_a_line_that_becomes_rolling_goes_on_with_the_trial_that_has_begun(house, line):

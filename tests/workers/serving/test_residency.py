@@ -106,22 +106,6 @@ def test_a_first_version_is_tried_whatever_the_room(residents: Residency, loader
     assert settled(residents, line(1)) == {1: Residence.READY}
 
 
-def test_a_replica_beside_others_of_a_rolling_line_is_held_to_the_room(
-    residents: Residency, loader: Loader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The version that answers is in another process."""
-    monkeypatch.setattr(residency, "FREED_SECONDS", 0.2)
-    loader.room = 0
-    residents.set_target(replace(line(1), rolling=True, proven=True))
-    residents.wait_until_answering()
-    assert "1 MiB are needed beside what is loaded, 0 MiB are free" in (failures(residents.report())[1] or "")
-    assert loader.folders == []
-    loader.room = 1
-    residents.set_target(replace(line(1), rolling=True, proven=True, sequence=1))
-    assert residents.wait_until_settled(30)
-    assert residents.report().number == 1
-
-
 def test_kept_versions_make_room_and_are_not_loaded_at_the_cost_of_others(
     residents: Residency, loader: Loader
 ) -> None:
@@ -225,6 +209,28 @@ def test_what_is_usual_decides_what_is_a_hang_within_a_limit(
     )
     assert residency.why_ill(status, limit) is None
     assert residency.why_ill(replace(status, stalled_seconds=patience + 0.1), limit) is not None
+
+
+def test_one_that_hangs_after_it_was_let_go_of_fails_what_it_still_answers(
+    residents: Residency, loader: Loader
+) -> None:
+    residents.set_target(line(1))
+    assert residents.wait_until_settled(30)
+    resident = residents.take()
+    told: list[str] = []
+    resident.given_up.add(told.append)
+    residents.set_target(line(2))
+    assert residents.wait_until_settled(30)
+    engine = loader.engine("1")
+    assert not engine.closed
+    engine.hung_since = 1.0
+    until(lambda: engine.closed)
+    assert "hung" in told[0]
+    time.sleep(1.2)  # another look
+    assert len(told) == 1
+    residents.give_back(resident)
+    assert residents.report().number == 2
+    assert failures(residents.report()) == {}
 
 
 def test_how_long_a_turn_may_be_is_the_lines_own(residents: Residency, loader: Loader) -> None:

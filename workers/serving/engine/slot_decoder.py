@@ -5,7 +5,9 @@ have just come, or both: between two turns sequences end, are cancelled, and oth
 """
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +36,10 @@ from workers.serving.generation import FinishReason
 logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 496  # of prompts a turn: beside the tokens of 16 that are being continued, 512 rows
+MIN_PREFILL_TOKENS = 16
+PREFILL_SECONDS = (
+    2.0  # of a turn: whoever is being continued waits for it, and one that takes long is taken for a hang
+)
 SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring prompts, times vocabulary: 64 MiB
 
 
@@ -78,6 +84,7 @@ class SlotDecoder:
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
         self._prompts_went_first = False  # in the turn before
+        self._read_rate = math.inf  # tokens per second, in the last turn of many
         self._closing = False
         self._changed = threading.Condition()
 
@@ -173,7 +180,11 @@ class SlotDecoder:
         turn = self._plan()
         emitted: dict[Sink, list[EngineEvent]] = {}
         try:
+            began = time.monotonic()
             logits_RV = self._forward([piece for _, piece in turn])
+            num_tokens = sum(len(piece.tokens) for _, piece in turn)
+            if num_tokens >= MIN_PREFILL_TOKENS:
+                self._read_rate = num_tokens / max(time.monotonic() - began, 1e-9)
             for sequence, events in self._advance(turn, logits_RV):
                 if events:
                     emitted.setdefault(sequence.sink, []).extend(events)
@@ -208,7 +219,8 @@ class SlotDecoder:
 
     def _prompt_pieces(self) -> list[tuple[_Sequence, Piece]]:
         pieces: list[tuple[_Sequence, Piece]] = []
-        room, scored_room = PREFILL_TOKENS, self._max_scored
+        readable = max(self._read_rate * PREFILL_SECONDS, MIN_PREFILL_TOKENS)
+        room, scored_room = int(min(readable, PREFILL_TOKENS)), self._max_scored
         for sequence in self._active:
             if not sequence.in_prompt:
                 continue

@@ -2,6 +2,7 @@ import json
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -262,6 +263,37 @@ def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(
     engine.close()
 
 
+def test_prompts_are_read_in_pieces_that_keep_nobody_waiting_for_long(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(export, options=EngineOptions(max_slots=2))
+    prompt = [1 + index % 200 for index in range(120)]
+    [expected] = run(engine, sequence(prompt, max_tokens=3))
+    forward, fed, seconds_each = SlotForward.__call__, list[int](), [0.005]
+
+    def slow(self: SlotForward, pieces: Sequence[Piece]) -> torch.Tensor:
+        num_tokens = sum(len(piece.tokens) for piece in pieces)
+        fed.append(num_tokens)
+        time.sleep(num_tokens * seconds_each[0])
+        return forward(self, pieces)
+
+    monkeypatch.setattr(slot_decoder, "PREFILL_SECONDS", 0.2)
+    monkeypatch.setattr(SlotForward, "__call__", slow)
+    run(engine, sequence(prompt[::-1], max_tokens=1))
+    assert fed == [120], "so slow it had not been"
+    fed.clear()
+    run(engine, sequence([7, *prompt], max_tokens=1))
+    assert max(fed) <= 40
+    assert sum(fed) == 121
+    seconds_each[0] = 0.0
+    run(engine, sequence([8, *prompt], max_tokens=1))
+    fed.clear()
+    run(engine, sequence([9, *prompt], max_tokens=1))
+    assert fed == [121], "and it reads as fast as before"
+    assert raws(run(engine, sequence(prompt, max_tokens=3))[0]) == raws(expected)
+    engine.close()
+
+
 def test_of_a_prompt_far_beyond_the_context_no_more_is_read_than_says_so(export: Path) -> None:
     engine = TransformersEngine(export)
     assert 2 * CONTEXT_LENGTH < len(engine.encode(PROMPT * 1_000_000)) <= 32 * CONTEXT_LENGTH
@@ -309,6 +341,7 @@ def test_where_all_that_waits_is_cancelled_no_turn_is_taken(
 
 
 def test_prompts_go_first_but_not_twice_in_a_row(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot_decoder, "PREFILL_TOKENS", 40)
     engine = TransformersEngine(export)
     prompts = {name: engine.encode(name * 9) for name in "abcd"}
     longest = tuple(range(1, 100))
@@ -336,7 +369,6 @@ def test_prompts_go_first_but_not_twice_in_a_row(export: Path, monkeypatch: pyte
         prompt = longest if name == "long" else prompts[name]
         engine.submit([sequence(prompt, max_tokens=12)], sink)
 
-    monkeypatch.setattr(slot_decoder, "PREFILL_TOKENS", 40)
     # b comes while a is continued, c at b's first token: the turn before was b's alone. Then one that takes three turns.
     begin("a", lambda: begin("b", lambda: begin("c", lambda: begin("long"))))
     for _ in range(4):

@@ -215,7 +215,7 @@ class Directory(Protocol):
     """Where the HTTP side finds models: in this process, or behind Ray Serve."""
 
     async def served(self) -> dict[str, Served]:
-        """By model name, every model that has been released."""
+        """By model name, every model that answers or has."""
         ...
 
     async def metrics(self) -> list[Metric]:

@@ -82,12 +82,12 @@ class _LocalDirectory:
         self.replicas: dict[str, Replica] = {}
 
     async def served(self) -> dict[str, Served]:
-        reports = {model: replica.report() for model, replica in self.replicas.copy().items()}
-        return {
-            model: served_by(report) or Served(None, ())
-            for model, report in reports.items()
-            if report.versions
-        }
+        replicas = self.replicas.copy()
+        served = {model: served_by(replica.report()) for model, replica in replicas.items()}
+        for model, replica in replicas.items():
+            if served[model] is None and replica.proven:
+                served[model] = Served(None, ())
+        return {model: one for model, one in served.items() if one is not None}
 
     async def metrics(self) -> list[Metric]:
         return [metric for replica in self.replicas.copy().values() for metric in replica.metrics()]

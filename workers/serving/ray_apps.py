@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from service.artifacts import Artifacts
-from service.core.serving import ReplicaReport
+from service.core.serving import ReplicaReport, Residence
 from workers.serving.draining import Door, Doorkeeper
 from workers.serving.generation import (
     Answer,
@@ -170,9 +170,8 @@ class _RayDirectory:
 
     async def served(self) -> dict[str, Served]:
         models = list(self._handles)
-        return dict(
-            zip(models, await asyncio.gather(*(self._served(model) for model in models)), strict=True)
-        )
+        served = await asyncio.gather(*(self._served(model) for model in models))
+        return {model: one for model, one in zip(models, served, strict=True) if one is not None}
 
     async def metrics(self) -> list[Metric]:
         """Of every replica that answers in time."""
@@ -198,7 +197,7 @@ class _RayDirectory:
             responses = handle.remote(request)
             try:
                 async for batch in responses:
-                    if not passed_on and _is_not_held(request, batch) and not_held < PINNED_ATTEMPTS - 1:
+                    if not passed_on and _is_not_held(request, batch):
                         break
                     passed_on = True
                     yield batch
@@ -206,6 +205,9 @@ class _RayDirectory:
                     self._answered_at[request.model] = time.monotonic()
                     return
                 not_held += 1
+                if not_held == PINNED_ATTEMPTS:
+                    yield await self._not_held(request, handle, batch)
+                    return
             except BackPressureError:
                 yield [overloaded(f"Too many requests wait for the model `{request.model}`").refused]
                 return
@@ -223,7 +225,19 @@ class _RayDirectory:
                 yield [failed(f"The answer was lost: {type(error).__name__}").refused]
                 return
             finally:
-                responses.cancel()  # nothing to do for one that is over
+                _cancel(responses)  # nothing to do for one that is over
+
+    async def _not_held(
+        self, request: Generation, handle: DeploymentHandle[Any], said: list[Answer]
+    ) -> list[Answer]:
+        """What is answered of a version that none of the replicas holds that were asked, the last of which ``said`` so."""
+        reports = await asyncio.to_thread(_broadcast, handle, "report", ReplicaReport)
+        versions = [report.version(request.version or 0) for report in reports]
+        if all(version is None or version.state == Residence.FAILED for version in versions):
+            return said
+        # Which of them is asked, is not ours to choose.
+        message = f"Version {request.version} of the model `{request.model}` is not on every replica"
+        return [not_ready(message, retry_after_seconds=1).refused]
 
     async def _ready_handle(self, model: str) -> DeploymentHandle[Any]:
         """The handle of a model that has a replica, or that is given one when it is asked. Raises RequestRefused."""
@@ -239,19 +253,19 @@ class _RayDirectory:
                 raise not_ready(f"The model `{model}` is being loaded")
             await asyncio.sleep(0.05)
         if known["sleeps"] and time.monotonic() - self._answered_at.get(model, -math.inf) > AWAKE_SECONDS:
-            await self._wake(model, handle)
+            await self._wake(model, handle, known["load_seconds"] + WAKE_SECONDS)
         return handle
 
-    async def _wake(self, model: str, handle: DeploymentHandle[Any]) -> None:
+    async def _wake(self, model: str, handle: DeploymentHandle[Any], seconds: float) -> None:
         """Raises RequestRefused where that takes too long: it may be that there is no place for its replica."""
         response = handle.options(method_name="report", stream=False).remote()
         try:
-            await asyncio.wait_for(response, WAKE_SECONDS)
+            await asyncio.wait_for(response, seconds)
         except TimeoutError:
-            response.cancel()
+            _cancel(response)
             raise not_ready(f"The model `{model}` is being loaded") from None
         except (RayError, RayServeException):
-            response.cancel()  # whoever asks it for more will hear why
+            _cancel(response)  # whoever asks it for more will hear why
         else:
             self._answered_at[model] = time.monotonic()
 
@@ -265,16 +279,16 @@ class _RayDirectory:
         known = self._models.get(model)
         return known is not None and known["released"]
 
-    async def _served(self, model: str) -> Served:
-        """What its replicas answer with. Of one that none answers for just now, only that it is there; nor is one that sleeps
-        woken for it.
+    async def _served(self, model: str) -> Served | None:
+        """What its replicas answer with. Of one that none answers for just now, only that it is there, if it has ever answered;
+        nor is one that sleeps woken for it.
         """
         reports = []
         if await self._is_awake(model):
             reports = await asyncio.to_thread(_broadcast, self._handles[model], "report", ReplicaReport)
         answering = [served for report in reports if (served := served_by(report)) is not None]
         if not answering:
-            return Served(None, ())
+            return Served(None, ()) if self._models[model]["proven"] else None
         numbers = [served.number for served in answering]
         loaded = {number for served in answering for number in served.loaded}
         return Served(max(numbers, key=numbers.count), tuple(sorted(loaded)))
@@ -285,6 +299,12 @@ def _any_runs(model: str) -> bool:
     app = serve.status().applications.get(app_name(model))
     deployment = None if app is None else app.deployments.get(REPLICA)
     return deployment is not None and deployment.replica_states.get("RUNNING", 0) > 0
+
+
+def _cancel(response: Any) -> None:
+    """Of a call that could not be made, that raises why once more."""
+    with suppress(RayError, RayServeException):
+        response.cancel()
 
 
 def _broadcast(handle: DeploymentHandle[Any], method: str, kind: type[T]) -> list[T]:

@@ -32,10 +32,14 @@ _GONE = ("NOT_STARTED", "DELETING")
 
 
 class KnownModel(TypedDict):
-    """What the ingress knows of a model line. One that ``sleeps`` may have no replica until it is asked."""
+    """What the ingress knows of a model line. ``released``: some version is to answer; ``proven``: one has. One that ``sleeps``
+    may have no replica until it is asked, and is loaded within ``load_seconds``.
+    """
 
     released: bool
+    proven: bool
     sleeps: bool
+    load_seconds: float
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,12 @@ def why_not_answering(details: JSON) -> str | None:
 
 
 def _known(target: ServedTarget) -> KnownModel:
-    return {"released": target.stable is not None, "sleeps": target.spec.replicas.min == 0}
+    return {
+        "released": target.stable is not None,
+        "proven": target.proven,
+        "sleeps": target.spec.replicas.min == 0,
+        "load_seconds": target.spec.limits.load_seconds,
+    }
 
 
 def _ingress(models: Mapping[str, KnownModel]) -> JSON:

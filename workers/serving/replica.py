@@ -80,6 +80,12 @@ class Replica:
         model = "" if target is None else target.model
         return replica_metrics(model, self._residency.report(), self._residency.residents())
 
+    @property
+    def proven(self) -> bool:
+        """Whether the line has answered before."""
+        target = self._residency.target
+        return target is not None and target.proven
+
     def healthy(self) -> bool:
         return self._residency.healthy()
 

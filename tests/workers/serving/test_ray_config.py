@@ -52,12 +52,15 @@ def reported(declared: list[dict[str, Any]]) -> dict[str, Any]:
     )
 
 
+KNOWN = {"proven": False, "sleeps": False, "load_seconds": 600}
+
+
 def test_only_released_lines_have_replicas_and_the_ingress_knows_them_all() -> None:
     ingress, of_line = DECLARED
     assert ingress["deployments"][0]["user_config"] == {
         "models": {
-            "line": {"released": True, "sleeps": False},
-            "unreleased": {"released": False, "sleeps": False},
+            "line": {"released": True} | KNOWN,
+            "unreleased": {"released": False} | KNOWN,
         }
     }
     assert of_line["name"] == "model-line"

@@ -2,11 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from service.core.serving import ReplicaReport, Residence, VersionReport
 from workers.serving import ray_apps
 from workers.serving.generation import (
     Answer,
@@ -21,6 +25,8 @@ from workers.serving.generation import (
 )
 from workers.serving.ray_apps import PINNED_ATTEMPTS, _RayDirectory
 
+READY = ReplicaReport("line-1", 1, (VersionReport(2, Residence.READY),))
+FAILED = ReplicaReport("line-1", 1, (VersionReport(2, Residence.FAILED, "no room"),))
 ANSWER: list[Answer] = [Started(2, 1), Finished(0, FinishReason.STOP, "", 0)]
 
 
@@ -39,12 +45,17 @@ class Response:
 
     def cancel(self) -> None:
         self.cancelled = True
+        if isinstance(self._items[0], BackPressureError | DeploymentUnavailableError):
+            raise self._items[0]  # as Serve does for a call that could not be made
 
 
 class Handle:
     """Answers each call by the next of ``plays``, the last of them again and again."""
 
-    def __init__(self, *plays: list[list[Answer] | Exception]) -> None:
+    def __init__(
+        self, *plays: list[list[Answer] | Exception], reports: tuple[ReplicaReport, ...] = ()
+    ) -> None:
+        self._reports = reports
         self.responses: list[Response] = []
         self._plays = plays
 
@@ -55,10 +66,14 @@ class Handle:
     def running_replicas_populated(self) -> bool:
         return True
 
+    def broadcast(self, method: str) -> Any:
+        assert method == "report"
+        return SimpleNamespace(results=lambda **_: list(self._reports))
+
 
 def ask(handle: Any, *, version: int | None = None, sleeps: bool = False) -> list[Answer]:
     directory = _RayDirectory()
-    directory._models = {"line": {"released": True, "sleeps": sleeps}}
+    directory._models = {"line": {"released": True, "proven": True, "sleeps": sleeps, "load_seconds": 0.1}}
     directory._handles = {"line": handle}
     request = Generation("line", ("a",), Sampling(max_tokens=1), version=version)
 
@@ -79,9 +94,10 @@ def test_a_version_that_one_replica_does_not_hold_another_may(
     handle = Handle(refusal, refusal, [ANSWER])
     assert ask(handle, version=2) == ANSWER
     assert [response.cancelled for response in handle.responses] == [True] * 3
-    nowhere = Handle(refusal)
+    nowhere = Handle(refusal, reports=(ReplicaReport("line-0", 1), FAILED))
     assert ask(nowhere, version=2) == refusal[0]
     assert len(nowhere.responses) == PINNED_ATTEMPTS
+    assert _status(ask(Handle(refusal, reports=(ReplicaReport("line-0", 1), READY)), version=2)) == 503
     unpinned = Handle(refusal)
     assert ask(unpinned) == refusal[0]
     assert len(unpinned.responses) == 1
@@ -95,6 +111,20 @@ def test_a_request_whose_replica_dies_is_asked_of_another_unless_it_has_begun() 
     assert len(begun.responses) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (BackPressureError(num_queued_requests=256, max_queued_requests=256), 429),
+        (DeploymentUnavailableError(DeploymentID("ModelReplica", "model-line")), 503),
+    ],
+)
+def test_who_could_not_even_be_asked_is_said(error: Exception, status: int) -> None:
+    [answer] = ask(Handle([error]))
+    assert isinstance(answer, Refused)
+    assert answer.status == status
+    assert answer.retry_after_seconds
+
+
 def test_whatever_breaks_ends_in_words() -> None:
     for play in ([ANSWER[:1], KeyError("gRPC")], [KeyError("gRPC")]):
         answer = ask(Handle(play))
@@ -106,7 +136,7 @@ def test_whatever_breaks_ends_in_words() -> None:
 def test_a_model_that_sleeps_and_does_not_wake_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_apps, "WAKE_SECONDS", 0.1)
+    monkeypatch.setattr(ray_apps, "WAKE_SECONDS", 0.0)
 
     class Sleeping(Handle):
         def options(self, **_: Any) -> Any:

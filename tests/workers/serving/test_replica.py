@@ -329,17 +329,17 @@ def test_what_a_version_on_trial_cannot_even_take_the_served_one_answers_and_it_
 
 
 def test_what_a_version_fails_to_score_counts(replica: Replica, loader: Loader) -> None:
-    replica.set_target(trying(1, version(2), shadowed=1.0, scored=True))
+    replica.set_target(trying(1, version(2), share=1e-9, shadowed=1.0, scored=True))
     assert replica.wait_until_settled(30)
     loader.engine("2").fails = True
 
     async def answer() -> None:
-        await collect(replica, generation())
+        assert number(await collect(replica, generation(affinity="somebody"))) == 1
         await asyncio.gather(*replica._shadows)
 
     asyncio.run(answer())
     held = {held.number: held for held in replica.report().versions}
-    assert held[2].tried.failures == 1
+    assert (held[2].tried.requests, held[2].tried.failures) == (1, 1)
     assert held[1].tried.failures == 0
 
 

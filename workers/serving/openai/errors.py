@@ -40,12 +40,17 @@ def install(app: FastAPI) -> None:
 def error_body(refused: Refused) -> dict[str, Any]:
     return {
         "error": {
-            "message": refused.message,
+            "message": _readable(refused.message),
             "type": refused.type,
-            "param": refused.param,
+            "param": None if refused.param is None else _readable(refused.param),
             "code": refused.code,
         }
     }
+
+
+def _readable(text: str) -> str:
+    """Without the halves of characters that a request may have had, and that cannot be answered with."""
+    return text.encode(errors="replace").decode()
 
 
 def error_response(refused: Refused) -> JSONResponse:
@@ -70,9 +75,7 @@ def _from_validation(error: RequestValidationError) -> RequestRefused:
             return invalid(finding["ctx"]["message"], param=finding["ctx"]["param"])
         case _:
             if param is None:
-                return invalid(
-                    f"The body is no JSON object, or its Content-Type not application/json: {finding['msg']}"
-                )
+                return invalid(f"The body must be a JSON object, sent as application/json: {finding['msg']}")
             return invalid(f"Invalid value for '{param}': {finding['msg']}", param=param)
 
 

@@ -116,6 +116,13 @@ def test_a_name_with_a_number_beyond_all_versions_is_unknown(http: httpx.Client)
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 
 
+def test_half_a_character_in_a_name_is_answered_without_it(http: httpx.Client) -> None:
+    for body, status in (({"model": "\ud800"}, 404), ({"\ud800": 1}, 400)):
+        response = http.post("/v1/completions", content=json.dumps(COMPLETION | body), headers=AS_JSON)
+        assert response.status_code == status
+        assert response.json()["error"]["type"] == "invalid_request_error"
+
+
 def test_who_forgets_the_content_type_is_told_so(http: httpx.Client) -> None:
     response = http.post("/v1/completions", content=json.dumps(COMPLETION))
     assert response.status_code == 400

@@ -35,6 +35,7 @@ LONG: dict[str, Any] = SPEC | {
 }
 # Of one stream, so that all of three are decoded at once: several seconds, and more where a trainer is at it too.
 CHOICES, CHOICE_TOKENS = 5, 500
+END_TOKEN = "0"  # of a tokenizer that is trained with the line
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Streams:
 
     def _ask(self, begun: threading.Event) -> None:
         body = {"model": "m", "prompt": ["1 a"] * CHOICES, "max_tokens": CHOICE_TOKENS, "stream": True}
+        body["logit_bias"] = {END_TOKEN: -100}  # none is to be over before the others have begun
         events: list[str] = []
         try:
             with httpx.stream("POST", f"{self.url}/completions", json=body, timeout=60) as response:

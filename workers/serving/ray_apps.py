@@ -280,15 +280,16 @@ class _RayDirectory:
         return known is not None and known["released"]
 
     async def _served(self, model: str) -> Served | None:
-        """What its replicas answer with. Of one that none answers for just now, only that it is there, if it has ever answered;
-        nor is one that sleeps woken for it.
+        """What its replicas answer with. Of one that none answers for just now, only that it is there, if it has ever answered or
+        may sleep: it is not woken for this.
         """
         reports = []
         if await self._is_awake(model):
             reports = await asyncio.to_thread(_broadcast, self._handles[model], "report", ReplicaReport)
         answering = [served for report in reports if (served := served_by(report)) is not None]
         if not answering:
-            return Served(None, ()) if self._models[model]["proven"] else None
+            known = self._models[model]
+            return Served(None, ()) if known["proven"] or known["sleeps"] else None
         numbers = [served.number for served in answering]
         loaded = {number for served in answering for number in served.loaded}
         return Served(max(numbers, key=numbers.count), tuple(sorted(loaded)))

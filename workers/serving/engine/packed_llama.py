@@ -1,18 +1,29 @@
-"""A Llama in float32 on a CPU, in as few calls as oneDNN's packed products allow.
+"""A Llama in float32 on a CPU, in as few calls as its products allow: oneDNN's packed ones, or BLAS's with the weights transposed.
 
 The architecture that lines are trained with by default. transformers' own layers take some fifty calls each; for the few
-rows of a decode step (10 M parameters, 16 rows) what they cost beside the arithmetic is a quarter of the pass.
+rows of a decode step (10 M parameters, 16 rows) what they cost beside the arithmetic is a quarter of the pass. Which products
+are faster is the machine's: it is tried.
 """
 
-from collections.abc import Callable
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 from transformers import LlamaForCausalLM
 
 from workers.serving.engine.packed_linear import EVERY_NUMBER, num_rows_fed, pack_weight
 
+logger = logging.getLogger(__name__)
+
+TRIED_BYTES = 32 << 20
+TRIED_ROUNDS = 31
+CLEARLY = 0.95  # so that machines of a kind choose alike
 COMPILED_ROWS = 512  # of most turns with 16 slots; more are compiled when they come
 
 # Attends in one layer to what slots hold and these rows add: (layer, query (T, H, D), key and value (T, G, D), scale) to
@@ -26,21 +37,28 @@ def is_packable(model: Any) -> bool:
 
 
 class PackedLlama:
-    """Holds copies of the linear weights and the rest as it is, not the model. ``num_positions``: of the longest sequence."""
+    """Holds copies of the linear weights and the rest as it is, not the model. ``num_positions``: of the longest sequence.
+    ``linear``: what computes its linear layers; None: what is faster.
+    """
 
-    def __init__(self, model: LlamaForCausalLM, num_positions: int) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM, num_positions: int, linear: "type[_Linear] | None" = None
+    ) -> None:
         body: Any = model.model
+        self._linear = linear = linear or _faster(body.layers)
         positions_1L = torch.arange(num_positions)[None]
         cos_1LD, sin_1LD = body.rotary_emb(body.embed_tokens.weight, positions_1L)
         half = cos_1LD.shape[-1] // 2
         self._rotations_LE = torch.complex(cos_1LD[0, :, :half], sin_1LD[0, :, :half])
         self._embeddings_VC: Tensor = body.embed_tokens.weight
-        self._layers = [_Layer(layer) for layer in body.layers]
+        self._layers = [_Layer(layer, linear) for layer in body.layers]
         self._norm = _Norm(body.norm)
-        self._head = _Linear(model.lm_head)
+        self._head = linear(model.lm_head)
 
     def compile(self) -> None:
         """Have oneDNN compile now what the first passes over so many rows would wait for, with logits of few of them."""
+        if self._linear is not _Packed:
+            return
         for num_rows in dict.fromkeys(map(num_rows_fed, range(1, COMPILED_ROWS + 1))):
             rows_T = torch.zeros(num_rows, dtype=torch.long)
             x_TC = self._layers[0](
@@ -65,7 +83,7 @@ class PackedLlama:
 
 
 class _Layer:
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, linear: "type[_Linear]") -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._dimension: int = attention.head_dim
         self._scale: float = attention.scaling
@@ -74,14 +92,10 @@ class _Layer:
             projection.weight.shape[0] // self._dimension for projection in projections
         )
         self._attention_norm = _Norm(layer.input_layernorm)
-        self._in = _Linear(*projections, paired=self._dimension)
-        self._out = _Linear(attention.o_proj)
+        self._in = linear(*projections, paired=self._dimension)
+        self._out = linear(attention.o_proj)
         self._mlp_norm = _Norm(layer.post_attention_layernorm)
-        self._gate, self._up, self._down = (
-            _Linear(mlp.gate_proj),
-            _Linear(mlp.up_proj),
-            _Linear(mlp.down_proj),
-        )
+        self._gate, self._up, self._down = map(linear, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
 
     def __call__(self, number: int, x_TC: Tensor, rotations_T1E: Tensor, attend: Attend) -> Tensor:
         values_begin = self._num_heads + self._num_key_heads
@@ -106,8 +120,8 @@ class _Norm:
         return normed
 
 
-class _Linear:
-    """Linear layers of the same input in one, (T, K) to (T, N), alone or with what follows in the same call.
+class _Linear(ABC):
+    """Linear layers of the same input in one, (T, K) to (T, N), alone or with what follows.
 
     ``paired``: numbers of a head whose halves are rotated against each other. In all but the last of the layers (values are
     not rotated) the two numbers of a pair come to lie beside each other, as complex numbers do. Queries and keys are
@@ -121,7 +135,30 @@ class _Linear:
             weights[:-1] = [_interleaved(weight, paired) for weight in weights[:-1]]
             biases[:-1] = [bias if bias is None else _interleaved(bias, paired) for bias in biases[:-1]]
         self._bias_N = None if biases[0] is None else torch.cat(biases)
-        self._weight = pack_weight(torch.cat(weights))
+        self._weight = self._laid_out(torch.cat(weights))
+
+    @staticmethod
+    @abstractmethod
+    def _laid_out(weight_NK: Tensor) -> Tensor:
+        """A copy of it, as it is computed with."""
+
+    @abstractmethod
+    def __call__(self, x_TK: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def silu(self, x_TK: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def added_to(self, other_TN: Tensor, x_TK: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def times(self, other_TN: Tensor, x_TK: Tensor) -> Tensor: ...
+
+
+class _Packed(_Linear):
+    """oneDNN's, what follows in the same call."""
+
+    _laid_out = staticmethod(pack_weight)
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         return self._unary(x_TK, "none")
@@ -144,6 +181,49 @@ class _Linear:
             x_TK, other_TN, self._weight, self._bias_N, what
         )
         return made
+
+
+class _Transposed(_Linear):
+    """BLAS's, of a weight (K, N)."""
+
+    @staticmethod
+    def _laid_out(weight_NK: Tensor) -> Tensor:
+        return weight_NK.detach().t().contiguous()
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        if self._bias_N is None:
+            return torch.mm(x_TK, self._weight)
+        return torch.addmm(self._bias_N, x_TK, self._weight)
+
+    def silu(self, x_TK: Tensor) -> Tensor:
+        return silu(self(x_TK), inplace=True)
+
+    def added_to(self, other_TN: Tensor, x_TK: Tensor) -> Tensor:
+        if self._bias_N is not None:
+            other_TN = other_TN + self._bias_N
+        return torch.addmm(other_TN, x_TK, self._weight)
+
+    def times(self, other_TN: Tensor, x_TK: Tensor) -> Tensor:
+        return self(x_TK).mul_(other_TN)
+
+
+def _faster(layers: Iterable[Any]) -> type[_Linear]:
+    """Timed in turns, over the rows of a decode step and more weights than caches near a core hold."""
+    linears = [layer.mlp.gate_proj for layer in layers]
+    linears = linears[: max(1, TRIED_BYTES // linears[0].weight.nbytes)]
+    kinds = (_Packed, _Transposed)
+    made = {kind: [kind(linear) for linear in linears] for kind in kinds}
+    x_TK = torch.zeros(EVERY_NUMBER, linears[0].weight.shape[1])
+    seconds: dict[type[_Linear], list[float]] = {kind: [] for kind in kinds}
+    for _ in range(TRIED_ROUNDS):
+        for kind in kinds:
+            began = time.perf_counter()
+            for linear in made[kind]:
+                linear(x_TK)
+            seconds[kind].append(time.perf_counter() - began)
+    packed, transposed = (median(seconds[kind]) for kind in kinds)
+    logger.info("products: packed %.3f ms, transposed %.3f ms", 1e3 * packed, 1e3 * transposed)
+    return _Transposed if transposed < CLEARLY * packed else _Packed
 
 
 def _interleaved(rows: Tensor, dimension: int) -> Tensor:

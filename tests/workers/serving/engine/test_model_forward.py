@@ -1,5 +1,6 @@
 """Every kind of model is decoded as it decodes by itself, over slots where it can be."""
 
+import time
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -18,10 +19,11 @@ from transformers import (
 )
 
 from workers.pretrained import new_model
+from workers.serving.engine import packed_llama
 from workers.serving.engine.forward import Forward, Piece
 from workers.serving.engine.model_forward import forward_for
 from workers.serving.engine.packed_linear import can_pack
-from workers.serving.engine.packed_llama import PackedLlama, is_packable
+from workers.serving.engine.packed_llama import PackedLlama, _Linear, _Packed, _Transposed, is_packable
 from workers.serving.engine.sequence_forward import SequenceForward
 from workers.serving.engine.slot_forward import SlotForward
 
@@ -101,8 +103,12 @@ every_config = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("products", [_Packed, _Transposed])
 @every_config
-def test_logits_are_those_of_the_model(config: PreTrainedConfig, kind: type[Forward]) -> None:
+def test_logits_are_those_of_the_model(
+    config: PreTrainedConfig, kind: type[Forward], products: type[_Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_llama, "_faster", lambda _: products)
     forward, expected = _forward(config)
     assert isinstance(forward, kind)
     one_by_one = [(1, 1, 1)] * 20
@@ -128,6 +134,24 @@ def test_logits_of_some_rows_of_a_number_that_is_not_compiled_are_theirs(
         for piece, answer in zip(pieces, answers, strict=True):
             end = piece.begin + len(piece.tokens)
             _as_the_model(answer, expected[piece.slot][end - piece.num_logits : end])
+
+
+@pytest.mark.skipif(not can_pack(), reason="this torch has no packed products")
+@pytest.mark.parametrize(("slow", "chosen"), [(_Packed, _Transposed), (_Transposed, _Packed)])
+def test_products_are_those_that_are_faster_here(
+    slow: type[_Linear], chosen: type[_Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = slow.__call__
+
+    def slowly(self: _Linear, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(1e-3)
+        return product(self, x)
+
+    monkeypatch.setattr(slow, "__call__", slowly)
+    forward, _ = _forward(LlamaConfig(**SIZES))
+    assert isinstance(forward, SlotForward)
+    assert isinstance(forward._layers, PackedLlama)
+    assert isinstance(forward._layers._head, chosen)
 
 
 @pytest.mark.skipif(not can_pack(), reason="this torch has no packed products")

@@ -56,7 +56,7 @@ WAIT_FOR_REPLICA_SECONDS = (
 )
 REPORT_SECONDS = 2.0
 WAKE_SECONDS = (
-    60.0  # how long a request waits for a model that sleeps; who asks again finds it awake, or waits on
+    60.0  # how long the replica of a model that sleeps may take to start, beside what it may take to load
 )
 AWAKE_SECONDS = 5.0  # how long one that has answered is taken for awake
 STREAM_SECONDS = 300.0  # how long a replica that is to go lets its streams run on

@@ -37,15 +37,11 @@ def is_packable(model: Any) -> bool:
 
 
 class PackedLlama:
-    """Holds copies of the linear weights and the rest as it is, not the model. ``num_positions``: of the longest sequence.
-    ``linear``: what computes its linear layers; None: what is faster.
-    """
+    """Holds copies of the linear weights and the rest as it is, not the model. ``num_positions``: of the longest sequence."""
 
-    def __init__(
-        self, model: LlamaForCausalLM, num_positions: int, linear: "type[_Linear] | None" = None
-    ) -> None:
+    def __init__(self, model: LlamaForCausalLM, num_positions: int) -> None:
         body: Any = model.model
-        self._linear = linear = linear or _faster(body.layers)
+        self._linear = linear = _faster(body.layers)
         positions_1L = torch.arange(num_positions)[None]
         cos_1LD, sin_1LD = body.rotary_emb(body.embed_tokens.weight, positions_1L)
         half = cos_1LD.shape[-1] // 2

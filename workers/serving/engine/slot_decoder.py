@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 PREFILL_TOKENS = 496  # of prompts a turn: beside the tokens of 16 that are being continued, 512 rows
 MIN_PREFILL_TOKENS = 16
+MOST_PROMPT_TURNS = 2  # in a row, while others are being continued
 PREFILL_SECONDS = (
     2.0  # of a turn: whoever is being continued waits for it, and one that takes long is taken for a hang
 )
@@ -83,7 +84,7 @@ class SlotDecoder:
         self._slots = Slots(forward.num_slots, reuses=forward.reuses)
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
-        self._prompts_went_first = False  # in the turn before
+        self._prompt_turns = 0  # just now, one after another
         self._read_rate = math.inf  # tokens per second, in the last turn of many
         self._closing = False
         self._changed = threading.Condition()
@@ -204,17 +205,18 @@ class SlotDecoder:
         """What is fed in the next turn: those that are being continued by slot, then prompts as they came.
 
         Prompts that have their first token after one turn are given one of their own: in a turn with all others it would
-        come half as late again. Never twice in a row: who is being continued waits for one such turn at most.
+        come half as late again. At most two in a row: who is being continued waits for no more, and who came in the first of them
+        is not fed with all others.
         """
         continued = sorted((s for s in self._active if not s.in_prompt), key=lambda sequence: sequence.slot)
         prompts = self._prompt_pieces()
         whole = all(len(piece.tokens) == len(sequence.unfed) for sequence, piece in prompts)
         num_in_prompt = len(self._active) - len(continued)
-        self._prompts_went_first = (
-            bool(continued) and 0 < num_in_prompt == len(prompts) and whole and not self._prompts_went_first
-        )
-        if self._prompts_went_first:
+        may_go_first = bool(continued) and self._prompt_turns < MOST_PROMPT_TURNS
+        if may_go_first and 0 < num_in_prompt == len(prompts) and whole:
+            self._prompt_turns += 1
             return prompts
+        self._prompt_turns = 0
         return [(s, Piece(s.slot, s.num_fed, s.unfed, 1)) for s in continued] + prompts
 
     def _prompt_pieces(self) -> list[tuple[_Sequence, Piece]]:

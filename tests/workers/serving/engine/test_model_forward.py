@@ -21,9 +21,10 @@ from transformers import (
 from workers.pretrained import new_model
 from workers.serving.engine import packed_llama
 from workers.serving.engine.forward import Forward, Piece
+from workers.serving.engine.llama_products import Linear, Packed, Strips
 from workers.serving.engine.model_forward import forward_for
 from workers.serving.engine.packed_linear import can_pack
-from workers.serving.engine.packed_llama import PackedLlama, _Linear, _Packed, _Transposed, is_packable
+from workers.serving.engine.packed_llama import PackedLlama, is_packable
 from workers.serving.engine.sequence_forward import SequenceForward
 from workers.serving.engine.slot_forward import SlotForward
 
@@ -103,12 +104,15 @@ every_config = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("products", [_Packed, _Transposed])
+every_product = pytest.mark.parametrize("products", [Packed, Strips])
+
+
+@every_product
 @every_config
 def test_logits_are_those_of_the_model(
-    config: PreTrainedConfig, kind: type[Forward], products: type[_Linear], monkeypatch: pytest.MonkeyPatch
+    config: PreTrainedConfig, kind: type[Forward], products: type[Linear], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_llama, "_faster", lambda _: products)
+    monkeypatch.setattr(packed_llama, "faster_products", lambda _: products)
     forward, expected = _forward(config)
     assert isinstance(forward, kind)
     one_by_one = [(1, 1, 1)] * 20
@@ -116,11 +120,13 @@ def test_logits_are_those_of_the_model(
         _as_the_model(answer, whole[: len(answer)])
 
 
+@every_product
 @every_config
 def test_logits_of_some_rows_of_a_number_that_is_not_compiled_are_theirs(
-    config: PreTrainedConfig, kind: type[Forward]
+    config: PreTrainedConfig, kind: type[Forward], products: type[Linear], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """20 rows and 18 wanted; both are 24 where products are packed."""
+    monkeypatch.setattr(packed_llama, "faster_products", lambda _: products)
     forward, expected = _forward(config)
     # Of each sequence: from where, how many tokens, how many logits.
     first = [(0, 11, 10), (0, 5, 5), (0, 4, 3)]
@@ -134,16 +140,18 @@ def test_logits_of_some_rows_of_a_number_that_is_not_compiled_are_theirs(
         for piece, answer in zip(pieces, answers, strict=True):
             end = piece.begin + len(piece.tokens)
             _as_the_model(answer, expected[piece.slot][end - piece.num_logits : end])
+    of_none = forward([Piece(3, 0, SEQUENCES[0][:7], 0)])
+    assert of_none.shape == (0, 97)
 
 
 @pytest.mark.skipif(not can_pack(), reason="this torch has no packed products")
-@pytest.mark.parametrize(("slow", "chosen"), [(_Packed, _Transposed), (_Transposed, _Packed)])
+@pytest.mark.parametrize(("slow", "chosen"), [(Packed, Strips), (Strips, Packed)])
 def test_products_are_those_that_are_faster_here(
-    slow: type[_Linear], chosen: type[_Linear], monkeypatch: pytest.MonkeyPatch
+    slow: type[Linear], chosen: type[Linear], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     product = slow.__call__
 
-    def slowly(self: _Linear, x: torch.Tensor) -> torch.Tensor:
+    def slowly(self: Linear, x: torch.Tensor) -> torch.Tensor:
         time.sleep(1e-3)
         return product(self, x)
 

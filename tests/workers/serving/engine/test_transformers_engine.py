@@ -266,7 +266,8 @@ def test_a_full_queue_refuses_a_request_whole_and_cancelled_ones_make_room(
 def test_prompts_are_read_in_pieces_that_keep_nobody_waiting_for_long(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = TransformersEngine(export, options=EngineOptions(max_slots=2))
+    # One thread: several, beside another process that computes, wait for each other.
+    engine = TransformersEngine(export, 1, EngineOptions(max_slots=2))
     prompt = [1 + index % 200 for index in range(120)]
     [expected] = run(engine, sequence(prompt, max_tokens=3))
     forward, fed, seconds_each = SlotForward.__call__, list[int](), [0.005]
@@ -340,7 +341,7 @@ def test_where_all_that_waits_is_cancelled_no_turn_is_taken(
     engine.close()
 
 
-def test_prompts_go_first_but_not_twice_in_a_row(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_go_first_but_not_three_times_in_a_row(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot_decoder, "PREFILL_TOKENS", 40)
     engine = TransformersEngine(export)
     prompts = {name: engine.encode(name * 9) for name in "abcd"}
@@ -369,13 +370,15 @@ def test_prompts_go_first_but_not_twice_in_a_row(export: Path, monkeypatch: pyte
         prompt = longest if name == "long" else prompts[name]
         engine.submit([sequence(prompt, max_tokens=12)], sink)
 
-    # b comes while a is continued, c at b's first token: the turn before was b's alone. Then one that takes three turns.
-    begin("a", lambda: begin("b", lambda: begin("c", lambda: begin("long"))))
-    for _ in range(4):
+    # b comes while a is continued, c at b's first token, d at c's: the two turns before were b's and c's alone. Then one that
+    # takes three turns.
+    begin("a", lambda: begin("b", lambda: begin("c", lambda: begin("d", lambda: begin("long")))))
+    for _ in range(5):
         ended.get(timeout=30)
-    of_a, of_b, of_c = (len(prompts[name]) for name in "abc")
-    assert fed[:6] == [[of_a], [of_b], [1, 1, of_c], [1, 1, 1, 40], [1, 1, 1, 40], [19]]
-    assert fed[6] == [1, 1, 1, 1]
+    of_a, of_b, of_c, of_d = (len(prompts[name]) for name in "abcd")
+    assert fed[:4] == [[of_a], [of_b], [of_c], [1, 1, 1, of_d]]
+    assert fed[4:7] == [[1, 1, 1, 1, 40], [1, 1, 1, 1, 40], [19]]
+    assert fed[7] == [1, 1, 1, 1, 1]
     engine.close()
 
 

@@ -1,0 +1,168 @@
+"""The linear layers of a Llama in float32 on a CPU: oneDNN's packed ones, or BLAS's over strips of the weight. Which are
+faster is the machine's: it is tried.
+"""
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, silu
+
+from workers.serving.engine.packed_linear import EVERY_NUMBER, num_rows_fed, pack_weight
+
+logger = logging.getLogger(__name__)
+
+TRIED_BYTES = 32 << 20
+TRIED_ROUNDS = 31
+CLEARLY = 0.95  # so that machines of a kind choose alike
+STRIP = 32  # columns: two of AVX-512's registers
+
+
+class Linear(ABC):
+    """``x @ weight_NK.T + bias_N``, (T, K) to (T, N), alone or with what follows. It keeps a copy of the weight."""
+
+    compiles: ClassVar[bool]  # a product for every number of rows, at its first call
+
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        self._weight = self._laid_out(weight_NK.detach())
+        self._bias_N = bias_N
+
+    @classmethod
+    @abstractmethod
+    def gated(cls, gate: Any, up: Any) -> Callable[[Tensor], Tensor]:
+        """``silu(gate(x)) * up(x)`` of two linear layers."""
+
+    @staticmethod
+    @abstractmethod
+    def num_rows_fed(num_rows: int) -> int:
+        """How many rows to compute where ``num_rows`` are wanted."""
+
+    @staticmethod
+    @abstractmethod
+    def _laid_out(weight_NK: Tensor) -> Tensor:
+        """A copy of it, as it is computed with."""
+
+    @abstractmethod
+    def __call__(self, x_TK: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def added_to(self, other_TN: Tensor, x_TK: Tensor) -> Tensor: ...
+
+
+class Packed(Linear):
+    """oneDNN's, what follows in the same call."""
+
+    compiles = True
+    num_rows_fed = staticmethod(num_rows_fed)
+    _laid_out = staticmethod(pack_weight)
+
+    @classmethod
+    def gated(cls, gate: Any, up: Any) -> Callable[[Tensor], Tensor]:
+        first, second = cls(gate.weight, gate.bias), cls(up.weight, up.bias)
+        return lambda x_TK: second._binary(x_TK, first._unary(x_TK, "swish"), "mul")
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        return self._unary(x_TK, "none")
+
+    def added_to(self, other_TN: Tensor, x_TK: Tensor) -> Tensor:
+        return self._binary(x_TK, other_TN, "add")
+
+    def _unary(self, x_TK: Tensor, what: str) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self._weight, self._bias_N, what, [], "")
+        return made
+
+    def _binary(self, x_TK: Tensor, other_TN: Tensor, what: str) -> Tensor:
+        made: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x_TK, other_TN, self._weight, self._bias_N, what
+        )
+        return made
+
+
+class Strips(Linear):
+    """BLAS's, a product for each 32 columns of the weight, in one call: (S, K, 32), each strip in one piece of memory.
+
+    A few rows are multiplied about as fast as the weight is read. Of one (K, N), of which BLAS's kernels take a few columns
+    after the others too, every row lies in another page, where no processor fetches ahead: one core of a newer Xeon reads 5.7
+    GB/s of it from memory for 16 rows, of strips 9.6.
+    """
+
+    compiles = False
+
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        super().__init__(weight_NK, bias_N)
+        self._num_columns = len(weight_NK)
+
+    @classmethod
+    def gated(cls, gate: Any, up: Any) -> Callable[[Tensor], Tensor]:
+        """Both in one call, and multiplied as strips."""
+        num_columns = len(gate.weight)
+        both = cls(torch.cat([_whole_strips(layer.weight) for layer in (gate, up)]), None)
+        bias_S1W = None
+        if gate.bias is not None:
+            biases = torch.cat([_whole_strips(layer.bias[:, None]) for layer in (gate, up)])
+            bias_S1W = biases.view(-1, 1, STRIP)
+
+        def product(x_TK: Tensor) -> Tensor:
+            strips_STW = both._strips(x_TK)
+            if bias_S1W is not None:
+                strips_STW += bias_S1W
+            gate_STW, up_STW = strips_STW.chunk(2)
+            return _side_by_side(silu(gate_STW, inplace=True).mul_(up_STW), num_columns)
+
+        return product
+
+    @staticmethod
+    def num_rows_fed(num_rows: int) -> int:
+        return num_rows
+
+    @staticmethod
+    def _laid_out(weight_NK: Tensor) -> Tensor:
+        return _whole_strips(weight_NK).view(-1, STRIP, weight_NK.shape[1]).transpose(1, 2).contiguous()
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        made_TN = _side_by_side(self._strips(x_TK), self._num_columns)
+        return made_TN if self._bias_N is None else made_TN.add_(self._bias_N)
+
+    def added_to(self, other_TN: Tensor, x_TK: Tensor) -> Tensor:
+        return self(x_TK).add_(other_TN)
+
+    def _strips(self, x_TK: Tensor) -> Tensor:
+        return torch.bmm(x_TK.expand(len(self._weight), *x_TK.shape), self._weight)
+
+
+def faster_products(linears: Sequence[Any]) -> type[Linear]:
+    """Of such layers, timed in turns, over the rows of a decode step and more weights than caches near a core hold: packed ones
+    where they are clearly faster.
+
+    The shortest times count: whatever else the machine does, the version before for one, may go on meanwhile.
+    """
+    tried = linears[: max(1, TRIED_BYTES // linears[0].weight.nbytes)]
+    kinds: tuple[type[Linear], ...] = (Packed, Strips)
+    made = {kind: [kind(linear.weight, linear.bias) for linear in tried] for kind in kinds}
+    x_TK = torch.zeros(EVERY_NUMBER, linears[0].weight.shape[1])
+    seconds = dict.fromkeys(kinds, math.inf)
+    for _ in range(TRIED_ROUNDS):
+        for kind in kinds:
+            began = time.perf_counter()
+            for linear in made[kind]:
+                linear(x_TK)
+            seconds[kind] = min(seconds[kind], time.perf_counter() - began)
+    logger.info("products: packed %.3f ms, of strips %.3f ms", *(1e3 * seconds[kind] for kind in kinds))
+    return Packed if seconds[Packed] < CLEARLY * seconds[Strips] else Strips
+
+
+def _whole_strips(rows_NK: Tensor) -> Tensor:
+    """With zeros for what the last strip lacks."""
+    return pad(rows_NK, (0, 0, 0, -len(rows_NK) % STRIP))
+
+
+def _side_by_side(strips_STW: Tensor, num_columns: int) -> Tensor:
+    """(T, N) in one piece."""
+    num_strips, num_rows, width = strips_STW.shape
+    together_TN = strips_STW.transpose(0, 1).reshape(num_rows, num_strips * width)
+    return together_TN if together_TN.shape[1] == num_columns else together_TN[:, :num_columns].contiguous()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, silu
 
+from workers.serving.engine.huge_pages import HugePages
 from workers.serving.engine.packed_linear import EVERY_NUMBER, num_rows_fed, pack_weight
 
 logger = logging.getLogger(__name__)
@@ -24,17 +25,19 @@ STRIP = 32  # columns: two of AVX-512's registers
 
 
 class Linear(ABC):
-    """``x @ weight_NK.T + bias_N``, (T, K) to (T, N), alone or with what follows. It keeps a copy of the weight."""
+    """``x @ weight_NK.T + bias_N``, (T, K) to (T, N), alone or with what follows. It keeps a copy of the weight, in ``memory``
+    where it can choose.
+    """
 
     compiles: ClassVar[bool]  # a product for every number of rows, at its first call
 
-    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
-        self._weight = self._laid_out(weight_NK.detach())
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, memory: HugePages) -> None:
+        self._weight = self._laid_out(weight_NK.detach(), memory)
         self._bias_N = bias_N
 
     @classmethod
     @abstractmethod
-    def gated(cls, gate: Any, up: Any) -> Callable[[Tensor], Tensor]:
+    def gated(cls, gate: Any, up: Any, memory: HugePages) -> Callable[[Tensor], Tensor]:
         """``silu(gate(x)) * up(x)`` of two linear layers."""
 
     @staticmethod
@@ -44,7 +47,7 @@ class Linear(ABC):
 
     @staticmethod
     @abstractmethod
-    def _laid_out(weight_NK: Tensor) -> Tensor:
+    def _laid_out(weight_NK: Tensor, memory: HugePages) -> Tensor:
         """A copy of it, as it is computed with."""
 
     @abstractmethod
@@ -59,12 +62,15 @@ class Packed(Linear):
 
     compiles = True
     num_rows_fed = staticmethod(num_rows_fed)
-    _laid_out = staticmethod(pack_weight)
 
     @classmethod
-    def gated(cls, gate: Any, up: Any) -> Callable[[Tensor], Tensor]:
-        first, second = cls(gate.weight, gate.bias), cls(up.weight, up.bias)
+    def gated(cls, gate: Any, up: Any, memory: HugePages) -> Callable[[Tensor], Tensor]:
+        first, second = (cls(layer.weight, layer.bias, memory) for layer in (gate, up))
         return lambda x_TK: second._binary(x_TK, first._unary(x_TK, "swish"), "mul")
+
+    @staticmethod
+    def _laid_out(weight_NK: Tensor, memory: HugePages) -> Tensor:
+        return pack_weight(weight_NK)
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         return self._unary(x_TK, "none")
@@ -93,15 +99,15 @@ class Strips(Linear):
 
     compiles = False
 
-    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
-        super().__init__(weight_NK, bias_N)
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, memory: HugePages) -> None:
+        super().__init__(weight_NK, bias_N, memory)
         self._num_columns = len(weight_NK)
 
     @classmethod
-    def gated(cls, gate: Any, up: Any) -> Callable[[Tensor], Tensor]:
+    def gated(cls, gate: Any, up: Any, memory: HugePages) -> Callable[[Tensor], Tensor]:
         """Both in one call, and multiplied as strips."""
         num_columns = len(gate.weight)
-        both = cls(torch.cat([_whole_strips(layer.weight) for layer in (gate, up)]), None)
+        both = cls(torch.cat([_whole_strips(layer.weight) for layer in (gate, up)]), None, memory)
         bias_S1W = None
         if gate.bias is not None:
             biases = torch.cat([_whole_strips(layer.bias[:, None]) for layer in (gate, up)])
@@ -121,8 +127,8 @@ class Strips(Linear):
         return num_rows
 
     @staticmethod
-    def _laid_out(weight_NK: Tensor) -> Tensor:
-        return _whole_strips(weight_NK).view(-1, STRIP, weight_NK.shape[1]).transpose(1, 2).contiguous()
+    def _laid_out(weight_NK: Tensor, memory: HugePages) -> Tensor:
+        return memory.copy(_whole_strips(weight_NK).view(-1, STRIP, weight_NK.shape[1]).transpose(1, 2))
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         made_TN = _side_by_side(self._strips(x_TK), self._num_columns)
@@ -143,7 +149,8 @@ def faster_products(linears: Sequence[Any]) -> type[Linear]:
     """
     tried = linears[: max(1, TRIED_BYTES // linears[0].weight.nbytes)]
     kinds: tuple[type[Linear], ...] = (Packed, Strips)
-    made = {kind: [kind(linear.weight, linear.bias) for linear in tried] for kind in kinds}
+    memory = HugePages()
+    made = {kind: [kind(linear.weight, linear.bias, memory) for linear in tried] for kind in kinds}
     x_TK = torch.zeros(EVERY_NUMBER, linears[0].weight.shape[1])
     seconds = dict.fromkeys(kinds, math.inf)
     for _ in range(TRIED_ROUNDS):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from workers.serving.engine.huge_pages import HugePages
 from workers.serving.engine.llama_products import Linear, faster_products
 from workers.serving.engine.packed_linear import EVERY_NUMBER
 
@@ -38,9 +39,10 @@ class PackedLlama:
         half = cos_1LD.shape[-1] // 2
         self._rotations_LE = torch.complex(cos_1LD[0, :, :half], sin_1LD[0, :, :half])
         self._embeddings_VC: Tensor = body.embed_tokens.weight
-        self._layers = [_Layer(layer, linear) for layer in body.layers]
+        memory = HugePages()
+        self._layers = [_Layer(layer, linear, memory) for layer in body.layers]
         self._norm = _Norm(body.norm)
-        self._head = linear(model.lm_head.weight, model.lm_head.bias)
+        self._head = linear(model.lm_head.weight, model.lm_head.bias, memory)
 
     def compile(self) -> None:
         """Have compiled now what the first passes over so many rows would wait for, with logits of few of them."""
@@ -70,7 +72,7 @@ class PackedLlama:
 
 
 class _Layer:
-    def __init__(self, layer: Any, linear: type[Linear]) -> None:
+    def __init__(self, layer: Any, linear: type[Linear], memory: HugePages) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._dimension: int = attention.head_dim
         self._scale: float = attention.scaling
@@ -79,11 +81,11 @@ class _Layer:
             projection.weight.shape[0] // self._dimension for projection in projections
         )
         self._attention_norm = _Norm(layer.input_layernorm)
-        self._in = linear(*_joined(projections, self._dimension))
-        self._out = linear(attention.o_proj.weight, attention.o_proj.bias)
+        self._in = linear(*_joined(projections, self._dimension), memory)
+        self._out = linear(attention.o_proj.weight, attention.o_proj.bias, memory)
         self._mlp_norm = _Norm(layer.post_attention_layernorm)
-        self._gated = linear.gated(mlp.gate_proj, mlp.up_proj)
-        self._down = linear(mlp.down_proj.weight, mlp.down_proj.bias)
+        self._gated = linear.gated(mlp.gate_proj, mlp.up_proj, memory)
+        self._down = linear(mlp.down_proj.weight, mlp.down_proj.bias, memory)
 
     def __call__(self, number: int, x_TC: Tensor, rotations_T1E: Tensor, attend: Attend) -> Tensor:
         values_begin = self._num_heads + self._num_key_heads

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from workers.serving.engine.forward import Piece
+from workers.serving.engine.huge_pages import HugePages
 from workers.serving.engine.packed_linear import can_pack, num_rows_fed
 from workers.serving.engine.packed_llama import PackedLlama
 
@@ -44,6 +45,7 @@ class SlotForward:
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._layers: PackedLlama | None = None  # instead of the model's own
         self._pools: dict[int, _Pool] = {}
+        self._memory = HugePages()
         self._layer_bytes: dict[int, int] = {}  # of one token
         self._num_rows_fed = num_rows_fed if self._device.type == "cpu" and can_pack() else _as_many
         self._rows = _Rows((), torch.device("cpu"), torch.float32, _as_many)
@@ -85,6 +87,7 @@ class SlotForward:
     def resize(self, *, num_slots: int, slot_tokens: int) -> None:
         """Other slots, all of them empty."""
         self._pools.clear()
+        self._memory = HugePages()
         self.num_slots, self.slot_tokens = num_slots, slot_tokens
 
     def pack(self, layers: PackedLlama | None) -> None:
@@ -129,15 +132,18 @@ class SlotForward:
         for pool in self._pools.values():
             yield from (pool.keys, pool.values)
 
+    def _new_slots(self, like_TGD: Tensor) -> Tensor:
+        shape = (self.num_slots, like_TGD.shape[1], self.slot_tokens, like_TGD.shape[2])
+        if self._device.type == "cpu":
+            return self._memory.empty(shape, like_TGD.dtype)
+        return like_TGD.new_empty(shape)
+
     def _pool(self, layer: int, key_TGD: Tensor, value_TGE: Tensor) -> "_Pool":
         pool = self._pools.get(layer)
         if pool is None:
             pool = self._pools[layer] = _Pool(
-                *(
-                    # Written to, so that a CPU's memory is taken now: what is checked before the next version is what is left.
-                    like.new_empty(self.num_slots, like.shape[1], self.slot_tokens, like.shape[2]).zero_()
-                    for like in (key_TGD, value_TGE)
-                )
+                # Written to, so that a CPU's memory is taken now: what is checked before the next version is what is left.
+                *(self._new_slots(like).zero_() for like in (key_TGD, value_TGE))
             )
             self._layer_bytes[layer] = key_TGD[0].nbytes + value_TGE[0].nbytes
         return pool

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from workers.serving.engine.packed_linear import EVERY_NUMBER, num_rows_fed, pac
 logger = logging.getLogger(__name__)
 
 TRIED_BYTES = 32 << 20
-TRIED_ROUNDS = 31
+TRIED_ROUNDS = 15
 CLEARLY = 0.95  # so that machines of a kind choose alike
 STRIP = 32  # columns: two of AVX-512's registers
 
@@ -92,9 +92,9 @@ class Packed(Linear):
 class Strips(Linear):
     """BLAS's, a product for each 32 columns of the weight, in one call: (S, K, 32), each strip in one piece of memory.
 
-    A few rows are multiplied about as fast as the weight is read. Of one (K, N), of which BLAS's kernels take a few columns
-    after the others too, every row lies in another page, where no processor fetches ahead: one core of a newer Xeon reads 5.7
-    GB/s of it from memory for 16 rows, of strips 9.6.
+    A few rows are multiplied about as fast as the weight is read. BLAS's kernels take a few columns after the others of a
+    weight (K, N) too, and so jump from row to row: one core of a newer Xeon reads 5.5 GB/s of it from memory for 16 rows, of
+    strips 8.4.
     """
 
     compiles = False
@@ -141,23 +141,32 @@ class Strips(Linear):
         return torch.bmm(x_TK.expand(len(self._weight), *x_TK.shape), self._weight)
 
 
-def faster_products(linears: Sequence[Any]) -> type[Linear]:
-    """Of such layers, timed in turns, over the rows of a decode step and more weights than caches near a core hold: packed ones
+def faster_products(layers: Iterable[Any]) -> type[Linear]:
+    """Of a Llama's layers. Their MLPs, two thirds of the weights, are timed in turns for the rows of a decode step: packed ones
     where they are clearly faster.
 
     The shortest times count: whatever else the machine does, the version before for one, may go on meanwhile.
     """
-    tried = linears[: max(1, TRIED_BYTES // linears[0].weight.nbytes)]
-    kinds: tuple[type[Linear], ...] = (Packed, Strips)
+    if not torch.backends.mkl.is_available():  # another BLAS may take strips one by one
+        return Packed
     memory = HugePages()
-    made = {kind: [kind(linear.weight, linear.bias, memory) for linear in tried] for kind in kinds}
-    x_TK = torch.zeros(EVERY_NUMBER, linears[0].weight.shape[1])
+    kinds: tuple[type[Linear], ...] = (Packed, Strips)
+    made: dict[type[Linear], list[tuple[Callable[[Tensor], Tensor], Linear]]] = {kind: [] for kind in kinds}
+    num_bytes = 0
+    for mlp in (layer.mlp for layer in layers):
+        for kind in kinds:
+            down = kind(mlp.down_proj.weight, mlp.down_proj.bias, memory)
+            made[kind].append((kind.gated(mlp.gate_proj, mlp.up_proj, memory), down))
+        num_bytes += 3 * mlp.down_proj.weight.nbytes
+        if num_bytes >= TRIED_BYTES:
+            break
+    x_TC = torch.zeros(EVERY_NUMBER, len(mlp.down_proj.weight))
     seconds = dict.fromkeys(kinds, math.inf)
     for _ in range(TRIED_ROUNDS):
         for kind in kinds:
             began = time.perf_counter()
-            for linear in made[kind]:
-                linear(x_TK)
+            for gated, down in made[kind]:
+                down.added_to(x_TC, gated(x_TC))
             seconds[kind] = min(seconds[kind], time.perf_counter() - began)
     logger.info("products: packed %.3f ms, of strips %.3f ms", *(1e3 * seconds[kind] for kind in kinds))
     return Packed if seconds[Packed] < CLEARLY * seconds[Strips] else Strips
@@ -165,11 +174,11 @@ def faster_products(linears: Sequence[Any]) -> type[Linear]:
 
 def _whole_strips(rows_NK: Tensor) -> Tensor:
     """With zeros for what the last strip lacks."""
-    return pad(rows_NK, (0, 0, 0, -len(rows_NK) % STRIP))
+    num_lacking = -len(rows_NK) % STRIP
+    return pad(rows_NK, (0, 0, 0, num_lacking)) if num_lacking else rows_NK
 
 
 def _side_by_side(strips_STW: Tensor, num_columns: int) -> Tensor:
-    """(T, N) in one piece."""
+    """(T, N), without what fills the last strip."""
     num_strips, num_rows, width = strips_STW.shape
-    together_TN = strips_STW.transpose(0, 1).reshape(num_rows, num_strips * width)
-    return together_TN if together_TN.shape[1] == num_columns else together_TN[:, :num_columns].contiguous()
+    return strips_STW.transpose(0, 1).reshape(num_rows, num_strips * width)[:, :num_columns]

@@ -32,7 +32,7 @@ class PackedLlama:
 
     def __init__(self, model: LlamaForCausalLM, num_positions: int) -> None:
         body: Any = model.model
-        linear = faster_products([layer.mlp.gate_proj for layer in body.layers])
+        linear = faster_products(body.layers)
         self.num_rows_fed = linear.num_rows_fed
         positions_1L = torch.arange(num_positions)[None]
         cos_1LD, sin_1LD = body.rotary_emb(body.embed_tokens.weight, positions_1L)

@@ -38,10 +38,12 @@ logger = logging.getLogger(__name__)
 PREFILL_TOKENS = 496  # of prompts a turn: beside the tokens of 16 that are being continued, 512 rows
 MIN_PREFILL_TOKENS = 16
 MOST_PROMPT_TURNS = 2  # in a row, while others are being continued
-PREFILL_SECONDS = (
-    2.0  # of a turn: whoever is being continued waits for it, and one that takes long is taken for a hang
-)
-SCORED_LOGITS = 1 << 24  # rows of logits kept at once while scoring prompts, times vocabulary: 64 MiB
+# Of a turn. Whoever is being continued waits for up to three of them, the third of which is its own too; and a turn that takes
+# long is taken for a hang.
+PREFILL_SECONDS = 2.0
+SCORED_LOGITS = (
+    1 << 24
+)  # rows of logits while scoring prompts, times vocabulary: 64 MiB, twice while they are made
 
 
 @dataclass(eq=False)

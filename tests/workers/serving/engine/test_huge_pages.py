@@ -2,12 +2,19 @@
 
 import gc
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from workers.serving.engine.huge_pages import CHUNK_BYTES, HUGE_PAGE_BYTES, HugePages
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["inference", ""])
+def inference(request: pytest.FixtureRequest) -> Iterator[None]:
+    with torch.inference_mode(request.param):
+        yield
 
 
 def _mapped_bytes(address: int) -> int:
@@ -59,8 +66,7 @@ def test_memory_goes_with_the_last_tensor_in_it() -> None:
 
 
 @pytest.mark.skipif(
-    "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(),
-    reason="this kernel has no huge pages",
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this kernel has no huge pages"
 )
 def test_pages_are_asked_to_be_huge() -> None:
     tensor = HugePages().empty((CHUNK_BYTES // 4,), torch.float32).zero_()

@@ -1,6 +1,7 @@
 """Every kind of model is decoded as it decodes by itself, over slots where it can be."""
 
 import time
+import weakref
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
 from workers.pretrained import new_model
 from workers.serving.engine import packed_llama
 from workers.serving.engine.forward import Forward, Piece
+from workers.serving.engine.huge_pages import CHUNK_BYTES
 from workers.serving.engine.llama_products import Linear, Packed, Strips
 from workers.serving.engine.model_forward import forward_for
 from workers.serving.engine.packed_linear import can_pack
@@ -49,8 +51,12 @@ def inference() -> Iterator[None]:
         yield
 
 
+def _model(config: PreTrainedConfig) -> Any:
+    return new_model(deepcopy(config)).eval()  # a forward writes to its config
+
+
 def _forward(config: PreTrainedConfig, **options: int) -> tuple[Forward, list[torch.Tensor]]:
-    model: Any = new_model(deepcopy(config)).eval()  # a forward writes to its config
+    model = _model(config)
     expected = [model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0] for tokens in SEQUENCES]
     chosen = {"max_slots": 4, "slot_tokens": 64, "kv_cache_bytes": 1 << 24, **options}
     return forward_for(model, **chosen), expected
@@ -115,6 +121,9 @@ def test_logits_are_those_of_the_model(
     monkeypatch.setattr(packed_llama, "faster_products", lambda _: products)
     forward, expected = _forward(config)
     assert isinstance(forward, kind)
+    if isinstance(forward, SlotForward) and is_packable(_model(config)) and can_pack():
+        assert isinstance(forward._layers, PackedLlama)
+        assert isinstance(forward._layers._head, products)
     one_by_one = [(1, 1, 1)] * 20
     for answer, whole in zip(_feed(forward, (5, 1, 20), (3, 9, 0), *one_by_one), expected, strict=True):
         _as_the_model(answer, whole[: len(answer)])
@@ -149,13 +158,13 @@ def test_logits_of_some_rows_of_a_number_that_is_not_compiled_are_theirs(
 def test_products_are_those_that_are_faster_here(
     slow: type[Linear], chosen: type[Linear], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    product = slow.__call__
+    product = slow.added_to
 
-    def slowly(self: Linear, x: torch.Tensor) -> torch.Tensor:
+    def slowly(self: Linear, other: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         time.sleep(1e-3)
-        return product(self, x)
+        return product(self, other, x)
 
-    monkeypatch.setattr(slow, "__call__", slowly)
+    monkeypatch.setattr(slow, "added_to", slowly)
     forward, _ = _forward(LlamaConfig(**SIZES))
     assert isinstance(forward, SlotForward)
     assert isinstance(forward._layers, PackedLlama)
@@ -201,6 +210,19 @@ def test_a_copied_beginning_answers_as_the_original() -> None:
     forward.copy(0, 3, 30)
     copied = forward([Piece(3, 30, SEQUENCES[0][30:], 10)])
     torch.testing.assert_close(copied, original[30:], rtol=0, atol=1e-4)
+
+
+def test_keys_and_values_lie_in_huge_pages_and_go_when_slots_are_made_anew() -> None:
+    forward, _ = _forward(LlamaConfig(**SIZES))
+    assert isinstance(forward, SlotForward)
+    _feed(forward, (5, 1, 20))
+    held = list(forward._held())
+    assert len({tensor.untyped_storage().data_ptr() for tensor in held}) == 1
+    assert held[0].untyped_storage().nbytes() >= CHUNK_BYTES
+    memory = weakref.ref(forward._memory)
+    del held
+    forward.resize(num_slots=3, slot_tokens=32)
+    assert memory() is None
 
 
 def test_memory_is_bounded_by_fewer_and_then_by_shorter_slots() -> None:

@@ -31,9 +31,8 @@ class Linear(ABC):
 
     compiles: ClassVar[bool]  # a product for every number of rows, at its first call
 
-    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, memory: HugePages) -> None:
-        self._weight = self._laid_out(weight_NK.detach(), memory)
-        self._bias_N = bias_N
+    @abstractmethod
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, memory: HugePages) -> None: ...
 
     @classmethod
     @abstractmethod
@@ -44,11 +43,6 @@ class Linear(ABC):
     @abstractmethod
     def num_rows_fed(num_rows: int) -> int:
         """How many rows to compute where ``num_rows`` are wanted."""
-
-    @staticmethod
-    @abstractmethod
-    def _laid_out(weight_NK: Tensor, memory: HugePages) -> Tensor:
-        """A copy of it, as it is computed with."""
 
     @abstractmethod
     def __call__(self, x_TK: Tensor) -> Tensor: ...
@@ -63,14 +57,14 @@ class Packed(Linear):
     compiles = True
     num_rows_fed = staticmethod(num_rows_fed)
 
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, memory: HugePages) -> None:
+        self._weight = pack_weight(weight_NK)
+        self._bias_N = bias_N
+
     @classmethod
     def gated(cls, gate: Any, up: Any, memory: HugePages) -> Callable[[Tensor], Tensor]:
         first, second = (cls(layer.weight, layer.bias, memory) for layer in (gate, up))
         return lambda x_TK: second._binary(x_TK, first._unary(x_TK, "swish"), "mul")
-
-    @staticmethod
-    def _laid_out(weight_NK: Tensor, memory: HugePages) -> Tensor:
-        return pack_weight(weight_NK)
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         return self._unary(x_TK, "none")
@@ -100,24 +94,21 @@ class Strips(Linear):
     compiles = False
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, memory: HugePages) -> None:
-        super().__init__(weight_NK, bias_N, memory)
+        strips_SWK = _whole_strips(weight_NK.detach()).view(-1, STRIP, weight_NK.shape[1])
+        self._weight = memory.copy(strips_SWK.transpose(1, 2))
+        self._bias_S1W = None if bias_N is None else _whole_strips(bias_N).view(-1, 1, STRIP)
         self._num_columns = len(weight_NK)
 
     @classmethod
     def gated(cls, gate: Any, up: Any, memory: HugePages) -> Callable[[Tensor], Tensor]:
         """Both in one call, and multiplied as strips."""
         num_columns = len(gate.weight)
-        both = cls(torch.cat([_whole_strips(layer.weight) for layer in (gate, up)]), None, memory)
-        bias_S1W = None
-        if gate.bias is not None:
-            biases = torch.cat([_whole_strips(layer.bias[:, None]) for layer in (gate, up)])
-            bias_S1W = biases.view(-1, 1, STRIP)
+        weights = torch.cat([_whole_strips(layer.weight) for layer in (gate, up)])
+        biases = None if gate.bias is None else torch.cat([_whole_strips(layer.bias) for layer in (gate, up)])
+        both = cls(weights, biases, memory)
 
         def product(x_TK: Tensor) -> Tensor:
-            strips_STW = both._strips(x_TK)
-            if bias_S1W is not None:
-                strips_STW += bias_S1W
-            gate_STW, up_STW = strips_STW.chunk(2)
+            gate_STW, up_STW = both._strips(x_TK).chunk(2)
             return _side_by_side(silu(gate_STW, inplace=True).mul_(up_STW), num_columns)
 
         return product
@@ -126,19 +117,15 @@ class Strips(Linear):
     def num_rows_fed(num_rows: int) -> int:
         return num_rows
 
-    @staticmethod
-    def _laid_out(weight_NK: Tensor, memory: HugePages) -> Tensor:
-        return memory.copy(_whole_strips(weight_NK).view(-1, STRIP, weight_NK.shape[1]).transpose(1, 2))
-
     def __call__(self, x_TK: Tensor) -> Tensor:
-        made_TN = _side_by_side(self._strips(x_TK), self._num_columns)
-        return made_TN if self._bias_N is None else made_TN.add_(self._bias_N)
+        return _side_by_side(self._strips(x_TK), self._num_columns)
 
     def added_to(self, other_TN: Tensor, x_TK: Tensor) -> Tensor:
         return self(x_TK).add_(other_TN)
 
     def _strips(self, x_TK: Tensor) -> Tensor:
-        return torch.bmm(x_TK.expand(len(self._weight), *x_TK.shape), self._weight)
+        strips_STW = torch.bmm(x_TK.expand(len(self._weight), *x_TK.shape), self._weight)
+        return strips_STW if self._bias_S1W is None else strips_STW.add_(self._bias_S1W)
 
 
 def faster_products(layers: Iterable[Any]) -> type[Linear]:
@@ -172,10 +159,12 @@ def faster_products(layers: Iterable[Any]) -> type[Linear]:
     return Packed if seconds[Packed] < CLEARLY * seconds[Strips] else Strips
 
 
-def _whole_strips(rows_NK: Tensor) -> Tensor:
-    """With zeros for what the last strip lacks."""
-    num_lacking = -len(rows_NK) % STRIP
-    return pad(rows_NK, (0, 0, 0, num_lacking)) if num_lacking else rows_NK
+def _whole_strips(of_columns: Tensor) -> Tensor:
+    """A weight (N, K) or a bias (N) with zeros for what the last strip lacks."""
+    num_lacking = -len(of_columns) % STRIP
+    if not num_lacking:
+        return of_columns
+    return pad(of_columns, (*[0] * (2 * of_columns.dim() - 1), num_lacking))
 
 
 def _side_by_side(strips_STW: Tensor, num_columns: int) -> Tensor:

@@ -74,7 +74,9 @@ def choose(logits_RV: Tensor, choosers: Sequence[Chooser]) -> list[int | None]:
         for row in changing:
             choosers[row].change(logits_RV[row])
     logits = logits_RV.numpy()
-    best_R = logits.argmax(-1)  # numpy's: torch's takes seven times as long on a CPU
+    best_R = logits.argmax(
+        -1
+    )  # numpy's, which takes a NaN for the largest as well: torch's takes seven times as long
     chosen: list[int | None] = best_R.tolist()
     drawn = [row for row, chooser in enumerate(choosers) if not chooser.is_greedy]
     for nucleus in (False, True):
@@ -83,7 +85,7 @@ def choose(logits_RV: Tensor, choosers: Sequence[Chooser]) -> list[int | None]:
             tokens = _draw(logits_RV[rows], [choosers[row] for row in rows], nucleus=nucleus)
             for row, drawn_token in zip(rows, tokens, strict=True):
                 chosen[row] = drawn_token
-    for row, finite in enumerate(np.isfinite(logits[range(len(logits)), best_R])):
+    for row, finite in enumerate(np.isfinite(logits[range(len(logits)), best_R])):  # as in ``all_finite``
         if not finite:
             chosen[row] = None
         elif (token := chosen[row]) is not None:
@@ -92,14 +94,10 @@ def choose(logits_RV: Tensor, choosers: Sequence[Chooser]) -> list[int | None]:
 
 
 def all_finite(logits_TV: Tensor) -> bool:
-    """Whether a token could be chosen from every row."""
-    return all(_are_finite(logits_TV.max(dim=-1).values))
-
-
-def _are_finite(maxima_R: Tensor) -> list[bool]:
-    """A row's maximum is NaN where anything is, and infinite where something is or all of it is -inf."""
-    finite: list[bool] = torch.isfinite(maxima_R).tolist()
-    return finite
+    """Whether a token could be chosen from every row: its maximum is NaN where anything is, and infinite where something is or
+    all of it is -inf.
+    """
+    return bool(torch.isfinite(logits_TV.amax(dim=-1)).all())
 
 
 def score(logits_TV: Tensor, tokens: Sequence[int], num_top: int) -> list[Score]:

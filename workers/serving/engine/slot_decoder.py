@@ -41,9 +41,7 @@ MOST_PROMPT_TURNS = 2  # in a row, while others are being continued
 # Of a turn. Whoever is being continued waits for up to three of them, the third of which is its own too; and a turn that takes
 # long is taken for a hang.
 PREFILL_SECONDS = 2.0
-SCORED_LOGITS = (
-    1 << 24
-)  # rows of logits while scoring prompts, times vocabulary: 64 MiB, twice while they are made
+SCORED_LOGITS = 1 << 24  # rows while scoring prompts, times vocabulary: 64 MiB, twice while they are made
 
 
 @dataclass(eq=False)
@@ -207,8 +205,8 @@ class SlotDecoder:
         """What is fed in the next turn: those that are being continued by slot, then prompts as they came.
 
         Prompts that have their first token after one turn are given one of their own: in a turn with all others it would
-        come half as late again. At most two in a row: who is being continued waits for no more, and who came in the first of them
-        is not fed with all others.
+        come half as late again. At most two in a row, the second for those that came in the first: who is being continued waits for
+        no more.
         """
         continued = sorted((s for s in self._active if not s.in_prompt), key=lambda sequence: sequence.slot)
         prompts = self._prompt_pieces()

@@ -60,8 +60,8 @@ class SlotForward:
         return sum(self._layer_bytes.values())
 
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
-        num_rows_fed = self._num_rows_fed if self._layers is None else self._layers.num_rows_fed
-        self._rows = rows = _Rows(pieces, self._device, self._dtype, num_rows_fed)
+        to_feed = self._num_rows_fed if self._layers is None else self._layers.num_rows_fed
+        self._rows = rows = _Rows(pieces, self._device, self._dtype, to_feed)
         if self._layers is not None:
             wanted_R = rows.wanted_R if rows.num_wanted < rows.num_rows else None
             logits_RV: Tensor = self._layers(rows.tokens_T, rows.positions_T, wanted_R, self.attend)

@@ -11,7 +11,7 @@ import torch
 from workers.serving.engine.huge_pages import CHUNK_BYTES, HUGE_PAGE_BYTES, HugePages
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=["inference", ""])
+@pytest.fixture(autouse=True, params=[True, False], ids=["inference", "outside it"])
 def inference(request: pytest.FixtureRequest) -> Iterator[None]:
     with torch.inference_mode(request.param):
         yield

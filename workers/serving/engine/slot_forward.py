@@ -251,23 +251,31 @@ class _Rows:
         self.slot_positions_T = self.positions_T[: self.num_rows]
         self.groups = list(_groups(pieces, KEYS_IN_VAIN[device.type]))
         self._dtype = dtype
+        self._of_all: dict[int | None, Tensor] = {}  # masks of all rows, by window
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def mask(self, group: _Group, length: int, window: int | None) -> Tensor:
         """What is added to the scores of a group: (B, 1, 1, L) or (1, 1, T, L)."""
         mask = self._masks.get((group.begin, window))
         if mask is None:
-            own_T1 = self.positions_T[group.begin : group.end, None]
-            of_keys_L = torch.arange(length, device=own_T1.device)
-            hidden_TL = of_keys_L > own_T1
-            if window is not None:
-                hidden_TL |= of_keys_L <= own_T1 - window
-            mask_TL = torch.zeros(hidden_TL.shape, dtype=self._dtype, device=own_T1.device)
-            mask_TL.masked_fill_(hidden_TL, float("-inf"))
+            if window not in self._of_all:
+                self._of_all[window] = self._mask_of_all(window)
+            mask_TL = self._of_all[window][group.begin : group.end, :length]
             together = group.slots.stop - group.slots.start == group.end - group.begin
-            mask = mask_TL[:, None, None] if together else mask_TL[None, None]
-            self._masks[group.begin, window] = mask
+            mask = self._masks[group.begin, window] = (
+                mask_TL[:, None, None] if together else mask_TL[None, None]
+            )
         return mask
+
+    def _mask_of_all(self, window: int | None) -> Tensor:
+        """For all groups at once, as long as the longest: a few calls instead of a few for each, of up to 16."""
+        own_T1 = self.positions_T[: self.num_rows, None]
+        of_keys_L = torch.arange(max(group.length for group in self.groups), device=own_T1.device)
+        hidden_TL = of_keys_L > own_T1
+        if window is not None:
+            hidden_TL |= of_keys_L <= own_T1 - window
+        mask_TL = torch.zeros(hidden_TL.shape, dtype=self._dtype, device=own_T1.device)
+        return mask_TL.masked_fill_(hidden_TL, float("-inf"))
 
 
 def _groups(pieces: Sequence[Piece], keys_in_vain: int) -> Iterator[_Group]:

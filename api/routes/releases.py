@@ -57,7 +57,7 @@ def get_serving(model: str, database: DatabaseHere) -> Serving:
     )
 
 
-def _replica(seen: observations.SeenReplica) -> Replica:
+def _replica(seen: observations.ObservedReplica) -> Replica:
     versions = [
         ReplicaVersion(
             version=held.number,

@@ -16,7 +16,7 @@ from service.core.plan import checkpoint_key, checkpoint_prefix, checkpoint_step
 from service.core.stage_specs import TRAINING_KINDS, TrainStage
 from service.orchestrator import advance, heal
 from service.orchestrator.holding import Held, Holding
-from service.store import stages
+from service.store import metrics, stages
 from service.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _write_progress(held: Held, points: list[Point], session: Session) -> None:
         "eta_seconds": last.eta_seconds,
     }
     stages.guarded_update(session, held.stage_id, held.epoch, progress=progress)
-    stages.record_points(session, held.stage_id, [asdict(point) for point in points])
+    metrics.record_points(session, held.stage_id, [asdict(point) for point in points])
 
 
 def _settle(
@@ -97,7 +97,7 @@ def _settle(
         points = _settled_points(artifacts, manifest) if held.kind in TRAINING_KINDS else []
 
         def succeed(session: Session) -> None:
-            stages.record_points(session, held.stage_id, points)
+            metrics.record_points(session, held.stage_id, points)
             advance.succeed(session, held.stage_id, held.epoch, manifest)
 
         _guarded(database, holding, held, succeed)

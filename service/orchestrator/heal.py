@@ -60,7 +60,7 @@ def make_again(session: Session, stage_id: str, epoch: int, made_by: Sequence[st
         needs=needs,
         error=written,
         wasted_seconds=wasted,
-        **stages.LET_GO,
+        **stages.RELEASED_CLAIM,
     )
     for maker_id in made_by:
         stages.reopen_succeeded(session, maker_id)

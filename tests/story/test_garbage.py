@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.artifacts import Artifacts
-from service.collect_garbage import find_garbage, remove_garbage
+from service.artifacts import open_artifacts
+from service.artifacts.garbage import find_garbage, remove_garbage
 from service.store.tables import ModelVersion
 from tests.story.conftest import NewPlane, Workers
 from tests.support.control_plane import ControlPlane
@@ -45,7 +45,7 @@ def test_a_line_goes_on_to_the_same_bits(new_plane: NewPlane, workers: Workers, 
                 assert made.evaluations == like.evaluations
                 assert collect(tidy) == {"trunk", "run-checkpoint"}
             executor.close()
-        empty = Artifacts.from_url(f"s3://{BUCKET}/{tmp_path.name}#cache={tmp_path / 'empty'}")
+        empty = open_artifacts(f"s3://{BUCKET}/{tmp_path.name}#cache={tmp_path / 'empty'}")
         with stored.database.reading() as session:
             exports = [row.export_key for row in session.scalars(sa.select(ModelVersion))]
         for key in exports:

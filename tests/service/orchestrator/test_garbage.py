@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from service.artifacts import Artifacts
-from service.collect_garbage import Garbage, Reason, find_garbage, remove_garbage
+from service.artifacts.garbage import Garbage, Reason, find_garbage, remove_garbage
 from service.core.executor import RunError
 from service.core.manifest import MANIFEST
 from service.core.plan import own_checkpoint_prefix, trunk_prefix

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.artifacts import Artifacts
-from service.core.errors import ArtifactCorrupt, NoRoom, Stopped
+from service.core.errors import ArtifactCorrupt, DiskFull, Stopped
 from service.core.manifest import Manifest
 from service.core.plan import trunk_key, trunk_prefix
 from tests.support.training import SmallLine, Trainer, branch_stage, content, trunk_stage
@@ -176,6 +176,6 @@ def test_an_end_that_cannot_be_written_fails(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Artifacts, "publish", full)
-    with pytest.raises(NoRoom):
+    with pytest.raises(DiskFull):
         trainer.trunk(trunk_stage(small, 4))
     assert trainer.artifacts.keys(trunk_prefix(small.line)) == []

@@ -23,10 +23,11 @@ from typing import Self
 from service.artifacts import Artifacts
 from service.artifacts.disk_space import translate_disk_full
 from service.artifacts.files import sha256_of
+from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES
 from service.core.manifest import SMALL_BYTES, Manifest
 from service.ingest.decoding import decoder
 from service.ingest.division import divide, write_hashes, write_holdout
-from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, DocumentSpool
+from service.ingest.documents import DocumentSpool
 from service.ingest.findings import Findings, Meter, bad_body
 from service.ingest.formats import ContentEncoding, DataFormat, Limits
 from service.ingest.hash_memory import NOTHING, SMALL_DOCUMENTS, Remembered

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.artifacts import Artifacts, LocalArtifacts
+from service.core.artifact_files import HASHES, HOLDOUT, HOLDOUT_HASHES
 from service.core.errors import NothingNew
 from service.ingest.division import holdout_size
-from service.ingest.documents import HASHES, HOLDOUT, HOLDOUT_HASHES, document_hash
+from service.ingest.documents import document_hash
 from service.ingest.ingest import Ingest, Ingested
 from service.ingest.reading import read_documents, training_documents
 from tests.service.ingest.support import NDJSON, folder, ndjson, publish, publish_slice

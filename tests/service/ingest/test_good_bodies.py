@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.artifacts import Artifacts, LocalArtifacts
-from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, Document
+from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES
+from service.ingest.documents import Document
 from service.ingest.formats import ContentEncoding
 from service.ingest.ingest import Ingest
 from service.ingest.lines import read_lines

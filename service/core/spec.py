@@ -22,12 +22,13 @@ class Spec(BaseModel):
 
     def artifact_keys(self) -> Iterator[str]:
         """Every artifact key in this spec and in the specs it contains."""
+        key_fields = artifact_key_fields(type(self))
         for name in type(self).model_fields:
             value = getattr(self, name)
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, Spec):
                     yield from item.artifact_keys()
-                elif item is not None and name in artifact_key_fields(type(self)):
+                elif name in key_fields and item is not None:
                     yield item
 
 

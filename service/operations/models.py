@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts
+from service.core.artifact_files import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 from service.core.errors import Conflict, ErrorItem, InvalidRequest, Unavailable
 from service.core.specs import ModelSpec
 from service.store import datasets, events, models, updates
@@ -18,7 +19,7 @@ from service.store.database import Database, now
 from service.store.in_use import share_artifacts
 from service.store.tables import Model
 
-BASE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+BASE_FILES = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)
 CHANGEABLE = frozenset({"gate", "serving", "auto_update", "auto_release"})
 CHANGEABLE_TRAINING = frozenset({"workers", "strategy"})
 
@@ -102,19 +103,19 @@ def _copy_base(artifacts: Artifacts, import_roots: Sequence[Path], path: str) ->
     if not weights:
         hint = f": convert {pickles[0].name}, a pickle, to safetensors" if pickles else ""
         raise InvalidRequest(f"architecture.base: {path!r} has no *.safetensors{hint}")
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG, TOKENIZER) if not (folder / name).is_file()]
     if missing:
         raise InvalidRequest(f"architecture.base: {path!r} has no {' and no '.join(missing)}")
     others = [folder / name for name in BASE_FILES if (folder / name).is_file()]
-    index = folder / "model.safetensors.index.json"
+    index = folder / f"{WEIGHTS}.index.json"
     return _publish_copy(artifacts, "base", [*others, *weights, *([index] if index.is_file() else [])])
 
 
 def _copy_tokenizer(artifacts: Artifacts, import_roots: Sequence[Path], path: str) -> str:
     file = allowed_path(import_roots, path)
-    file = file / "tokenizer.json" if file.is_dir() else file
-    if not file.is_file() or file.name != "tokenizer.json":
-        raise InvalidRequest(f"tokenizer.path: {path!r} is neither a tokenizer.json nor a folder with one")
+    file = file / TOKENIZER if file.is_dir() else file
+    if not file.is_file() or file.name != TOKENIZER:
+        raise InvalidRequest(f"tokenizer.path: {path!r} is neither a {TOKENIZER} nor a folder with one")
     return _publish_copy(artifacts, "tokenizer-source", [file])
 
 

@@ -14,7 +14,7 @@ from tests.support.story import DATASET, DOCUMENTS, SPEC, push_and_release
 from tests.support.training import texts_of
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.guard, pytest.mark.slow_on_postgres]
 
 USERS = 16
 PROMPT = "1 a 2 b 3 c 1 a 2 b 3 c"

@@ -1,4 +1,4 @@
-"""A commit whose answer was lost: what the request had marked tells whether it was carried out."""
+"""A commit with a lost reply: the mark of the request tells whether it was carried out."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def mark(database: Database) -> Mark:
 
 
 def lose_answers(database: Database, *, done: bool) -> None:
-    """Of commits, from now on: carried out or not, they are reported failed."""
+    """Make the next commit report a failure, whether it is carried out or not."""
     dialect: Any = database.engine.dialect
     commit, failure = dialect.do_commit, dialect.loaded_dbapi.OperationalError
 
@@ -57,7 +57,7 @@ def carried_out(database: Database) -> bool:
 
 
 @pytest.mark.parametrize("done", [True, False])
-def test_a_commit_that_was_carried_out_is_no_failure_and_one_that_was_not_is(
+def test_a_lost_reply_fails_only_if_the_commit_was_not_carried_out(
     database: Database, mark: Mark, done: bool
 ) -> None:
     lose_answers(database, done=done)
@@ -69,7 +69,7 @@ def test_a_commit_that_was_carried_out_is_no_failure_and_one_that_was_not_is(
     assert carried_out(database) is done
 
 
-def test_a_transaction_that_failed_after_its_mark_is_not_counted(database: Database, mark: Mark) -> None:
+def test_a_transaction_that_fails_after_its_mark_does_not_count(database: Database, mark: Mark) -> None:
     with pytest.raises(ZeroDivisionError):
         act(database, mark, fails=True)
     lose_answers(database, done=True)
@@ -77,7 +77,7 @@ def test_a_transaction_that_failed_after_its_mark_is_not_counted(database: Datab
     assert carried_out(database)
 
 
-def test_of_a_second_transaction_the_mark_of_the_first_tells_nothing(database: Database, mark: Mark) -> None:
+def test_the_mark_of_one_transaction_does_not_cover_the_next(database: Database, mark: Mark) -> None:
     act(database, mark)
     lose_answers(database, done=True)
     with pytest.raises(DatabaseAway):

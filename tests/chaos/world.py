@@ -197,9 +197,9 @@ def _ignore_interrupts() -> None:
 
 
 class OutsideExecutor:
-    """An executor that forwards to a world."""
+    """An executor that forwards to a world, or to the proxy of one in another process."""
 
-    def __init__(self, world: Any) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
 
     def capabilities(self, workers: int) -> Capabilities:
@@ -219,9 +219,9 @@ class OutsideExecutor:
 
 
 class OutsideServing:
-    """A serving that forwards to a world."""
+    """A serving that forwards to a world, or to the proxy of one in another process."""
 
-    def __init__(self, world: Any) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
 
     def url(self) -> str:

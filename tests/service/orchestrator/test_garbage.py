@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -55,6 +56,10 @@ def add_trained_model(house: House, versions: int) -> str:
 
 def train_stage(house: House, update: str, name: str) -> TrainStage:
     return TrainStage.model_validate(house.stages(update)[name].spec)
+
+
+def constant_loss(loss: float, slice_name: str) -> float:
+    return loss
 
 
 def stage_keys(house: House) -> set[str]:
@@ -156,7 +161,8 @@ def test_an_unfinished_update_keeps_its_checkpoints_until_it_is_cancelled(house:
 def test_keep_versions_removes_old_checkpoints_and_unreleased_exports(house: House) -> None:
     model = house.add_model(versions=4)
     for number in (1, 2, 3, 4):
-        house.executor.losses = lambda name, bad=number == 2: 9.0 if bad else 3.0
+        loss = 9.0 if number == 2 else 3.0
+        house.executor.losses = partial(constant_loss, loss)
         house.finish(house.orchestrator(), house.add_update(model, number))
     with house.database.reading() as session:
         rows = session.scalars(sa.select(ModelVersion).order_by(ModelVersion.number)).all()

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from service.core.data_files import holdout_name
 from service.core.errors import StageInputInvalid
 from service.core.ledger import LedgerEntry, steps_of, total_steps
 from service.core.paradigms import PARADIGMS
@@ -58,7 +59,7 @@ def write_part_two(session: Session, update: Update) -> None:
             paradigm=paradigm,
             gate=spec.gate,
             slices=tuple(slices),
-            newest_slice=next((s.name for s in slices if s.name == datasets.holdout_name(number)), None),
+            newest_slice=next((s.name for s in slices if s.name == holdout_name(number)), None),
             served_number=served.number if served else None,
             served_export_key=served.export_key if served else None,
             served_missing_slices=tuple(s for s in slices if s.name not in measured) if served else (),

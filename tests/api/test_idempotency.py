@@ -18,7 +18,7 @@ from api import idempotency as middleware
 from api.client import Client
 from service.store import idempotency
 from service.store.database import now
-from service.store.idempotency import Standing
+from service.store.idempotency import KeyState
 from service.store.tables import IdempotentRequest
 from tests.api.test_uploads_at_once import all_at_once
 from tests.support.control_plane import ControlPlane, ndjson
@@ -54,7 +54,7 @@ def change(plane: ControlPlane, key: str, make: Callable[[IdempotentRequest], No
 
 def claimed_by_a_dead_process(plane: ControlPlane, key: str, target: str, *, carried_out: bool) -> None:
     with plane.database.transaction() as session:
-        assert idempotency.claim(session, key, target, "dead").standing == Standing.OURS
+        assert idempotency.claim(session, key, target, "dead").state == KeyState.OURS
         if carried_out:
             idempotency.mark_carried_out(session, key, "dead")
         row = session.get_one(IdempotentRequest, key)

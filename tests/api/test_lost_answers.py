@@ -131,9 +131,9 @@ def test_a_stream_of_events_outlives_the_absence_of_the_database(
 
 
 def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.store.database.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("service.store.database.RETRY_SECONDS", 0.2)
     away = Database("postgresql+psycopg://nobody@127.0.0.1:1/none")
     began = time.monotonic()
     with pytest.raises(DatabaseAway):
-        deps.told(away, lambda session: session)
+        deps.read_after_commit(away, lambda session: session)
     assert time.monotonic() - began >= 0.2

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from service.artifacts import Artifacts
+from service.core.data_files import HOLDOUT
 from service.core.errors import ArtifactMissing, StageInputInvalid, Stopped
 from service.core.executor import StageCall
 from service.core.manifest import Manifest
@@ -22,7 +23,6 @@ from service.core.stage_specs import (
     StageKind,
     TokenizerStage,
 )
-from service.ingest.documents import HOLDOUT
 from tests.support.tiny_export import publish_tiny_export
 from tests.support.training import (
     SmallLine,

@@ -89,7 +89,7 @@ def _write(
     dataset_id = snapshot.dataset_id
     with database.transaction() as session:
         datasets.dataset(session, dataset_name, lock=True)
-        present = share_artifacts(session)
+        created_at = share_artifacts(session)
         existing = _find(session, dataset_id, ingested.sha256)
         if existing is not None:
             return existing
@@ -107,7 +107,7 @@ def _write(
             duplicates=ingested.duplicates,
             holdout_documents=ingested.holdout_documents,
             artifact_key=ingested.manifest.key,
-            created_at=present,
+            created_at=created_at,
         )
         session.add(row)
         session.flush()

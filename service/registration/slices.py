@@ -64,7 +64,7 @@ def _write(
             if (row.artifact_key, row.data_version) != (ingested.manifest.key, data_version):
                 raise Conflict(f"the slice {name!r} exists with other content or for another data version")
             return RegisteredSlice(row, created=False)
-        present = share_artifacts(session)
+        created_at = share_artifacts(session)
         if not ingest.is_published(ingested):
             raise _ArtifactCollected
         row = Slice(
@@ -73,7 +73,7 @@ def _write(
             data_version=data_version,
             documents=ingested.documents,
             artifact_key=ingested.manifest.key,
-            created_at=present,
+            created_at=created_at,
         )
         session.add(row)
         session.flush()

@@ -5,9 +5,10 @@ that reads before it writes cannot fail half-way. ``reading`` begins deferred an
 wait for writers. Both raise DatabaseAway if the database does not answer, stays locked, or has no space left.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -40,6 +41,10 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = make_engine(url)
+        # SQLite lets a second writer poll, with pauses of up to 100 ms and in no order. Writers of one process
+        # queue here instead. Reentrant, because a lost answer is looked up inside its transaction.
+        is_sqlite = self.engine.dialect.name == "sqlite"
+        self.writer: AbstractContextManager[object] = threading.RLock() if is_sqlite else nullcontext()
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -75,6 +80,7 @@ class Database:
         try:
             # With expire_on_commit, reading an attribute after the block would query a closed session.
             with (
+                nullcontext() if read_only else self.writer,
                 self.engine.connect().execution_options(**options) as connection,
                 _discard_failed(connection),
                 Session(connection, expire_on_commit=False, autoflush=False) as session,

@@ -73,7 +73,7 @@ class MarkedDatabase(Database):
     """
 
     def __init__(self, database: Database, key: str, owner: str) -> None:
-        self.url, self.engine = database.url, database.engine
+        self.url, self.engine, self.writer = database.url, database.engine, database.writer
         self._key, self._owner = key, owner
         self._has_tried_commit = False
 

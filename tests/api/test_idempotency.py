@@ -1,4 +1,4 @@
-"""POSTs under a key: carried out once, whatever becomes of their answers and of the process that had them."""
+"""POSTs with an Idempotency-Key are carried out once, even if their answers or their process are lost."""
 
 import json
 import socket

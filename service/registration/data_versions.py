@@ -50,9 +50,8 @@ def register_version(
     Raises NotFound for an unknown dataset, NothingNew if the dataset already has every document.
     """
     while True:
-        with (
-            database.reading() as session
-        ):  # one snapshot, or the body's own row could make its documents known
+        # One snapshot: a row of the same content that appears in between must not make its documents known.
+        with database.reading() as session:
             snapshot = datasets.snapshot(session, dataset_name)
             dataset_id, extent = snapshot.dataset_id, snapshot.extent
             existing = _find(session, dataset_id, body.sha256)

@@ -27,9 +27,9 @@ REQUEST_DATABASE = "pathswitch.database"
 class Services:
     """The services that a process has one of.
 
-    ``uploads`` receive bodies that are streamed, ``small_uploads`` those that fit into memory; neither waits for
-    the other. ``closing`` is set when the process should stop, and ends endless streams. ``cut_off`` is set when
-    the grace period is over, and stops work that is still running.
+    ``uploads`` receive bodies that are streamed, ``small_uploads`` those that fit into memory; neither waits
+    for the other. ``closing`` is set when the process should stop, and ends endless streams. ``cut_off`` is
+    set when the grace period is over, and stops work that is still running.
     """
 
     settings: Settings

@@ -1,9 +1,9 @@
-"""Middleware that carries out a POST with an Idempotency-Key once, and gives later ones the first answer, for a day.
+"""Middleware that carries out a POST with an Idempotency-Key once, and repeats its answer for a day.
 
-The answer is stored before it is sent, so that a client that lost it can ask again. Server errors, and refusals
-that came before the body was read, are not stored: the request changed nothing and can be tried again. During a
-short outage of the database, the middleware retries its own transactions, because otherwise the next attempt
-would have to wait until the lease expires.
+The answer is stored before it is sent, so that a client that lost it can ask again. Server errors, and
+refusals that came before the body was read, are not stored: the request changed nothing and can be tried
+again. During a short outage of the database, the middleware retries its own transactions, because otherwise
+the next attempt would have to wait until the lease expires.
 """
 
 import asyncio

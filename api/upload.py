@@ -35,7 +35,7 @@ _MAX_SOURCE_BYTES = 1 << 16
 
 
 class Received(NamedTuple, Generic[SourceT]):
-    """A complete, valid body. ``source`` is set if a JSON body named the data. ``threads`` are free to work on it."""
+    """A complete, valid body. ``source`` is set if a JSON body named the data. Work on it in ``threads``."""
 
     ingest: Ingest
     body: Body
@@ -111,7 +111,7 @@ async def _read_source(request: Request, source_type: type[SourceT]) -> SourceT 
         raw += chunk
         if len(raw) > _MAX_SOURCE_BYTES:
             raise InvalidRequest(
-                f"the JSON body is larger than {_MAX_SOURCE_BYTES} bytes: it must name the data, not contain it"
+                f"the JSON body is over {_MAX_SOURCE_BYTES} bytes: it must name the data, not contain it"
             )
     try:
         return source_type.model_validate_json(bytes(raw))

@@ -14,8 +14,8 @@ MAX_WAIT_SECONDS = 300.0
 class UploadPool:
     """Slots for concurrent uploads, and the threads that work on the uploads that have a slot.
 
-    Further uploads wait, unread, and get a slot in the order in which they came. Beyond ``max_waiting``, uploads
-    are refused.
+    Further uploads wait, unread, and get a slot in the order in which they came. Beyond ``max_waiting``,
+    uploads are refused.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class UploadPool:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """Hold a slot for the block. Raises Unavailable if too many uploads wait, or the wait takes too long."""
+        """Hold a slot for the block. Raises Unavailable if too many uploads wait, or for too long."""
         if self._slots.locked():
             await self._wait()
         else:

@@ -33,7 +33,7 @@ async def add_data_version(
     services: ServicesHere,
     label: Annotated[Text | None, Query()] = None,
 ) -> DataVersion:
-    """Register the data in the body, or the data that a JSON body names. Bad content: 422, nothing is stored."""
+    """Register the data in the body, or the data that JSON names. Bad content: 422, nothing is stored."""
     database = services.database
     await in_thread(partial(_check_dataset, database, dataset))
     async with receive_upload(request, services, LabelledSource) as received:

@@ -73,7 +73,7 @@ def format_of_media_type(content_type: str) -> DataFormat:
 
 
 def encoding_of_header(content_encoding: str | None) -> ContentEncoding | None:
-    """Encoding for a ``Content-Encoding``; None for identity. Raises UnsupportedMediaType for an unknown one."""
+    """Encoding for a ``Content-Encoding``; None for identity. Raises UnsupportedMediaType for others."""
     name = (content_encoding or "identity").strip().lower()
     if name in ("identity", ""):
         return None

@@ -6,8 +6,8 @@
         body = ingest.end()                    # body.sha256 tells whether the content is registered already
         version = ingest.publish_version(earlier=[…], given=[…], holdout_fraction=0.02)
 
-Leaving the block deletes everything that is not published. A body can be published again if the versions before
-it have changed meanwhile. An Ingest must not be used by two threads at a time.
+Leaving the block deletes everything that is not published. A body can be published again if the versions
+before it have changed meanwhile. An Ingest must not be used by two threads at a time.
 """
 
 import hashlib
@@ -118,10 +118,10 @@ class Ingest:
     ) -> Ingested:
         """Publish the ended body as a data version, under ``data/<fingerprint>``. Raises NothingNew.
 
-        ``earlier`` are the artifact folders of the earlier versions that are not excluded, except those whose
-        hashes are ``cached``; ``given`` those of the given evaluation sets. The fingerprint is the sha256 of
-        all that the artifact depends on: sha256 and format of the content, sha256 of the list of holdout hashes,
-        and the counts. Can be called again if the earlier versions have changed.
+        ``earlier`` are the artifact folders of the earlier versions that are not excluded, except those
+        whose hashes are ``cached``; ``given`` those of the given evaluation sets. The fingerprint is the
+        sha256 of all that the artifact depends on: sha256 and format of the content, sha256 of the list of
+        holdout hashes, and the counts. Can be called again if the earlier versions have changed.
         """
         assert self._body is not None
         with room_for(_BODY):

@@ -13,11 +13,11 @@ _CHUNK_BYTES = 1 << 20
 
 
 def open_uri(uri: str, import_roots: Sequence[Path]) -> Iterator[bytes]:
-    """Chunks of a ``file://`` URI under an import root, after following symbolic links, or of ``s3://bucket/key``.
+    """Chunks of an ``s3://bucket/key``, or of a ``file://`` under an import root after following links.
 
-    Raises InvalidRequest at once for anything else; the message does not tell a file outside the roots from a
-    missing one. For a missing object it is raised with the first chunk, as is Unavailable if the store does not
-    answer. Question marks and hashes in a name must be percent-encoded.
+    Raises InvalidRequest at once for anything else; the message does not tell a file outside the roots from
+    a missing one. For a missing object it is raised with the first chunk, as is Unavailable if the store
+    does not answer. Question marks and hashes in a name must be percent-encoded.
     """
     try:
         parts = urlsplit(uri)

@@ -1,8 +1,9 @@
 """The database: one engine, one way to write, one way to read, and its clock.
 
-``Database.transaction`` makes every commit of the project. On SQLite it begins IMMEDIATE, so that a transaction
-that reads before it writes cannot fail half-way. ``reading`` begins deferred and rolls back, so that reads never
-wait for writers. Both raise DatabaseAway if the database does not answer, stays locked, or has no space left.
+``Database.transaction`` makes every commit of the project. On SQLite it begins IMMEDIATE, so that a
+transaction that reads before it writes cannot fail half-way. ``reading`` begins deferred and rolls back, so
+that reads never wait for writers. Both raise DatabaseAway if the database does not answer, stays locked, or
+has no space left.
 """
 
 import threading
@@ -20,12 +21,12 @@ from sqlalchemy.orm import Session
 
 from service.core.errors import DatabaseAway
 
-# PostgreSQL ends a transaction that is idle for longer. The locks of a process that was stopped or cut off in a
-# transaction, and the stages it had claimed, would otherwise be held forever.
+# PostgreSQL ends a transaction that is idle for longer. The locks of a process that was stopped or cut off
+# in a transaction, and the stages it had claimed, would otherwise be held forever.
 IDLE_SECONDS = 300
 
-# How long to retry what should not fail because of a short outage, and the pauses between attempts. A restart of
-# PostgreSQL takes a second or two.
+# How long to retry what should not fail because of a short outage, and the pauses between attempts. A
+# restart of PostgreSQL takes a second or two.
 RETRY_SECONDS = 5.0
 _PAUSES = (0.05, 0.1, 0.2, 0.5)
 
@@ -41,8 +42,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = make_engine(url)
-        # SQLite lets a second writer poll, with pauses of up to 100 ms and in no order. Writers of one process
-        # queue here instead. Reentrant, because a lost answer is looked up inside its transaction.
+        # SQLite lets a second writer poll, with pauses of up to 100 ms and in no order. Writers of one
+        # process queue here instead. Reentrant, because a lost answer is looked up inside its transaction.
         is_sqlite = self.engine.dialect.name == "sqlite"
         self.writer: AbstractContextManager[object] = threading.RLock() if is_sqlite else nullcontext()
 
@@ -147,7 +148,7 @@ def make_engine(url: str) -> Engine:
 
 @contextmanager
 def _discard_failed(connection: Connection) -> Iterator[None]:
-    """Keep a failed connection out of the pool: after a failed COMMIT, SQLAlchemy leaves its transaction open."""
+    """Keep a failed connection out of the pool: SQLAlchemy leaves its transaction open."""
     try:
         yield
     except exc.DBAPIError as error:

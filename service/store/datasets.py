@@ -27,10 +27,10 @@ _SNAPSHOT_BY_NAME = sa.select(Dataset.id, Dataset.holdout_fraction, *_EXTENT).wh
 
 
 class DatasetExtent(NamedTuple):
-    """How much a dataset contains: the number of its newest version, and its excluded versions and given slices.
+    """How much a dataset contains: its newest version, and counts of excluded versions and given slices.
 
-    Versions and slices are never removed or changed, and exclusions never revoked, so equal extents of a dataset
-    mean equal content.
+    Versions and slices are never removed or changed, and exclusions never revoked, so equal extents of a
+    dataset mean equal content.
     """
 
     newest: int
@@ -107,7 +107,7 @@ class VersionArtifact(NamedTuple):
 
 
 def version_artifacts(session: Session, dataset_id: str, after: int) -> list[VersionArtifact]:
-    """Artifacts of the data versions above ``after`` that are not excluded, in order; cheaper than whole rows."""
+    """Artifacts of the data versions above ``after`` that are not excluded, in order."""
     query = sa.select(DataVersion.number, DataVersion.artifact_key, DataVersion.documents).where(
         DataVersion.dataset_id == dataset_id, DataVersion.number > after, DataVersion.excluded_at.is_(None)
     )

@@ -1,9 +1,10 @@
 """Requests under an Idempotency-Key: each is carried out once, and its answer is kept for a day.
 
-The process that handles a request first claims the key's row under a lease, which it renews. Every transaction of
-the request marks the row as carried out, and fails if another process has taken over the claim: a process that
-was stalled changes nothing. A claim with an expired lease can be taken over unless the row is marked: then the
-request was carried out and only its answer is missing, so it must not be carried out again.
+The process that handles a request first claims the key's row under a lease, which it renews. Every
+transaction of the request marks the row as carried out, and fails if another process has taken over the
+claim: a process that was stalled changes nothing. A claim with an expired lease can be taken over unless the
+row is marked: then the request was carried out and only its answer is missing, so it must not be carried out
+again.
 """
 
 from collections.abc import Iterator
@@ -68,8 +69,8 @@ class KeyStatus:
 class MarkedDatabase(Database):
     """The database as one request sees it: each transaction marks the row of the request's key.
 
-    If the answer to a COMMIT is lost, the mark tells whether the transaction was committed. It can tell that of
-    the first commit only, because later ones find the row marked.
+    If the answer to a COMMIT is lost, the mark tells whether the transaction was committed. It can tell that
+    of the first commit only, because later ones find the row marked.
     """
 
     def __init__(self, database: Database, key: str, owner: str) -> None:

@@ -47,7 +47,7 @@ class OneFault(Faults):
 
 @contextmanager
 def served(database: Database, home: Path, faults: Faults) -> Iterator[Send]:
-    """A function that sends requests straight into an application on that database, with the faults injected."""
+    """A function that sends requests into an application on that database, with the faults injected."""
     app: FastAPI = create_app(settings_of(home, database.url))
     faults.inject(app.state.services.database)
 

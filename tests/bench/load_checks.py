@@ -48,7 +48,7 @@ _BATCH = 5_000
 def registrations(
     url: str, pid: int, database: Database, artifacts: Artifacts, seconds: float
 ) -> list[Figure]:
-    """Register small bodies of new documents: in one dataset, in several, and in one with 10,000 data versions."""
+    """Register small bodies in one dataset, in several, and in one with 10,000 data versions."""
     one = _Registrations(f"registrations in 1 dataset, c={CLIENTS}", ["one"])
     many = _Registrations(f"registrations in {DATASETS} datasets, c={CLIENTS}", _names("many", DATASETS))
     large = _Registrations(f"registrations, {OLD_VERSIONS:,} versions, c={CLIENTS}", ["large"])
@@ -144,7 +144,7 @@ def _latencies(check: str, result: Load, p99_ms: float = P99_MS) -> list[Figure]
 
 
 def add_many_rows(database: Database) -> tuple[str, str]:
-    """Add 100,000 data versions, each with an update, and a stage with 1,000,000 points: ids of its update and itself."""
+    """Add 100,000 data versions and updates, and a stage with 1,000,000 points. Returns its update and its id."""
     with database.transaction() as session:
         created_at = now(session)
         dataset = Dataset(name="many", holdout_fraction=0.02, created_at=created_at)
@@ -210,7 +210,7 @@ def add_many_rows(database: Database) -> tuple[str, str]:
 
 
 def lists(url: str, database: Database, seconds: float) -> list[Figure]:
-    """Read pages all over a long list, including the last, and the points of a long curve, with a few clients."""
+    """Read pages all over a long list, and the points of a long curve, with a few clients."""
     update, stage = add_many_rows(database)
     with database.reading() as session:
         ids = session.scalars(sa.select(DataVersion.id).order_by(DataVersion.number)).all()[:-1]
@@ -239,7 +239,7 @@ def _reading(paths: list[str]) -> Callable[[int], Request]:
 
 
 def uploads(url: str, pid: int, database: Database) -> list[Figure]:
-    """Send large bodies at once, each with a first document of its own, and compare every hash with the client's."""
+    """Send large bodies at once, each starting with another document, and compare their hashes."""
     check = f"{UPLOADS} uploads of {UPLOAD_BYTES >> 20} MiB at once"
     with tempfile.TemporaryFile() as file:
         for chunk in ndjson_body(UPLOAD_BYTES):

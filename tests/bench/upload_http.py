@@ -1,4 +1,4 @@
-"""Speed of an upload over HTTP, and the server's memory: ``python -m tests.bench.upload_http --megabytes 1024``.
+"""Speed and memory of an upload over HTTP: ``python -m tests.bench.upload_http --megabytes 1024``.
 
 The body is generated first and sent from a file, so that generating it does not slow the server. Reports the
 server's CPU time besides the wall-clock time, which includes other work on the machine.

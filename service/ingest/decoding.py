@@ -15,8 +15,8 @@ PIECE_BYTES = 1 << 20
 # RFC 9659: the largest window that the zstd content coding may require.
 MAX_WINDOW_BYTES = 8 << 20
 
-# The library cannot bound its output, so bound its input: a zstd block takes at least 4 bytes and decodes to at
-# most 128 KiB, so 1 KiB decodes to at most 32 MiB (measured: exactly that, for a gigabyte of zeros). Text
+# The library cannot bound its output, so bound its input: a zstd block takes at least 4 bytes and decodes to
+# at most 128 KiB, so 1 KiB decodes to at most 32 MiB (measured: exactly that, for a gigabyte of zeros). Text
 # decodes no slower in such small slices.
 ZSTD_SLICE_BYTES = 1 << 10
 

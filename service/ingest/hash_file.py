@@ -76,7 +76,7 @@ class Hashes(Sequence[bytes]):
         return bisect_left(self, bound)
 
     def among(self, block: Sequence[bytes]) -> set[bytes]:
-        """The hashes of a sorted block that are in this set, by lookups or by a walk, whichever is cheaper."""
+        """The hashes of a sorted block that are in this set, found by lookups or a walk."""
         if not block:
             return set()
         low = bisect_left(self, block[0])

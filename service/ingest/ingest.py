@@ -86,7 +86,7 @@ class Ingest:
             self._stack = stack.pop_all()
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the encoded body. Raises BadContent as soon as the body is known to be bad."""
+        """Take the next bytes of the encoded body. Raises BadContent once the body is known to be bad."""
         assert self._body is None
         self._meter.add_encoded(len(chunk))
         with room_for(_BODY):

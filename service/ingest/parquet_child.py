@@ -1,13 +1,15 @@
 """Reads a Parquet file for ``parquet.py`` in a child process with little memory.
 
-A Parquet file declares the sizes of its pages, and nobody can check that before decoding them; a page of a few
-bytes may expand to a million rows of a megabyte; and malformed files have crashed the library. So the file,
-this process's standard input, is read where the kernel limits memory and where a crash is only an exit status.
+A Parquet file declares the sizes of its pages, and nobody can check that before decoding them; a page of a
+few bytes may expand to a million rows of a megabyte; and malformed files have crashed the library. So the
+file, this process's standard input, is read where the kernel limits memory and where a crash is only an exit
+status.
 
-Run as ``python parquet_child.py MEMORY_BYTES MAX_VALUE_BYTES``. Standard output is a sequence of frames: four
-32-bit lengths, with -1 for a null, then the bytes of ``text``, ``id``, ``date`` and ``source`` of one row. A
-value longer than MAX_VALUE_BYTES is cut one byte after that. A first length of -2 announces a message, of the
-second length, that says why the file is rejected; -3 ends the rows. This module imports nothing of the project.
+Run as ``python parquet_child.py MEMORY_BYTES MAX_VALUE_BYTES``. Standard output is a sequence of frames:
+four 32-bit lengths, with -1 for a null, then the bytes of ``text``, ``id``, ``date`` and ``source`` of one
+row. A value longer than MAX_VALUE_BYTES is cut one byte after that. A first length of -2 announces a
+message, of the second length, that says why the file is rejected; -3 ends the rows. This module imports
+nothing of the project.
 """
 
 import os

@@ -34,7 +34,7 @@ class Parser(Protocol):
 
 
 class LineBuffer:
-    """Buffers an unfinished line or document. Stops growing soon after the limit, still showing the excess."""
+    """Buffers an unfinished line or document. Stops growing soon after the limit."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

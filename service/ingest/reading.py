@@ -27,9 +27,10 @@ def read_documents(folder: Path, file: str = DOCUMENTS) -> Iterator[Document]:
 def training_documents(version: Path, earlier: Sequence[Path], slices: Sequence[Path]) -> Iterator[Document]:
     """Documents of a data version to train on, in order.
 
-    Skips documents of earlier versions, repeated documents, the version's own holdout, and documents of given
-    evaluation sets. All arguments are folders of verified artifacts. ``earlier`` are the earlier versions that
-    are not excluded *now*, possibly fewer than at registration. Takes one bit of memory per document.
+    Skips documents of earlier versions, repeated documents, the version's own holdout, and documents of
+    given evaluation sets. All arguments are folders of verified artifacts. ``earlier`` are the earlier
+    versions that are not excluded *now*, possibly fewer than at registration. Takes one bit of memory per
+    document.
     """
     with HashFile(version / HASHES) as hashes:
         skip = _bitmap(

@@ -24,8 +24,9 @@ async def in_worker(function: Callable[[], _T], executor: Executor | None = None
 async def receive(chunks: AsyncIterator[bytes], ingest: Ingest, executor: Executor | None = None) -> Body:
     """Feed all chunks to ``ingest`` and end it. Raises BadContent as soon as the body is known to be bad.
 
-    Gathers one batch while the thread works on the one before, so at most two batches of 256 KiB and the excess
-    of one chunk are in memory. If ``chunks`` raises, waits for the thread before passing the exception on.
+    Gathers one batch while the thread works on the one before, so at most two batches of 256 KiB and the
+    excess of one chunk are in memory. If ``chunks`` raises, waits for the thread before passing the
+    exception on.
     """
     loop = asyncio.get_running_loop()
     feeding: asyncio.Future[None] | None = None
@@ -55,7 +56,7 @@ async def receive(chunks: AsyncIterator[bytes], ingest: Ingest, executor: Execut
 
 
 async def _wait_to_end(future: asyncio.Future[_T]) -> _T:
-    """Wait for a future that cannot be cancelled, and then raise CancelledError if this task was cancelled."""
+    """Wait for a future that cannot be cancelled; then raise CancelledError if this task was."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:

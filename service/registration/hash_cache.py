@@ -40,8 +40,8 @@ class VersionHashes(NamedTuple):
 class CachedHashes:
     """The document hashes of a dataset's small versions up to version ``newest``.
 
-    ``uncached`` are the numbers and artifact keys of the other versions up to there. Versions that are added to
-    the cache later stay invisible here.
+    ``uncached`` are the numbers and artifact keys of the other versions up to there. Versions that are added
+    to the cache later stay invisible here.
     """
 
     newest: int
@@ -67,7 +67,8 @@ class _Entry:
 class HashCache:
     """Least-recently-used cache of datasets; one per process, safe for threads.
 
-    Data versions are immutable, so entries are only extended. An exclusion starts the entry of a dataset anew.
+    Data versions are immutable, so entries are only extended. An exclusion starts the entry of a dataset
+    anew.
     """
 
     def __init__(self, artifacts: Artifacts, max_hashes: int = MAX_HASHES) -> None:

@@ -59,7 +59,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class KeyStatus:
-    """State of a key and the target that it was first used for. ``answer`` is set if the state is ANSWERED."""
+    """State of a key, and the target that it was first used for. ``answer`` is set if ANSWERED."""
 
     state: KeyState
     target: str = ""
@@ -80,7 +80,7 @@ class MarkedDatabase(Database):
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """As in Database. Raises Conflict, and commits nothing, if another process has taken over the claim."""
+        """As in Database. Raises Conflict, and commits nothing, if the claim was taken over."""
         with super().transaction() as session:
             yield session
             mark_carried_out(session, self._key, self._owner)

@@ -144,7 +144,7 @@ def _latencies(check: str, result: Load, p99_ms: float = P99_MS) -> list[Figure]
 
 
 def add_many_rows(database: Database) -> tuple[str, str]:
-    """Add 100,000 data versions and updates, and a stage with 1,000,000 points. Returns its update and its id."""
+    """Add 100,000 data versions and updates, and a stage of 1,000,000 points: ids of its update and itself."""
     with database.transaction() as session:
         created_at = now(session)
         dataset = Dataset(name="many", holdout_fraction=0.02, created_at=created_at)

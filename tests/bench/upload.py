@@ -73,8 +73,8 @@ class Stopwatch:
 def measure(num_bytes: int, directory: Path) -> dict[str, float]:
     """Ingest a generated body. The time to generate it does not count.
 
-    The body is generated and fed in groups of chunks that are far larger than the queue of the sink's compressing
-    thread, so that this thread cannot catch up while a group is generated.
+    The body is generated and fed in groups of chunks that are far larger than the queue of the sink's
+    compressing thread, so that this thread cannot catch up while a group is generated.
     """
     before = highest = 0
     feeding, finishing = Stopwatch(), Stopwatch()

@@ -66,7 +66,7 @@ class Process:
     def register(
         self, *texts: str, label: str | None = None, meanwhile: tuple[Callable[[], object], ...] = ()
     ) -> Registered:
-        """Register a data version. ``meanwhile`` is called between publishing and writing, once per attempt."""
+        """Register a data version. Calls one of ``meanwhile`` per attempt, before the row is written."""
         with InterruptedIngest(self.artifacts, *meanwhile) as ingest:
             ingest.feed(ndjson(*texts))
             registered = register_version(self.database, self.cache, "d", ingest, ingest.end(), label=label)

@@ -4,6 +4,7 @@
 stage's fingerprint covers everything that went into it.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Literal
@@ -206,3 +207,16 @@ STAGE_SPECS: Mapping[StageKind, type[Spec]] = {
 def parse_stage_spec(kind: str, document: Mapping[str, Any]) -> Spec:
     """The stored JSON of a stage as the spec of its kind. Raises ValidationError."""
     return STAGE_SPECS[StageKind(kind)].model_validate(document)
+
+
+_HOLDOUT_NAME = re.compile(r"v[0-9]+")
+
+
+def holdout_name(number: int) -> str:
+    """Return the name of the slice made of the holdout of data version ``number``."""
+    return f"v{number}"
+
+
+def is_holdout_name(name: str) -> bool:
+    """Whether ``name`` is reserved for the holdout of some data version."""
+    return _HOLDOUT_NAME.fullmatch(name) is not None

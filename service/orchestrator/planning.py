@@ -11,7 +11,14 @@ from service.core.paradigms import PARADIGMS
 from service.core.paradigms.branch_from import plan_branch_from
 from service.core.plan import BranchFrom, LineEnd, PlanContext, pack_name
 from service.core.specs import ModelSpec, paradigm_of
-from service.core.stage_specs import TRAINING_KINDS, ExportStage, LineSpec, StageKind, TrainStage
+from service.core.stage_specs import (
+    TRAINING_KINDS,
+    ExportStage,
+    LineSpec,
+    StageKind,
+    TrainStage,
+    holdout_name,
+)
 from service.core.states import CheckpointState
 from service.orchestrator.branch_length import choose_length
 from service.orchestrator.start import write_stages
@@ -58,7 +65,7 @@ def write_part_two(session: Session, update: Update) -> None:
             paradigm=paradigm,
             gate=spec.gate,
             slices=tuple(slices),
-            newest_slice=next((s.name for s in slices if s.name == datasets.holdout_name(number)), None),
+            newest_slice=next((s.name for s in slices if s.name == holdout_name(number)), None),
             served_number=served.number if served else None,
             served_export_key=served.export_key if served else None,
             served_missing_slices=tuple(s for s in slices if s.name not in measured) if served else (),

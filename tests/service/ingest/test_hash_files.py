@@ -1,4 +1,4 @@
-"""Sorted hash files and the spool they are merged from agree with sets, at every size."""
+"""Hash files, and the spool they are merged from, behave like sets at every size."""
 
 import hashlib
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.ingest.digests import DigestSpool
-from service.ingest.hashfile import HashFile, hash_at
+from service.ingest.hash_file import HashFile, hash_at
+from service.ingest.hash_spool import HashSpool
 from service.ingest.scratch import Scratch
 
 
@@ -26,7 +26,7 @@ def hash_file(path: Path, numbers: set[int]) -> HashFile:
 def test_runs_are_merged_into_the_sorted_distinct_hashes(
     tmp_path_factory: pytest.TempPathFactory, numbers: list[int], run_length: int
 ) -> None:
-    spool = DigestSpool(Scratch(tmp_path_factory.mktemp("spool"), small=True), run_length)
+    spool = HashSpool(Scratch(tmp_path_factory.mktemp("spool"), small=True), run_length)
     for number in numbers:
         spool.add(digest(number))
     spool.seal()
@@ -36,8 +36,8 @@ def test_runs_are_merged_into_the_sorted_distinct_hashes(
     assert spool.count == len(numbers)
 
 
-def test_blocks_are_about_a_run_long(tmp_path: Path) -> None:
-    spool = DigestSpool(Scratch(tmp_path, small=True), 256)
+def test_blocks_are_about_as_long_as_a_run(tmp_path: Path) -> None:
+    spool = HashSpool(Scratch(tmp_path, small=True), 256)
     for number in range(8192):
         spool.add(digest(number))
     spool.seal()
@@ -62,7 +62,7 @@ def test_a_hash_file_is_a_sorted_set(
         assert [hashes[index] for index in range(-len(hashes), len(hashes))] == ordered * 2
 
 
-def test_a_few_hashes_are_looked_up_in_a_long_file_and_many_are_walked(tmp_path: Path) -> None:
+def test_few_hashes_and_many_are_found_in_a_long_file(tmp_path: Path) -> None:
     with hash_file(tmp_path / "hashes.bin", set(range(5000))) as hashes:
         few = sorted(digest(number) for number in (3, 7000, 4999))
         assert hashes.among(few) == {digest(3), digest(4999)}
@@ -70,14 +70,14 @@ def test_a_few_hashes_are_looked_up_in_a_long_file_and_many_are_walked(tmp_path:
         assert hashes.among(many) == {digest(number) for number in range(4000, 5000)}
 
 
-def test_shares_of_all_hashes() -> None:
+def test_hash_at_a_share_of_the_hash_space() -> None:
     assert hash_at(0) == bytes(8)
     assert hash_at(0.5) == b"\x80" + bytes(7)
     assert max(b"\xff" * 32, hash_at(1), hash_at(1.5)) == hash_at(1)
     assert sum(digest(number) < hash_at(0.25) for number in range(4000)) == pytest.approx(1000, rel=0.1)
 
 
-def test_what_is_no_hash_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_hash_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hashes.bin").write_bytes(bytes(33))
     with pytest.raises(ValueError, match=r"hashes\.bin: 33 bytes are not whole hashes"):
         HashFile(tmp_path / "hashes.bin")

@@ -1,4 +1,4 @@
-"""Which documents are duplicates, which are held out, and which are trained on."""
+"""Which documents of a body are duplicates, which are held out, and which are trained on."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from service.artifacts import Artifacts, LocalArtifacts
 from service.core.artifact_files import HASHES, HOLDOUT, HOLDOUT_HASHES
 from service.core.errors import NothingNew
-from service.ingest.division import holdout_size
 from service.ingest.documents import document_hash
 from service.ingest.ingest import Ingest, Ingested
 from service.ingest.reading import read_documents, training_documents
+from service.ingest.split import holdout_size
 from tests.service.ingest.support import NDJSON, folder, ndjson, publish, publish_slice
 
 NUMBERS = st.lists(st.integers(0, 30).map(str), max_size=30)
@@ -51,13 +51,13 @@ def trained(
         (1.0, 3, 1),
     ],
 )
-def test_the_size_of_a_holdout(fraction: float, documents: int, size: int) -> None:
+def test_holdout_sizes(fraction: float, documents: int, size: int) -> None:
     assert holdout_size(fraction, documents) == size
 
 
 @settings(max_examples=50)
 @given(NUMBERS, NUMBERS, NUMBERS, NUMBERS.filter(bool), st.sampled_from([0, 0.02, 0.2, 1]))
-def test_a_body_is_divided_as_the_words_say(
+def test_a_body_is_split_as_defined(
     tmp_path_factory: pytest.TempPathFactory,
     first: list[str],
     second: list[str],
@@ -90,7 +90,7 @@ def test_a_body_is_divided_as_the_words_say(
 
 
 def test_the_holdout_of_many_documents_is_the_lowest_hashes(artifacts: Artifacts) -> None:
-    """Enough for the holdout to be found among the candidates, and not to be where most are known."""
+    """Once with the holdout among the candidates, and once, with most documents known, beyond them."""
     numbers = [str(number) for number in range(4000)]
     version = publish(artifacts, ndjson(*numbers), fraction=0.02)
     lowest = set(sorted(numbers, key=document_hash)[:80])
@@ -104,7 +104,7 @@ def test_the_holdout_of_many_documents_is_the_lowest_hashes(artifacts: Artifacts
     assert texts(artifacts, version, HOLDOUT) == [text for text in numbers if text in lowest]
 
 
-def test_nothing_new_leaves_nothing_behind(artifacts: Artifacts) -> None:
+def test_a_body_without_new_documents_leaves_nothing(artifacts: Artifacts) -> None:
     first = publish(artifacts, ndjson("a", "b"))
     folder(artifacts, first)
     before = set(artifacts.root.rglob("*"))
@@ -121,7 +121,7 @@ def test_nothing_new_leaves_nothing_behind(artifacts: Artifacts) -> None:
     assert {path for path in artifacts.root.rglob("*") if "slice" not in path.parts} == before
 
 
-def test_an_excluded_version_gives_its_documents_back(artifacts: Artifacts) -> None:
+def test_documents_of_an_excluded_version_are_trained_on_again(artifacts: Artifacts) -> None:
     first = folder(artifacts, publish(artifacts, ndjson("a", "b")))
     version = publish(artifacts, ndjson("b", "c", "d", "e"), earlier=[first])
     assert version.duplicates == 1
@@ -145,7 +145,10 @@ def test_a_body_can_be_published_again(artifacts: Artifacts) -> None:
     assert (first.duplicates, first.holdout_documents) == (0, 2)
     assert (second.duplicates, second.holdout_documents) == (2, 1)
     assert first.manifest.key != second.manifest.key
-    for version in (first, second):  # verified: publishing the second has not written into the first
+    for version in (
+        first,
+        second,
+    ):  # opening verifies them: the second publication has not written into the first
         assert texts(artifacts, version, "documents.ndjson.zst") == ["a", "b", "c", "d"]
 
 
@@ -158,5 +161,5 @@ def test_a_slice_has_all_its_documents_and_no_holdout(artifacts: Artifacts) -> N
     assert publish_slice(artifacts, ndjson("b", "a", "b")) == suite
 
 
-def test_the_hash_of_a_document_is_of_its_text_alone() -> None:
+def test_the_hash_of_a_document_covers_only_its_text() -> None:
     assert document_hash("żółć") == hashlib.sha256("żółć".encode()).digest()

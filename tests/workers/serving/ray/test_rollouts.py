@@ -19,7 +19,7 @@ from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
 from tests.support.waiting import until
 from tests.workers.serving.serving_line import failures, line
-from workers.serving.ray_serving import RayServing
+from workers.serving.ray.serving import RayServing
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -1,7 +1,7 @@
 """The requests that replicas answer and the items of their answers: plain data without HTTP, Ray or torch.
 
-The same values travel within one process and over Ray. One request may ask for many sequences (several prompts,
-``n`` choices each); every item of the answer names its sequence by ``index``.
+The same values travel within one process and over Ray. One request may ask for many sequences (several
+prompts, ``n`` choices each); every item of the answer names its sequence by ``index``.
 """
 
 import math
@@ -21,7 +21,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to continue a prompt. A ``temperature`` of 0 is greedy; ``max_tokens=None`` continues to the end of the context."""
+    """How to continue a prompt. ``temperature=0`` is greedy; ``max_tokens=None`` fills the context."""
 
     max_tokens: int | None
     temperature: float = 1.0
@@ -53,9 +53,9 @@ Prompt = str | tuple[int, ...] | Chat
 class Generation:
     """One request. ``stream`` only says whether the caller wants the items as they come or all at once.
 
-    ``best_of``: decode this many sequences for every prompt and return the ``n`` likeliest (not with ``stream``);
-    None returns all ``n``. ``version``: a loaded version to use instead of the served one. ``affinity``: during a
-    trial, requests with the same affinity go to the same version.
+    ``best_of``: decode this many sequences for every prompt and return the ``n`` likeliest (not with
+    ``stream``); None returns all ``n``. ``version``: a loaded version to use instead of the served one.
+    ``affinity``: during a trial, requests with the same affinity go to the same version.
     """
 
     model: str
@@ -92,9 +92,9 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token. ``piece`` is the token's own text. ``text`` is what may be shown now: whole characters, and no part
-    of a stop string. ``offset`` counts the characters of the sequence before it. ``top`` is None for the first token
-    of a prompt, which nothing precedes, and where the request asked for no log-probabilities.
+    """One token. ``piece`` is the token's own text. ``text`` is what may be shown now: whole characters, and
+    no part of a stop string. ``offset`` counts the characters of the sequence before it. ``top`` is None for
+    the first token of a prompt, which nothing precedes, and where the request asked for no log-probabilities.
     """
 
     index: int
@@ -106,7 +106,7 @@ class Token:
     top: tuple[Alternative, ...] | None
 
     def __reduce__(self) -> tuple[type["Token"], tuple[object, ...]]:
-        # Every token crosses processes, and the default pickling of dataclasses with slots takes six times as long.
+        # Every token crosses processes; the default pickling of slotted dataclasses takes six times as long.
         return Token, (self.index, self.text, self.piece, self.raw, self.offset, self.logprob, self.top)
 
 
@@ -188,12 +188,12 @@ def unknown_version(model: str, number: int, loaded: Collection[int]) -> Rejecti
 
 
 def versioned_name(model: str, number: int) -> str:
-    """Name of a model version, e.g. ``digitalgov@3``: a model id, and the ``system_fingerprint`` of its answers."""
+    """Return ``digitalgov@3``, a model id and also the ``system_fingerprint`` of answers."""
     return f"{model}{VERSION_SEPARATOR}{number}"
 
 
 def parse_model_name(name: str) -> tuple[str, int | None]:
-    """Split a requested name: ``digitalgov@3`` is version 3 of ``digitalgov``; without a number, the served version."""
+    """Split ``digitalgov@3`` into model and version; ``digitalgov`` names the served version (None)."""
     model, separator, number = name.rpartition(VERSION_SEPARATOR)
     if separator and number.isascii() and number.isdigit() and len(number) <= MAX_VERSION_DIGITS:
         return model, int(number)

@@ -52,9 +52,10 @@ class LocalServing:
         return self._url
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
-        """Run one replica per line, whatever its spec says; it holds several versions, so ``rolling`` is like ``replace``.
+        """Run one replica per line, whatever its spec says.
 
-        No other process sets targets, so a lower sequence means that the database was restored, and it is applied.
+        It holds several versions, so ``rolling`` works like ``replace``. No other process sets targets, so a
+        lower sequence means that the database was restored, and it is applied.
         """
         if not self._thread.is_alive():
             raise Unavailable("the HTTP server has stopped")

@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 class ScriptedEngine(TransformersEngine):
-    """``fails`` fails every request, ``full`` rejects it, and ``hangs`` never answers it. Set them after the warm-up."""
+    """``fails`` fails every request, ``full`` rejects it, ``hangs`` never answers it. Set after the warm-up."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -49,7 +49,8 @@ class ScriptedEngine(TransformersEngine):
 class ScriptedLoader:
     """Loads engines of one MiB each, records which, and waits while ``gate`` is not set.
 
-    ``errors`` are raised by the next loads; ``capacity`` is in MiB; ``hang_at_once`` hangs engines before the warm-up.
+    ``errors`` are raised by the next loads; ``capacity`` is in MiB; ``hang_at_once`` hangs engines before the
+    warm-up.
     """
 
     def __init__(self) -> None:

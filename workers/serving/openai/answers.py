@@ -1,4 +1,4 @@
-"""Renders a replica's answer items as OpenAI's JSON: whole answers and stream chunks, for both kinds of completion."""
+"""Renders a replica's answer items as OpenAI's JSON, whole or as stream chunks."""
 
 import time
 import uuid
@@ -158,7 +158,7 @@ class ChatRendering(Rendering):
                 "bytes": list(token.raw),
                 "top_logprobs": [
                     {"token": other.text, "logprob": other.logprob, "bytes": list(other.raw)}
-                    # Completions append the chosen token to its alternatives; chat returns exactly the requested number.
+                    # Completions append the chosen token; chat returns exactly the requested number.
                     for other in (token.top or ())[: self._num_logprobs]
                 ],
             }

@@ -88,7 +88,7 @@ async def _answer(
         answer = await _unless_disconnected(request, _collect(batches))
         rendering = kind(generation.model, _started(answer), num_logprobs=num_logprobs, include_usage=True)
         return JSONResponse(rendering.whole(answer), headers=_headers(rendering.number))
-    # The first batch names the version, which goes into the headers, so wait for it before the response starts.
+    # The first batch names the version, which goes into the headers.
     first = await _unless_disconnected(request, anext(batches))
     rendering = kind(
         generation.model, _started(first), num_logprobs=num_logprobs, include_usage=body.include_usage

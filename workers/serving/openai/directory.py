@@ -12,9 +12,9 @@ from workers.serving.generation import AnswerItem, Generation
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that accepts requests: ``number`` is its served version, and each of ``loaded`` can be asked for by number.
+    """A model that accepts requests. Each of ``loaded`` can be asked for by number.
 
-    ``number`` is None while no replica answers; a request to a sleeping model wakes it.
+    ``number`` is its served version, None while no replica answers; a request to a sleeping model wakes it.
     """
 
     number: int | None

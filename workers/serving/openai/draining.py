@@ -14,9 +14,10 @@ STOPPING = RequestRejected(
 
 
 class DrainState:
-    """Counts the requests in flight (``in_flight``) and says whether new ones are rejected. Used only on the event loop.
+    """Counts requests in flight and says whether to reject new ones. Used only on the event loop.
 
-    The caller that starts draining is about to stop everything. If it dies before that, draining ends by itself.
+    The caller that starts draining is about to stop everything. If it dies before that, draining ends by
+    itself.
     """
 
     def __init__(self) -> None:

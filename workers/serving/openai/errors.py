@@ -82,7 +82,8 @@ def _from_validation(error: RequestValidationError) -> RejectionError:
 def _param(location: Sequence[str | int]) -> str | None:
     """Name the parameter of an error: ``("body", "messages", 0, "role")`` is ``messages[0].role``.
 
-    For other fields the rest of the location names union members and positions, which mean nothing to a client.
+    For other fields the rest of the location names union members and positions, which mean nothing to a
+    client.
     """
     match list(location[1:]):
         case ["messages", int(position), str(field), *_]:

@@ -21,8 +21,8 @@ Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class _Object(BaseModel):
-    """An object of a request. Nulls count as absent, unknown fields included, because clients send unset parameters
-    as null.
+    """An object of a request. Nulls count as absent, unknown fields included, because clients send unset
+    parameters as null.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())

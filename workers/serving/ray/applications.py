@@ -27,7 +27,7 @@ STREAM_SECONDS = 300.0  # how long a stopping replica lets its streams finish
 
 
 class ModelReplica:
-    """One replica of one model line. Its target is its user config; with rolling updates, its version is an argument."""
+    """One replica of a model line. Its target is its user config; if rolling, its version is an argument."""
 
     def __init__(self, args: Mapping[str, str]) -> None:
         from workers.serving.engine import processes, vllm_library
@@ -48,8 +48,8 @@ class ModelReplica:
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Set a new target.
 
-        Serve routes no requests to the replica meanwhile, so this returns at once and loads in the background. Only a
-        new replica waits for its first version, because it must not get requests before.
+        Serve routes no requests to the replica meanwhile, so this returns at once and loads in the
+        background. Only a new replica waits for its first version, because it must not get requests before.
         """
         target = target_from_json(config)
         # When two orchestrators declare at once, the last to declare may have read the database first.
@@ -63,8 +63,8 @@ class ModelReplica:
             self._started = True
             report = self._replica.pool.report()
             if report.number is None and (target.rolling or target.proven):
-                # Serve keeps the other replicas, reports this message, and starts another replica. For a line's first
-                # version the replica stays up instead and reports the error, because no other replica can.
+                # Serve keeps the other replicas, reports this message, and starts another replica. For a line's
+                # first version the replica stays up instead and reports the error: no other replica can.
                 raise RuntimeError("; ".join(version.error or "" for version in report.versions))
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[AnswerItem], None]:
@@ -123,7 +123,7 @@ def ingress_app(args: dict[str, str]) -> Any:
 def model_app(args: dict[str, str]) -> Any:
     deployment = serve.deployment(
         name=REPLICA,
-        # More than any engine accepts: the engine rejects the rest at once, and ``report`` must still get through.
+        # More than any engine accepts: the engine rejects the rest, and ``report`` still gets through.
         max_ongoing_requests=1024,
         max_queued_requests=256,
         graceful_shutdown_timeout_s=STREAM_SECONDS,

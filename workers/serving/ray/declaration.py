@@ -1,8 +1,8 @@
 """The applications declared to Serve: one for the ingress, and one per model line with a released version.
 
-They use Serve's declarative API, where a new target only changes the user config of running replicas; ``serve.run``
-would replace them all. Serve deletes declared applications that a new declaration omits, so the Serve instance of a
-cluster belongs to Pathswitch.
+They use Serve's declarative API, where a new target only changes the user config of running replicas;
+``serve.run`` would replace them all. Serve deletes declared applications that a new declaration omits, so the
+Serve instance of a cluster belongs to Pathswitch.
 """
 
 import json
@@ -34,8 +34,8 @@ _GONE = ("NOT_STARTED", "DELETING")
 class KnownModel(TypedDict):
     """What the ingress knows about a model line.
 
-    ``released``: a version should answer; ``proven``: one has answered. A line that ``sleeps`` may have no replica until
-    a request comes, and then loads within ``load_seconds``.
+    ``released``: a version should answer; ``proven``: one has answered. A line that ``sleeps`` may have no
+    replica until a request comes, and then loads within ``load_seconds``.
     """
 
     released: bool
@@ -59,7 +59,7 @@ def app_name(model: str) -> str:
 
 
 def applications(targets: Sequence[ServedTarget], options: ReplicaOptions) -> list[JSON]:
-    """Declare the targets. A model without a released version has no application; the ingress rejects its requests."""
+    """Declare the targets. Without a released version, a model has no application of its own."""
     released = [target for target in targets if target.stable is not None]
     return [
         _ingress_app({target.model: _known_model(target) for target in targets}),
@@ -68,7 +68,7 @@ def applications(targets: Sequence[ServedTarget], options: ReplicaOptions) -> li
 
 
 def declared_target(model: str, details: JSON) -> ServedTarget | None:
-    """Return the target last declared for a model line, as far as replicas need it; None if there is none of ours."""
+    """Return the target last declared for a model line, if it was declared by Pathswitch."""
     app: JSON | None = details["applications"].get(app_name(model))
     if app is None or app["status"] in _GONE or not app["deployed_app_config"]:
         return None
@@ -145,8 +145,9 @@ def _ingress_app(models: Mapping[str, KnownModel]) -> JSON:
 def _model_app(target: ServedTarget, options: ReplicaOptions) -> JSON:
     """Declare the replicas of a model line.
 
-    Serve hands a changed user config to running replicas, but replaces replicas one by one when their arguments change.
-    For a rolling update the arguments therefore contain the version, and nothing else of the target.
+    Serve hands a changed user config to running replicas, but replaces replicas one by one when their
+    arguments change. For a rolling update the arguments therefore contain the version, and nothing else of
+    the target.
     """
     threads = 0 if options.num_gpus else 1
     args = {
@@ -175,7 +176,7 @@ def _model_app(target: ServedTarget, options: ReplicaOptions) -> JSON:
 
 
 def _for_replicas(target: ServedTarget) -> ServedTarget:
-    """Drop what replicas need not know: Serve stops routing to a replica while it takes in a changed user config."""
+    """Drop what replicas need not know: each change takes them out of routing for a moment."""
     return replace(target, spec=ServingSpec(limits=target.spec.limits), awake=True)
 
 

@@ -131,7 +131,7 @@ class RayDirectory:
     async def _not_loaded(
         self, request: Generation, handle: DeploymentHandle[Any], rejection: list[AnswerItem]
     ) -> list[AnswerItem]:
-        """Reject a request for a version that none of the tried replicas has loaded; ``rejection`` is the last one's."""
+        """Reject a request for a version that no tried replica has loaded; the last one gave ``rejection``."""
         reports = await asyncio.to_thread(_broadcast, handle, "report", ReplicaReport)
         versions = [report.version(request.version or 0) for report in reports]
         if all(version is None or version.state == Residence.FAILED for version in versions):
@@ -141,7 +141,7 @@ class RayDirectory:
         return [not_ready(message, retry_after_seconds=1).rejection]
 
     async def _ready_handle(self, model: str) -> DeploymentHandle[Any]:
-        """Return the handle of a model that has a replica, after waking it if necessary. Raises RejectionError."""
+        """Return the handle of a model with a replica; wake the model if it sleeps. Raises RejectionError."""
         known = self._models.get(model)
         if known is None:
             raise unknown_model(model)
@@ -209,7 +209,7 @@ def _cancel(response: Any) -> None:
 
 
 def _broadcast(handle: DeploymentHandle[Any], method: str, kind: type[T]) -> list[T]:
-    """Return the answers that arrive in time. Serve waits for a replica if none runs, so call this only if one does."""
+    """Return the answers that arrive in time. Call it only while a replica runs: Serve waits for one."""
     try:
         answers = handle.broadcast(method).results(timeout_s=REPORT_SECONDS, return_exceptions=True)
     except (RayError, RayServeException, TimeoutError):

@@ -22,9 +22,10 @@ class _Ahead:
 class Sequences:
     """Reconciles the sequence numbers of the database with those that Serve has seen.
 
-    Serve may have a higher sequence than the target: another orchestrator read the database after us, and at the next
-    tick we will read the same. If Serve stays ahead, the database was restored from a backup or Serve was changed by
-    hand. Then the database is right, and its sequences are offset by the difference, because replicas ignore older ones.
+    Serve may have a higher sequence than the target: another orchestrator read the database after us, and at
+    the next tick we will read the same. If Serve stays ahead, the database was restored from a backup or
+    Serve was changed by hand. Then the database is right, and its sequences are offset by the difference,
+    because replicas ignore older ones.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""The Serving port over Ray Serve 2.60: every call compares the wanted applications with those that Serve reports.
+"""The Serving port over Ray Serve 2.60: every call compares the declaration with Serve's report.
 
-Serve and its applications are detached: they outlive this process, and the next one adopts them. All state is read from
-Serve, so that applications which were stopped or changed by hand come back as declared.
+Serve and its applications are detached: they outlive this process, and the next one adopts them. All state is
+read from Serve, so that applications which were stopped or changed by hand come back as declared.
 """
 
 import logging
@@ -38,8 +38,8 @@ REPLICA_GPUS = 0.05  # small, so that a GPU holds several model lines beside a t
 class RayServing:
     """Serves on the Ray cluster that this process is connected to.
 
-    ``engine``: options for ``engine_loader``. ``num_gpus``: per replica; None takes a share if the cluster has a GPU.
-    ``ends_with_us``: the Ray cluster stops when this process does.
+    ``engine``: options for ``engine_loader``. ``num_gpus``: per replica; None takes a share if the cluster
+    has a GPU. ``ends_with_us``: the Ray cluster stops when this process does.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RayServing:
         differing = declaration.differing(declared, details)
         failed = declaration.failed(details)
         if failed and time.monotonic() - self._retried_at > FAILED_RETRY_SECONDS:
-            # Serve does not retry an application that it gave up on. Remove it; the next call declares it again.
+            # Serve does not retry these. Remove them; the next call declares them again.
             logger.warning("Serve gave up on %s; starting over", ", ".join(sorted(failed)))
             self._retried_at = time.monotonic()
             _declare(controller, declaration.without(declared, failed))
@@ -113,7 +113,7 @@ class RayServing:
         return observed
 
     def close(self) -> None:
-        """Leave Serve and its applications running. If Ray is about to stop, drain the ingress and wait for its requests."""
+        """Leave Serve running. If Ray is about to stop, drain the ingress and wait for its requests."""
         if not self._ends_with_us:
             return
         deadline = time.monotonic() + DRAIN_SECONDS
@@ -126,7 +126,7 @@ class RayServing:
             logger.warning("requests in flight may be cut off: %s", error)
 
     def _admit(self) -> None:
-        """Stop draining, once: an earlier orchestrator may have drained the ingress and then stopped without Ray."""
+        """Stop the draining that an earlier orchestrator may have started before it stopped without Ray."""
         try:
             _call_ingress("admit")
         except (RayError, RayServeException, TimeoutError) as error:
@@ -178,7 +178,7 @@ def _expected(target: ServedTarget, details: JSON) -> _Expected:
 
 
 def _ask_replicas(model: str) -> Any:
-    """Broadcast ``report``. Serve waits for a replica if none runs, so call this only if one does. None on failure."""
+    """Broadcast ``report``. Call it only while a replica runs: Serve waits for one. None on failure."""
     handle = serve.get_deployment_handle(REPLICA, app_name(model), _check_exists=False)
     try:
         return handle.broadcast("report")

@@ -8,7 +8,7 @@ from workers.serving.generation import AnswerItem, Discarded, Finished, Generati
 
 
 def choose_best(answer: Sequence[AnswerItem], request: Generation) -> list[AnswerItem]:
-    """Reduce a whole answer to the ``n`` likeliest candidates of each prompt, likeliest first, ties in decoding order.
+    """Reduce a whole answer to the ``n`` likeliest candidates of each prompt, likeliest first.
 
     A ``Discarded`` item at the end counts the tokens of the other candidates.
     """

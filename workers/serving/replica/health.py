@@ -9,7 +9,8 @@ HANG_FACTOR = 10.0  # times the engine's longest step so far
 def unhealthy_reason(status: EngineStatus, hang_seconds: float) -> str | None:
     """Say why an engine must be replaced; None if it is healthy.
 
-    A step may take ``HANG_FACTOR`` times as long as the longest one before it, but no longer than ``hang_seconds``.
+    A step may take ``HANG_FACTOR`` times as long as the longest one before it, but no longer than
+    ``hang_seconds``.
     """
     if not status.alive:
         return "the engine has died"

@@ -48,7 +48,7 @@ class LoadingThread:
                 engine = self._load_in_background(version)
             except Exception as error:  # reported, while the served version goes on answering
                 reason = f"{type(error).__name__}: {error}"
-                # A version that does not fit is retried again and again: log one line each time, no traceback.
+                # A version that does not fit is retried often, so its traceback is not logged.
                 logger.error(
                     "%s cannot load version %s: %s",
                     *(self._pool.replica, version.number, reason),
@@ -102,7 +102,8 @@ class LoadingThread:
     def _make_room(self, version: ServedVersion, num_bytes: int) -> None:
         """Evict kept versions until there is enough memory. Raises NotEnoughMemory if that does not suffice.
 
-        The first version is loaded regardless: ``num_bytes`` is an upper bound, and no other version is at risk.
+        The first version is loaded regardless: ``num_bytes`` is an upper bound, and no other version is at
+        risk.
         """
         self._wait_for_memory(num_bytes)  # an engine that was just discarded may still be freeing its memory
         while self._pool.models and (free := self._engine_loader.free_bytes()) < num_bytes:

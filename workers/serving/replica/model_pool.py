@@ -1,8 +1,8 @@
 """The versions that a replica has loaded, which of them is served, and which could not be loaded.
 
-``loading`` adds versions and ``routing`` picks the one that answers a request; all of it is guarded by one condition.
-A request keeps its version until it ends, so that an answer never mixes two. A version that is no longer wanted is
-closed when its last request ends.
+``loading`` adds versions and ``routing`` picks the one that answers a request; all of it is guarded by one
+condition. A request keeps its version until it ends, so that an answer never mixes two. A version that is no
+longer wanted is closed when its last request ends.
 """
 
 import logging
@@ -43,7 +43,7 @@ class LoadFailure:
 
 
 class ModelPool:
-    """Hold ``changed`` to read or change the public attributes. ``served`` answers the requests that name no version."""
+    """Hold ``changed`` to use the public attributes. ``served`` answers requests without a version."""
 
     def __init__(self, replica: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self.replica = replica
@@ -58,7 +58,7 @@ class ModelPool:
         self._retry_seconds = retry_seconds
 
     def set_target(self, target: ServedTarget) -> None:
-        """Set what to load and serve, and return at once. The latest call wins; an equal target changes nothing."""
+        """Set what to load and serve, and return at once. An equal target changes nothing."""
         with self.changed:
             previous, self.target = self.target, target
             if previous == target:
@@ -133,7 +133,7 @@ class ModelPool:
             self.served = None
             self.changed.notify_all()
 
-    # --- unhealthy engines -------------------------------------------------------------------------------------------
+    # --- unhealthy engines ---
 
     def discard_if_unhealthy(self, model: LoadedModel) -> bool:
         """Check the engine of a model that failed a request. Returns whether the engine is lost."""
@@ -151,8 +151,8 @@ class ModelPool:
     def _discard_if_unhealthy(self, model: LoadedModel) -> None:
         """Discard a dead or hung engine and fail its requests.
 
-        If it was the served one, the version that should be served is loaded at once, even if it failed before.
-        Other versions are loaded again after ``retry_seconds``.
+        If it was the served one, the version that should be served is loaded at once, even if it failed
+        before. Other versions are loaded again after ``retry_seconds``.
         """
         limits = (DEFAULT_SERVING if self.target is None else self.target.spec).limits
         reason = unhealthy_reason(model.engine.status(), limits.hang_seconds)
@@ -174,7 +174,7 @@ class ModelPool:
             callback(reason)
         self.changed.notify_all()
 
-    # --- for the thread that loads -----------------------------------------------------------------------------------
+    # --- used by the loading thread ---
 
     def wanted(self) -> list[ServedVersion]:
         """Return the versions to hold, in the order in which they are loaded."""
@@ -197,7 +197,7 @@ class ModelPool:
         return None
 
     def should_load(self, version: ServedVersion) -> bool:
-        """Whether the load of a version should go on: it is still wanted, and no lost served engine is more urgent."""
+        """Whether to go on loading a version: it is wanted, and no lost served version is more urgent."""
         return not self.closing and version in self.wanted() and self.recovering() in (None, version)
 
     def add(self, version: ServedVersion, engine: Engine) -> None:
@@ -217,7 +217,7 @@ class ModelPool:
             self.changed.notify_all()
 
     def evict_kept(self, incoming: ServedVersion) -> bool:
-        """Unload the least wanted kept version to make room for a more wanted one. Returns whether there was one."""
+        """Unload the least wanted kept version in favour of another. Returns False if there is none."""
         with self.changed:
             if self.target is None or incoming in self.target.kept:
                 return False
@@ -229,7 +229,7 @@ class ModelPool:
                     return True
             return False
 
-    # --- state changes, under the lock -------------------------------------------------------------------------------
+    # --- state changes, under the lock ---
 
     def _stable(self) -> ServedVersion | None:
         return None if self.target is None else self.target.stable

@@ -14,8 +14,9 @@ from workers.serving.generation import Finished, Token
 class OutputQueue:
     """Engine events of one request of ``num_sequences`` that have not been read yet.
 
-    With ``whole``, the event loop is woken only once, when the answer is complete: waking it at every engine step would
-    cost both threads more than the step. Create it on the event loop; call ``put`` and ``fail`` from any thread.
+    With ``whole``, the event loop is woken only once, when the answer is complete: waking it at every engine
+    step would cost both threads more than the step. Create it on the event loop; call ``put`` and ``fail``
+    from any thread.
     """
 
     def __init__(self, num_sequences: int, *, whole: bool) -> None:
@@ -56,7 +57,7 @@ class OutputQueue:
         self.put([SequenceFailed(0, message)])
 
     async def get(self, not_before: float) -> list[EngineEvent]:
-        """Return all unread events, at least one, at ``not_before`` (the loop's time) or earlier if they are the last."""
+        """Return the unread events, at least one, at ``not_before`` (loop time); the last ones at once."""
         if self._whole:
             await self._complete.wait()
         elif (seconds := not_before - self._loop.time()) > 0:

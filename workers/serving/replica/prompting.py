@@ -13,7 +13,7 @@ _SEED_RANGE = 1 << 64
 
 
 def plan_sequences(request: Generation, engine: Engine) -> tuple[list[SequenceRequest], int]:
-    """Return the sequences of all candidates, grouped by prompt as OpenAI numbers choices, and the prompts' token count.
+    """Return the sequences of all candidates, grouped by prompt, and the prompts' token count.
 
     Raises RejectionError (400) if the engine cannot serve the request.
     """

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Replica:
-    """Set targets on ``pool`` and read its reports there. ``open_export`` verifies an artifact and returns its folder."""
+    """Set targets on ``pool`` and read its reports there. ``open_export`` returns a verified folder."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Replica:
         self._shadow = ShadowTraffic(self.pool, self._router, self._runner)
 
     def healthy(self) -> bool:
-        """Whether the replica answers, or can still load what should answer; otherwise its process must be replaced."""
+        """Whether the replica answers or can still load what should; if not, its process must be replaced."""
         return self._loading.is_alive() and self.pool.can_recover()
 
     def metrics(self) -> list[Metric]:
@@ -48,8 +48,8 @@ class Replica:
     async def generate(self, request: Generation) -> AsyncGenerator[list[AnswerItem], None]:
         """Answer one request with one version, in batches if it streams, else in one batch.
 
-        If the version on trial or a lost engine fails before the first batch, the served version answers instead, once
-        it is loaded.
+        If the version on trial or a lost engine fails before the first batch, the served version answers
+        instead, once it is loaded.
         """
         try:
             model = await self._router.route(request.version, request.affinity)

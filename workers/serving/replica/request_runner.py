@@ -24,8 +24,8 @@ from workers.serving.replica.prompting import plan_sequences
 
 logger = logging.getLogger(__name__)
 
-# A stream sends one batch per interval, and the interval grows with the number of streams: each batch costs about 1 ms
-# in every process that it crosses.
+# A stream sends one batch per interval, which grows with the number of streams: each batch costs about 1 ms in
+# every process that it crosses.
 BATCH_SECONDS_PER_STREAM = 0.02
 MAX_BATCH_SECONDS = 0.2
 
@@ -133,7 +133,7 @@ class RequestRunner:
 def _submitted(
     model: LoadedModel, sequences: Sequence[SequenceRequest], *, whole: bool
 ) -> Iterator[OutputQueue]:
-    """Decode the sequences until the block ends. Raises QueueFull and EngineError, also if the engine was discarded."""
+    """Decode the sequences until the block ends. Raises QueueFull and EngineError."""
     output = OutputQueue(len(sequences), whole=whole)
     cancel = model.engine.submit(sequences, output.put)
     model.on_lost.add(output.fail)

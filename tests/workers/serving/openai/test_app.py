@@ -150,18 +150,19 @@ def test_echoed_prompts_carry_the_logprobs_that_an_evaluation_harness_needs(clie
     assert logprobs.token_logprobs is not None
     assert logprobs.top_logprobs is not None
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 6
-    assert logprobs.token_logprobs[0] is None
-    scored = logprobs.token_logprobs[len(context) : -1]
+    token_logprobs: list[Any] = logprobs.token_logprobs
+    assert token_logprobs[0] is None
+    scored = token_logprobs[len(context) : -1]
     best = [max(top.values()) for top in logprobs.top_logprobs[len(context) : -1]]
     assert all(value < 0 for value in scored)
     assert all(value <= highest for value, highest in zip(scored, best, strict=True))
     # The next token was chosen greedily, so it is the best one.
-    assert logprobs.token_logprobs[-1] == max(logprobs.top_logprobs[-1].values())
+    assert token_logprobs[-1] == max(logprobs.top_logprobs[-1].values())
     scoring_only = client.completions.create(
         model="line", prompt=[context + continuation], max_tokens=0, logprobs=0, echo=True
     )
     assert scoring_only.choices[0].logprobs is not None
-    assert scoring_only.choices[0].logprobs.token_logprobs == logprobs.token_logprobs[:-1]
+    assert scoring_only.choices[0].logprobs.token_logprobs == token_logprobs[:-1]
     assert scoring_only.usage is not None
     assert scoring_only.usage.completion_tokens == 0
 
@@ -191,7 +192,7 @@ def test_chat_with_logprobs(client: OpenAI) -> None:
 
 def test_chat_does_not_add_the_chosen_token_to_its_alternatives(client: OpenAI) -> None:
     """Completions do."""
-    unlikely = {"temperature": 2.0, "max_tokens": 20, "seed": 3}
+    unlikely: dict[str, Any] = {"temperature": 2.0, "max_tokens": 20, "seed": 3}
     chat = client.chat.completions.create(
         model="line", messages=[{"role": "user", "content": "Hi"}], logprobs=True, top_logprobs=1, **unlikely
     )

@@ -39,7 +39,7 @@ def test_a_body_that_is_too_large_is_rejected(http: httpx.Client) -> None:
 
 
 AS_JSON = {"content-type": "application/json"}
-CHAT = {"model": "line", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+CHAT: dict[str, Any] = {"model": "line", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 
 
 @pytest.mark.parametrize(

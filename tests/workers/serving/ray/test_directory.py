@@ -130,7 +130,11 @@ def test_calls_that_serve_rejects_are_answered_with_a_status_and_a_retry_delay(
 
 
 def test_an_unexpected_error_becomes_a_rejection() -> None:
-    for script in ([ANSWER[:1], KeyError("gRPC")], [KeyError("gRPC")]):
+    scripts: list[list[list[AnswerItem] | Exception]] = [
+        [ANSWER[:1], KeyError("gRPC")],
+        [KeyError("gRPC")],
+    ]
+    for script in scripts:
         answer = ask(Handle(script))
         assert _status(answer) == 500
         assert isinstance(answer[-1], RequestRejected)

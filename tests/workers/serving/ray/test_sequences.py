@@ -18,8 +18,9 @@ def serve_details(target: ServedTarget) -> dict[str, Any]:
 
 def latest_in_the_end(sequences: Sequences, target: ServedTarget, details: dict[str, Any]) -> ServedTarget:
     """Return the target that is declared once Serve has stayed ahead for long enough."""
-    for poll in range(PATIENCE_POLLS + 1):
-        [latest] = sequences.latest([target], details, now=poll * PATIENCE_SECONDS)
+    for poll in range(PATIENCE_POLLS):
+        sequences.latest([target], details, now=poll * PATIENCE_SECONDS)
+    [latest] = sequences.latest([target], details, now=PATIENCE_POLLS * PATIENCE_SECONDS)
     return latest
 
 

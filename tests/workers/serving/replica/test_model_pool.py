@@ -1,8 +1,10 @@
 """The versions that a replica loads: limits of time, speed and memory, and engines that hang."""
 
+import random
 import threading
 import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,7 +17,6 @@ from tests.workers.serving.scripted_engines import ScriptedLoader
 from tests.workers.serving.serving_line import failures, line, trying, version
 from workers.serving.engine.port import EngineError
 from workers.serving.generation import RequestRejected
-from workers.serving.replica import routing
 from workers.serving.replica.health import MIN_HANG_SECONDS
 from workers.serving.replica.model_pool import ModelPool
 from workers.serving.replica.replica import Replica
@@ -234,13 +235,13 @@ def test_requests_that_wait_for_the_lost_served_version_are_not_drawn_again_for_
     replica.pool.set_target(trying(1, version(2), share=0.1))
     assert replica.pool.wait_until_settled(30)
     loader.gate.clear()
-    draws: list[float] = []
-    monkeypatch.setattr(routing.random, "random", lambda: draws.append(0.5) or 0.5)
+    draw = Mock(return_value=0.5)
+    monkeypatch.setattr(random, "random", draw)
     loader.engine("1").hung_since = 1.0
     until(lambda: loader.folders == ["1", "2", "1"])
     threading.Timer(1.0, loader.gate.set).start()
     assert number(ask(replica, REQUEST)) == 1
-    assert len(draws) <= 2, "once for a version, once for a copy"
+    assert draw.call_count <= 2, "once for the version, once for a shadow copy"
 
 
 def test_requests_wait_for_the_next_version_when_the_served_one_is_lost_during_a_rollout(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from workers.serving.engine.port import SequenceFailed
+from workers.serving.engine.port import EngineEvent, SequenceFailed
 from workers.serving.generation import Finished, FinishReason, Token
 from workers.serving.replica.output_queue import OutputQueue
 
@@ -26,7 +26,7 @@ async def soon(awaitable: Any) -> Any:
 def test_one_choice_may_fail_in_the_step_that_finishes_the_other(whole: bool) -> None:
     async def scenario() -> None:
         output = OutputQueue(2, whole=whole)
-        events = [SequenceFailed(0, "not finite"), token(1), finished(1)]
+        events: list[EngineEvent] = [SequenceFailed(0, "not finite"), token(1), finished(1)]
         output.put(events)
         assert await soon(output.get(0.0)) == events
 

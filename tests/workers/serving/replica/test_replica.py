@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -323,15 +324,14 @@ def test_requests_that_a_full_engine_rejects_are_not_encoded(
 ) -> None:
     serve(replica, 1)
     engine = loader.engine("1")
-    encoded: list[str] = []
-    encode = engine.encode
-    monkeypatch.setattr(engine, "encode", lambda text: encoded.append(text) or encode(text))
+    encode = Mock(side_effect=engine.encode)
+    monkeypatch.setattr(engine, "encode", encode)
     engine.full = True
     assert rejection(ask(replica, generation())).status == 429
-    assert encoded == []
+    encode.assert_not_called()
     engine.full = False
     ask(replica, generation())
-    assert encoded == [PROMPT]
+    encode.assert_called_once_with(PROMPT)
 
 
 def test_requests_whose_client_disconnects_are_counted_separately(replica: Replica) -> None:

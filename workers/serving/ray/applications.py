@@ -63,8 +63,8 @@ class ModelReplica:
             self._started = True
             report = self._replica.pool.report()
             if report.number is None and (target.rolling or target.proven):
-                # Serve keeps the other replicas, reports this message, and starts another replica. For a line's
-                # first version the replica stays up instead and reports the error: no other replica can.
+                # Serve keeps the other replicas, reports this message, and starts another replica. For a
+                # line's first version the replica stays up and reports the error, as no other replica can.
                 raise RuntimeError("; ".join(version.error or "" for version in report.versions))
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[AnswerItem], None]:

@@ -43,7 +43,10 @@ class LoadFailure:
 
 
 class ModelPool:
-    """Hold ``changed`` to use the public attributes. ``served`` answers requests without a version."""
+    """The loaded versions of one replica; ``served`` answers requests that name no version.
+
+    Hold ``changed`` to read or change the public attributes.
+    """
 
     def __init__(self, replica: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self.replica = replica

@@ -20,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Replica:
-    """Set targets on ``pool`` and read its reports there. ``open_export`` returns a verified folder."""
+    """Answers requests for one model line. Set its targets and read its reports on ``pool``.
+
+    ``open_export`` verifies the artifact with that key and returns its folder.
+    """
 
     def __init__(
         self,

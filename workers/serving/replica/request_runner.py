@@ -24,8 +24,8 @@ from workers.serving.replica.prompting import plan_sequences
 
 logger = logging.getLogger(__name__)
 
-# A stream sends one batch per interval, which grows with the number of streams: each batch costs about 1 ms in
-# every process that it crosses.
+# A stream sends one batch per interval, which grows with the number of streams: each batch costs about 1 ms
+# in every process that it crosses.
 BATCH_SECONDS_PER_STREAM = 0.02
 MAX_BATCH_SECONDS = 0.2
 
@@ -37,7 +37,7 @@ class EngineFailed(Exception):
 
 
 class RequestRunner:
-    """All methods raise RejectionError for a request that the model cannot take, and EngineFailed."""
+    """Runs requests on loaded models. All methods raise RejectionError and EngineFailed."""
 
     def __init__(self, pool: ModelPool) -> None:
         self._pool = pool

@@ -26,7 +26,7 @@ from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
 from tests.support.waiting import until
 from tests.workers.serving.serving_line import failures, line, trying, version
-from workers.serving.ray.declaration import ReplicaOptions, applications
+from workers.serving.ray.declaration import ReplicaOptions, applications, differing
 from workers.serving.ray.serving import RayServing
 
 pytestmark = pytest.mark.ray
@@ -340,6 +340,33 @@ def test_applications_that_were_deleted_by_hand_are_restored(serving: RayServing
     serve.shutdown()
     release(serving, line(2))
     assert complete(serving).headers["x-pathswitch-version"] == "2"
+
+
+@pytest.mark.slow
+def test_applications_deployed_by_0_2_answer_and_are_replaced_without_failing_a_request(
+    serving: RayServing, artifacts: Artifacts
+) -> None:
+    declared = applications([line(1)], ReplicaOptions(artifacts.url))
+    old = [
+        {**app, "import_path": app["import_path"].replace("ray.applications", "ray_apps")} for app in declared
+    ]
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    ray.get(controller.apply_config.remote(ServeDeploySchema.model_validate({"applications": old})))
+    until(lambda: _runs_as_declared(old))
+    with Clients(serving.url()) as clients:
+        until(lambda: len(clients.seen) > 10)
+        serving.apply([line(1)])
+        until(lambda: _runs_as_declared(declared))
+        num_before = len(clients.seen)
+        until(lambda: len(clients.seen) > num_before + 10)
+    assert not clients.failures
+
+
+def _runs_as_declared(declared: list[dict[str, Any]]) -> bool:
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    details = ray.get(controller.get_serve_instance_details.remote())
+    states = {name: app["status"] for name, app in details["applications"].items()}
+    return not differing(declared, details) and set(states.values()) == {"RUNNING"}
 
 
 def test_a_line_without_a_target_is_removed(serving: RayServing) -> None:

@@ -93,7 +93,7 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
 
     from workers.ray_executor import RayExecutor
     from workers.run_board import NAMESPACE
-    from workers.serving.ray_serving import RayServing
+    from workers.serving.ray.serving import RayServing
 
     context = ray.init(address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False)
     jobs_url = f"http://{context.dashboard_url}"

@@ -20,7 +20,7 @@ from tests.support.story import DATASET, DOCUMENTS, SPEC, download, greedy, push
 from tests.support.training import texts_of
 from tests.support.waiting import until
 from workers.ray_executor import RayExecutor
-from workers.serving.ray_serving import RayServing
+from workers.serving.ray.serving import RayServing
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow_on_postgres]
 

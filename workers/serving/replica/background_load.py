@@ -1,4 +1,4 @@
-"""One load of an engine, in a thread of its own: it may take longer than anybody waits for it, or never end."""
+"""One load of an engine in a thread of its own, because a load may outlast its time limit or never return."""
 
 import threading
 import time
@@ -8,27 +8,28 @@ from concurrent.futures import Future
 from workers.serving.engine.port import Engine
 
 
-class Loading:
-    """Begins at once. ``load`` may take ``seconds``; ``ended`` is called when it is over, from any thread."""
+class BackgroundLoad:
+    """Starts at once. ``load`` may take ``seconds``; ``on_done`` is called from any thread when it returns."""
 
     def __init__(
-        self, name: str, load: Callable[[], Engine], seconds: float, ended: Callable[[], None]
+        self, name: str, load: Callable[[], Engine], seconds: float, on_done: Callable[[], None]
     ) -> None:
         self._load = load
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         self._engine: Future[Engine] = Future()
-        self._engine.add_done_callback(lambda _: ended())
+        self._engine.add_done_callback(lambda _: on_done())
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     @property
     def seconds_left(self) -> float:
-        """0 once it is over, or its time is."""
+        """Seconds until the deadline; 0 once the load has returned."""
         return 0.0 if self._engine.done() else max(self._deadline - time.monotonic(), 0.0)
 
-    def take(self) -> Engine | None:
-        """The engine; None where it is taken before it is there. Raises what loading raised, and TimeoutError past its time. An
-        engine that comes later than it is taken is closed.
+    def result(self) -> Engine | None:
+        """Return the engine, or abandon the load and return None; an engine that arrives later is closed.
+
+        Raises what ``load`` raised, and TimeoutError after the deadline.
         """
         if self._engine.done():
             return self._engine.result()

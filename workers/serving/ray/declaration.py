@@ -1,8 +1,8 @@
-"""What Serve is told: one application for the ingress, one for every model line with a released version.
+"""The applications declared to Serve: one for the ingress, and one per model line with a released version.
 
-Declarative, as only there a new target changes the user config of running replicas; ``serve.run`` would
-replace them all. Serve deletes the declared applications that a new declaration leaves out: the Serve of a
-cluster belongs to Pathswitch.
+They use Serve's declarative API, where a new target only changes the user config of running replicas;
+``serve.run`` would replace them all. Serve deletes declared applications that a new declaration omits, so the
+Serve instance of a cluster belongs to Pathswitch.
 """
 
 import json
@@ -22,18 +22,20 @@ REPLICA = "ModelReplica"
 INGRESS_APP = "ingress"
 
 UPSCALE_SECONDS = 10.0
-LOOK_BACK_SECONDS = 15.0  # Serve asks for more than the 10 s between two of its counts
+LOOK_BACK_SECONDS = 15.0  # Serve requires more than the 10 s between its samples
 
 _TARGET = TypeAdapter(ServedTarget)
 _VERSION: TypeAdapter[ServedVersion | None] = TypeAdapter(ServedVersion | None)
 
-# An app in one of these does not serve and will not by itself.
+# An application in one of these states does not serve and will not recover by itself.
 _GONE = ("NOT_STARTED", "DELETING")
 
 
 class KnownModel(TypedDict):
-    """What the ingress knows of a model line. ``released``: some version is to answer; ``proven``: one has. One that ``sleeps``
-    may have no replica until it is asked, and is loaded within ``load_seconds``.
+    """What the ingress knows about a model line.
+
+    ``released``: a version should answer; ``proven``: one has answered. A line that ``sleeps`` may have no
+    replica until a request comes, and then loads within ``load_seconds``.
     """
 
     released: bool
@@ -44,10 +46,10 @@ class KnownModel(TypedDict):
 
 @dataclass(frozen=True)
 class ReplicaOptions:
-    """What every replica is given. ``num_cpus`` is a logical share, small so that replicas fit beside a trainer."""
+    """Options of every replica. ``num_cpus`` is a logical share, small so that replicas fit beside a trainer."""
 
     artifacts_url: str
-    engine: Mapping[str, int | str] = field(default_factory=dict)  # as ``engine_loader`` is given it
+    engine: Mapping[str, int | str] = field(default_factory=dict)  # options for ``engine_loader``
     num_cpus: float = 0.1
     num_gpus: float = 0.0
 
@@ -57,18 +59,16 @@ def app_name(model: str) -> str:
 
 
 def applications(targets: Sequence[ServedTarget], options: ReplicaOptions) -> list[JSON]:
-    """The declaration for the targets. A model without a released version has no replica yet: the ingress
-    says so.
-    """
+    """Declare the targets. Without a released version, a model has no application of its own."""
     released = [target for target in targets if target.stable is not None]
     return [
-        _ingress({target.model: _known(target) for target in targets}),
-        *(_model(target, options) for target in released),
+        _ingress_app({target.model: _known_model(target) for target in targets}),
+        *(_model_app(target, options) for target in released),
     ]
 
 
 def declared_target(model: str, details: JSON) -> ServedTarget | None:
-    """What Serve has been told of a model line, but for what replicas need not know. None where it has not, or not by us."""
+    """Return the target last declared for a model line, if it was declared by Pathswitch."""
     app: JSON | None = details["applications"].get(app_name(model))
     if app is None or app["status"] in _GONE or not app["deployed_app_config"]:
         return None
@@ -79,7 +79,7 @@ def declared_target(model: str, details: JSON) -> ServedTarget | None:
 
 
 def differing(declared: Sequence[JSON], details: JSON) -> set[str]:
-    """Names of the applications that are not what is declared: missing, going, another, or left over."""
+    """Return the names of applications that are not as declared: missing, stopping, different, or left over."""
     reported: JSON = details["applications"]
     names = {app["name"] for app in declared}
     left_over = {
@@ -93,7 +93,7 @@ def differing(declared: Sequence[JSON], details: JSON) -> set[str]:
 
 
 def failed(details: JSON) -> set[str]:
-    """Names of the applications that Serve has given up on and that have no replica that runs."""
+    """Return the names of applications that Serve has given up on and that have no running replica."""
     return {
         name
         for name, app in details["applications"].items()
@@ -105,8 +105,8 @@ def without(declared: Sequence[JSON], names: Collection[str]) -> list[JSON]:
     return [app for app in declared if app["name"] not in names]
 
 
-def why_not_answering(details: JSON) -> str | None:
-    """Why nothing answers over HTTP at the moment; None if something does."""
+def unavailable_reason(details: JSON) -> str | None:
+    """Say why nothing answers over HTTP at the moment; None if the ingress does."""
     proxies: JSON = details.get("proxies") or {}
     if "HEALTHY" not in {proxy["status"] for proxy in proxies.values()}:
         return "the HTTP proxy is not up"
@@ -116,7 +116,7 @@ def why_not_answering(details: JSON) -> str | None:
     return None
 
 
-def _known(target: ServedTarget) -> KnownModel:
+def _known_model(target: ServedTarget) -> KnownModel:
     return {
         "released": target.stable is not None,
         "proven": target.proven,
@@ -125,11 +125,11 @@ def _known(target: ServedTarget) -> KnownModel:
     }
 
 
-def _ingress(models: Mapping[str, KnownModel]) -> JSON:
+def _ingress_app(models: Mapping[str, KnownModel]) -> JSON:
     return {
         "name": INGRESS_APP,
         "route_prefix": "/",
-        "import_path": "workers.serving.ray_apps:ingress_app",
+        "import_path": "workers.serving.ray.applications:ingress_app",
         "args": {},
         "runtime_env": _runtime_env(),
         "deployments": [
@@ -142,9 +142,12 @@ def _ingress(models: Mapping[str, KnownModel]) -> JSON:
     }
 
 
-def _model(target: ServedTarget, options: ReplicaOptions) -> JSON:
-    """A changed user config reaches the replicas that run; changed arguments have Serve replace them, one by one. So where it
-    is rolling the version is among those, and nothing else of the target.
+def _model_app(target: ServedTarget, options: ReplicaOptions) -> JSON:
+    """Declare the replicas of a model line.
+
+    Serve hands a changed user config to running replicas, but replaces replicas one by one when their
+    arguments change. For a rolling update the arguments therefore contain the version, and nothing else of
+    the target.
     """
     threads = 0 if options.num_gpus else 1
     args = {
@@ -157,14 +160,14 @@ def _model(target: ServedTarget, options: ReplicaOptions) -> JSON:
     return {
         "name": app_name(target.model),
         "route_prefix": None,
-        "import_path": "workers.serving.ray_apps:model_app",
+        "import_path": "workers.serving.ray.applications:model_app",
         "args": args,
         "runtime_env": _runtime_env(),
         "deployments": [
             {
                 "name": REPLICA,
-                **_replicas(target),
-                "max_surge_percent": 1,  # one at least: a next replica before an old one ends, so that none is missing
+                **_scaling(target),
+                "max_surge_percent": 1,  # rounded up to one replica, which starts before an old one stops
                 "user_config": target_as_json(_for_replicas(target)),
                 "ray_actor_options": {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
             }
@@ -173,18 +176,18 @@ def _model(target: ServedTarget, options: ReplicaOptions) -> JSON:
 
 
 def _for_replicas(target: ServedTarget) -> ServedTarget:
-    """What replicas need of it. They leave the routing while they are told, so that nothing else should reach them."""
+    """Drop what replicas need not know: each change takes them out of routing for a moment."""
     return replace(target, spec=ServingSpec(limits=target.spec.limits), awake=True)
 
 
-def _replicas(target: ServedTarget) -> JSON:
+def _scaling(target: ServedTarget) -> JSON:
     replicas = target.spec.replicas
-    fewest = max(replicas.min, 1) if target.awake else replicas.min
-    if fewest == replicas.max:
-        return {"num_replicas": fewest}
+    minimum = max(replicas.min, 1) if target.awake else replicas.min
+    if minimum == replicas.max:
+        return {"num_replicas": minimum}
     return {
         "autoscaling_config": {
-            "min_replicas": fewest,
+            "min_replicas": minimum,
             "max_replicas": replicas.max,
             "target_ongoing_requests": replicas.requests,
             "upscale_delay_s": UPSCALE_SECONDS,
@@ -208,7 +211,7 @@ def version_from_json(text: str) -> ServedVersion | None:
 
 
 def _runtime_env() -> JSON:
-    # A thread that spins while it waits halves the speed of a trainer on the same machine.
+    # OpenMP threads that spin while they wait halve the speed of a trainer on the same machine.
     return {
         "env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     }
@@ -219,7 +222,7 @@ def _is_as_declared(declared: JSON, reported: JSON | None) -> bool:
         return False
     if reported["deployed_app_config"] != declared:
         return False
-    # While an application is built it has no deployments; once it has, they must carry what was declared.
+    # An application that is being built has no deployments yet.
     return all(
         deployment["name"] not in reported["deployments"]
         or reported["deployments"][deployment["name"]]["deployment_config"]["user_config"]

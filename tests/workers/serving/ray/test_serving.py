@@ -1,4 +1,4 @@
-"""Real Ray Serve under a stream of clients: releases, swaps, failures, and what comes back by itself."""
+"""Real Ray Serve under load: releases, swaps, failures and recovery."""
 
 import json
 import os
@@ -26,8 +26,8 @@ from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
 from tests.support.waiting import until
 from tests.workers.serving.serving_line import failures, line, trying, version
-from workers.serving.ray_config import ReplicaOptions, applications
-from workers.serving.ray_serving import RayServing
+from workers.serving.ray.declaration import ReplicaOptions, applications, differing
+from workers.serving.ray.serving import RayServing
 
 pytestmark = pytest.mark.ray
 
@@ -63,8 +63,9 @@ def applied(serving: RayServing, *targets: ServedTarget) -> bool:
 
 
 def release(serving: RayServing, wanted: ServedTarget) -> None:
-    """Tick as the orchestrator does until every replica answers with the version and holds no other: until it has heard of
-    the target, one that was tried before takes its share.
+    """Tick as the orchestrator does until every replica answers with the version and wants no other.
+
+    Until a replica receives the target, an earlier trial may still take a share of its requests.
     """
     assert wanted.stable is not None
     number = wanted.stable.number
@@ -72,7 +73,7 @@ def release(serving: RayServing, wanted: ServedTarget) -> None:
     def released() -> bool:
         reports = serving.observe([wanted.model]).get(wanted.model, ()) if applied(serving, wanted) else ()
         return bool(reports) and all(
-            report.number == number and {held.number for held in report.versions} == {number}
+            report.number == number and {version.number for version in report.versions} == {number}
             for report in reports
         )
 
@@ -85,7 +86,7 @@ def complete(serving: RayServing, **changes: Any) -> httpx.Response:
 
 @dataclass
 class Clients:
-    """Clients that ask without pause, every second one for streams; what they were answered and how long it took."""
+    """Clients that send requests without pause, every second one for streams, and record the answers."""
 
     url: str
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -141,7 +142,7 @@ def test_before_a_release_it_answers_503(serving: RayServing) -> None:
     assert serving.observe(["line"]) == {"line": []}
 
 
-def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(serving: RayServing) -> None:
+def test_a_swap_under_load_fails_no_request_and_mixes_no_versions(serving: RayServing) -> None:
     release(serving, line(1))
     assert complete(serving).headers["x-pathswitch-version"] == "1"
     [replica] = serving.observe(["line"])["line"]
@@ -153,14 +154,14 @@ def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(serving: RayServin
         time.sleep(1)
     assert not clients.failures
     assert {version for version, _ in clients.seen} == {"1", "2"}
-    assert len(set(clients.seen)) == 2  # one text a version
+    assert len(set(clients.seen)) == 2  # one text per version
     assert len(clients.seen) > 50
     assert [report.replica for report in serving.observe(["line"])["line"]] == [
         replica.replica
     ]  # the same process
 
 
-def test_calls_are_cheap_and_change_nothing_when_nothing_changed(
+def test_calls_without_changes_are_fast_and_redeploy_nothing(
     serving: RayServing, artifacts: Artifacts
 ) -> None:
     release(serving, line(1))
@@ -191,15 +192,15 @@ def test_a_version_that_cannot_be_loaded_is_reported_and_the_old_one_goes_on(ser
     release(serving, line(1))
 
 
-def test_a_canary_over_the_ingress_pinned_versions_and_what_prometheus_is_told(serving: RayServing) -> None:
+def test_canaries_pinned_versions_and_metrics_work_through_the_ingress(serving: RayServing) -> None:
     release(serving, line(1))
     canary = trying(1, version(2), share=0.5)
 
     def both() -> bool:
         reports = serving.observe(["line"])["line"] if applied(serving, canary) else ()
-        return [{held.number for held in report.versions if held.state == "ready"} for report in reports] == [
-            {1, 2}
-        ]
+        return [
+            {version.number for version in report.versions if version.state == "ready"} for report in reports
+        ] == [{1, 2}]
 
     until(both)
     answered = {
@@ -223,11 +224,11 @@ def test_a_canary_over_the_ingress_pinned_versions_and_what_prometheus_is_told(s
     release(serving, line(1))
 
 
-def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing, artifacts: Artifacts) -> None:
+def test_decoding_stops_when_its_client_disconnects(serving: RayServing, artifacts: Artifacts) -> None:
     release(serving, line(1))
     end_of_text = json.loads((artifacts.open("export/1") / "config.json").read_text())["eos_token_id"]
     body = {**ANSWER, "prompt": ["a"] * 512, "max_tokens": 120, "stream": True}
-    body["logit_bias"] = {end_of_text: -100}  # or it would be over in two seconds
+    body["logit_bias"] = {end_of_text: -100}  # or the request would finish within two seconds
     with httpx.stream("POST", f"{serving.url()}/v1/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
@@ -237,7 +238,7 @@ def test_a_client_that_goes_away_stops_the_decoding(serving: RayServing, artifac
     assert time.monotonic() - began < 10
 
 
-def test_an_engine_that_dies_is_replaced_in_its_replica_and_only_begun_streams_are_cut(
+def test_a_dead_engine_is_replaced_in_its_replica_and_only_started_streams_are_cut_off(
     serving: RayServing,
 ) -> None:
     release(serving, line(1))
@@ -255,7 +256,7 @@ def test_an_engine_that_dies_is_replaced_in_its_replica_and_only_begun_streams_a
     assert after.replica == before.replica
 
 
-def test_before_its_ray_ends_what_is_in_flight_is_answered_and_newcomers_are_told_to_come_back(
+def test_before_ray_stops_requests_in_flight_are_answered_and_new_ones_are_rejected(
     serving: RayServing, artifacts: Artifacts
 ) -> None:
     release(serving, line(1))
@@ -272,14 +273,14 @@ def test_before_its_ray_ends_what_is_in_flight_is_answered_and_newcomers_are_tol
         assert [line for line in lines if line][-1] == "data: [DONE]"
     ending.join(10)
     assert not ending.is_alive()
-    # It has ended alone. Who comes next takes requests again.
+    # The orchestrator stopped but Ray did not: the next orchestrator accepts requests again.
     following = RayServing(artifacts.url, "127.0.0.1", port, ends_with_us=True)
     until(lambda: applied(following, line(1)))
     assert complete(serving).status_code == 200
 
 
 @pytest.mark.slow
-def test_a_replica_that_dies_comes_back_and_waiting_requests_are_answered(serving: RayServing) -> None:
+def test_a_dead_replica_is_replaced_and_waiting_requests_are_answered(serving: RayServing) -> None:
     release(serving, line(1))
     [replica] = serving.observe(["line"])["line"]
     os.kill(_replica_pid(), signal.SIGKILL)
@@ -298,30 +299,30 @@ def _replica_pid() -> int:
 
 
 @pytest.mark.slow
-def test_a_replica_that_hangs_is_noticed_and_another_answers(serving: RayServing) -> None:
+def test_a_frozen_replica_is_replaced(serving: RayServing) -> None:
     release(serving, line(1))
     [before] = serving.observe(["line"])["line"]
     pid = _replica_pid()
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     try:
-        until(lambda: applied(serving, line(1)) and _other_than(serving, before.replica))
-        assert time.monotonic() - began < 60  # 30 s to notice, and the time to start another
+        until(lambda: applied(serving, line(1)) and _another_answers(serving, before.replica))
+        assert time.monotonic() - began < 60  # 30 s to notice, plus the start of another replica
         assert complete(serving).status_code == 200
     finally:
-        # Ray asks a process to end by itself, which this one cannot.
+        # Ray only asks the process to exit, and a stopped process cannot.
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
-def _other_than(serving: RayServing, replica: str) -> bool:
+def _another_answers(serving: RayServing, replica: str) -> bool:
     return any(
         report.number == 1 and report.replica != replica for report in serving.observe(["line"])["line"]
     )
 
 
 @pytest.mark.slow
-def test_what_is_changed_by_hand_comes_back(serving: RayServing) -> None:
+def test_an_application_that_was_changed_by_hand_is_restored(serving: RayServing) -> None:
     release(serving, line(1))
     by_hand = applications([line(2)], ReplicaOptions("file:///elsewhere"))
     controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
@@ -331,7 +332,7 @@ def test_what_is_changed_by_hand_comes_back(serving: RayServing) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_deleted_behind_its_back_comes_back(serving: RayServing) -> None:
+def test_applications_that_were_deleted_by_hand_are_restored(serving: RayServing) -> None:
     release(serving, line(1))
     serve.delete("model-line", _blocking=False)
     time.sleep(1)
@@ -341,7 +342,34 @@ def test_what_is_deleted_behind_its_back_comes_back(serving: RayServing) -> None
     assert complete(serving).headers["x-pathswitch-version"] == "2"
 
 
-def test_a_line_that_is_no_target_any_more_is_gone(serving: RayServing) -> None:
+@pytest.mark.slow
+def test_applications_deployed_by_0_2_answer_and_are_replaced_without_failing_a_request(
+    serving: RayServing, artifacts: Artifacts
+) -> None:
+    declared = applications([line(1)], ReplicaOptions(artifacts.url))
+    old = [
+        {**app, "import_path": app["import_path"].replace("ray.applications", "ray_apps")} for app in declared
+    ]
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    ray.get(controller.apply_config.remote(ServeDeploySchema.model_validate({"applications": old})))
+    until(lambda: _runs_as_declared(old))
+    with Clients(serving.url()) as clients:
+        until(lambda: len(clients.seen) > 10)
+        serving.apply([line(1)])
+        until(lambda: _runs_as_declared(declared))
+        num_before = len(clients.seen)
+        until(lambda: len(clients.seen) > num_before + 10)
+    assert not clients.failures
+
+
+def _runs_as_declared(declared: list[dict[str, Any]]) -> bool:
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    details = ray.get(controller.get_serve_instance_details.remote())
+    states = {name: app["status"] for name, app in details["applications"].items()}
+    return not differing(declared, details) and set(states.values()) == {"RUNNING"}
+
+
+def test_a_line_without_a_target_is_removed(serving: RayServing) -> None:
     until(lambda: applied(serving))
     until(lambda: complete(serving).status_code == 404)
     until(lambda: set(serve.status().applications) == {"ingress"})

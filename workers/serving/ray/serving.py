@@ -1,8 +1,7 @@
-"""The Serving port over Ray Serve 2.60: every call compares what is declared with what Serve reports.
+"""The Serving port over Ray Serve 2.60: every call compares the declaration with Serve's report.
 
-Serve and its applications are detached: they outlive this process, and the next one finds and adopts them.
-Nothing is remembered that Serve would not say itself, so that a Serve that was ended or changed comes back as
-declared.
+Serve and its applications are detached: they outlive this process, and the next one adopts them. All state is
+read from Serve, so that applications which were stopped or changed by hand come back as declared.
 """
 
 import logging
@@ -22,24 +21,25 @@ from ray.serve.schema import ServeDeploySchema
 from service.core.errors import Unavailable
 from service.core.serving import ReplicaReport, Residence, ServedTarget, VersionReport
 from service.core.stopping import DRAIN_SECONDS
-from workers.serving import ray_config
-from workers.serving.ray_config import INGRESS, INGRESS_APP, JSON, REPLICA, ReplicaOptions, app_name
-from workers.serving.ray_sequences import Sequences
+from workers.serving.ray import declaration
+from workers.serving.ray.declaration import INGRESS, INGRESS_APP, JSON, REPLICA, ReplicaOptions, app_name
+from workers.serving.ray.sequences import Sequences
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 1.0  # of Serve's controller and of replicas; past it they do not answer
+ANSWER_SECONDS = 1.0  # time limit for Serve's controller and for replicas
 FAILED_RETRY_SECONDS = 30.0
-DRAIN_LOOK_SECONDS = 0.25
-QUIET_LOOKS = 3  # in a row: what the ingress has answered with, the proxy passes on a moment later
-INGRESS_SECONDS = 3.0  # beside decoding replicas and a trainer on two cores
-REPLICA_GPUS = 0.05  # so that one GPU holds several model lines beside a trainer and the stage host
+DRAIN_POLL_SECONDS = 0.25
+IDLE_POLLS = 3  # in a row, because the proxy forwards the last bytes a moment after the ingress sends them
+INGRESS_SECONDS = 3.0  # longer, because it shares two cores with decoding replicas and a trainer
+REPLICA_GPUS = 0.05  # small, so that a GPU holds several model lines beside a trainer and the stage host
 
 
 class RayServing:
-    """Serves over the Ray this process is connected to. ``num_gpus`` a replica; None: a share where there is
-    a GPU. ``engine``: as ``engine_loader`` is given it. ``ends_with_us``: whoever runs that Ray ends it when this
-    process has ended.
+    """Serves on the Ray cluster that this process is connected to.
+
+    ``engine``: options for ``engine_loader``. ``num_gpus``: per replica; None takes a share if the cluster
+    has a GPU. ``ends_with_us``: the Ray cluster stops when this process does.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class RayServing:
         self._host = host
         self._port = port
         self._options = ReplicaOptions(artifacts_url, engine or {}, num_cpus, num_gpus or 0.0)
-        self._gpus_known = num_gpus is not None
+        self._num_gpus_resolved = num_gpus is not None
         self._ends_with_us = ends_with_us
-        self._admits = False
+        self._admitted = False
         self._expected: dict[str, _Expected] = {}
         self._sequences = Sequences()
         self._starting: threading.Thread | None = None
@@ -69,70 +69,72 @@ class RayServing:
         return f"http://{self._host}:{self._port}"
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
-        if not self._gpus_known:
-            # Once: replicas must not be restarted because a node with a GPU comes or goes.
+        if not self._num_gpus_resolved:
+            # Only once: a GPU node that joins or leaves must not restart replicas.
             has_gpu = bool(ray.cluster_resources().get("GPU"))
             self._options = replace(self._options, num_gpus=REPLICA_GPUS if has_gpu else 0.0)
-            self._gpus_known = True
+            self._num_gpus_resolved = True
         controller = self._controller()
-        details: JSON = _ask(controller.get_serve_instance_details.remote())
+        details: JSON = _await(controller.get_serve_instance_details.remote())
         targets = self._sequences.latest(targets, details, time.monotonic())
         self._expected = {target.model: _expected(target, details) for target in targets}
-        declared = ray_config.applications(targets, self._options)
-        differing = ray_config.differing(declared, details)
-        failed = ray_config.failed(details)
+        declared = declaration.applications(targets, self._options)
+        differing = declaration.differing(declared, details)
+        failed = declaration.failed(details)
         if failed and time.monotonic() - self._retried_at > FAILED_RETRY_SECONDS:
-            # Serve leaves alone what it has given up on; left out once, it is built anew by the next call.
+            # Serve does not retry these. Remove them; the next call declares them again.
             logger.warning("Serve gave up on %s; starting over", ", ".join(sorted(failed)))
             self._retried_at = time.monotonic()
-            _declare(controller, ray_config.without(declared, failed))
+            _declare(controller, declaration.without(declared, failed))
         elif differing:
-            logger.info("telling Serve about %s", ", ".join(sorted(differing)))
+            logger.info("declaring to Serve: %s", ", ".join(sorted(differing)))
             _declare(controller, declared)
-        reason = ray_config.why_not_answering(details)
+        reason = declaration.unavailable_reason(details)
         if reason is not None:
             raise Unavailable(f"serving does not answer yet: {reason}")
-        if self._ends_with_us and not self._admits:
+        if self._ends_with_us and not self._admitted:
             self._admit()
 
     def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
-        expected = {model: one for model, one in self._expected.items() if model in models}
-        # All at once: a line that does not answer takes nothing from the others' time.
-        asked = {
-            model: _ask_replicas(model) for model, one in expected.items() if one.stable and one.num_running
+        expected = {model: line for model, line in self._expected.items() if model in models}
+        # Ask all lines at once, so that one that does not answer takes no time from the others.
+        responses = {
+            model: _ask_replicas(model)
+            for model, line in expected.items()
+            if line.stable and line.num_running
         }
         deadline = time.monotonic() + ANSWER_SECONDS
         observed = {}
-        for model, one in expected.items():
-            answers = _answers(model, asked.get(model), deadline)
+        for model, line in expected.items():
+            answers = _answers(model, responses.get(model), deadline)
             offset = self._sequences.offset(model)
-            reports = _reports(model, one, answers)
+            reports = _reports(model, line, answers)
             observed[model] = [replace(report, sequence=report.sequence - offset) for report in reports]
         return observed
 
     def close(self) -> None:
-        """Let go; Serve and its applications go on answering. Where Ray is about to end: until what is in flight is answered."""
+        """Leave Serve running. If Ray is about to stop, drain the ingress and wait for its requests."""
         if not self._ends_with_us:
             return
         deadline = time.monotonic() + DRAIN_SECONDS
-        quiet = 0
+        idle_polls = 0
         try:
-            while quiet < QUIET_LOOKS and time.monotonic() < deadline:
-                quiet = 0 if sum(_tell_ingress("drain")) else quiet + 1
-                time.sleep(DRAIN_LOOK_SECONDS)
+            while idle_polls < IDLE_POLLS and time.monotonic() < deadline:
+                idle_polls = 0 if sum(_call_ingress("drain")) else idle_polls + 1
+                time.sleep(DRAIN_POLL_SECONDS)
         except (RayError, RayServeException, TimeoutError) as error:
             logger.warning("requests in flight may be cut off: %s", error)
 
     def _admit(self) -> None:
-        """Once: an orchestrator before this one may have drained the ingress, and then have ended alone."""
+        """Stop the draining that an earlier orchestrator may have started before it stopped without Ray."""
         try:
-            _tell_ingress("admit")
+            _call_ingress("admit")
         except (RayError, RayServeException, TimeoutError) as error:
             raise Unavailable(f"the ingress does not answer: {error}") from error
-        self._admits = True
+        self._admitted = True
 
     def _controller(self) -> Any:
-        """Serve's controller. Raises Unavailable while there is none, and starts one."""
+        """Return Serve's controller. If there is none, start one in the background and raise Unavailable."""
         if self._starting is not None and self._starting.is_alive():
             raise Unavailable("Serve is starting")
         try:
@@ -141,7 +143,7 @@ class RayServing:
             reason, self._start_error = self._start_error, None
             self._starting = threading.Thread(target=self._start, name="start-serve", daemon=True)
             self._starting.start()
-            raise Unavailable(f"Serve is starting{f'; before: {reason}' if reason else ''}") from None
+            raise Unavailable(f"Serve is starting{f'; last error: {reason}' if reason else ''}") from None
 
     def _start(self) -> None:
         try:
@@ -153,7 +155,7 @@ class RayServing:
 
 @dataclass(frozen=True)
 class _Expected:
-    """What should run of a model line, and how much of it does. ``error``: why Serve has given up on replacing its replicas."""
+    """The replicas a model line should have and how many run. ``error``: why Serve gave up on replacing them."""
 
     stable: int | None
     sequence: int
@@ -176,7 +178,7 @@ def _expected(target: ServedTarget, details: JSON) -> _Expected:
 
 
 def _ask_replicas(model: str) -> Any:
-    """To be called where one runs: a broadcast to nobody waits for somebody. None where it is not there after all."""
+    """Broadcast ``report``. Call it only while a replica runs: Serve waits for one. None on failure."""
     handle = serve.get_deployment_handle(REPLICA, app_name(model), _check_exists=False)
     try:
         return handle.broadcast("report")
@@ -198,7 +200,7 @@ def _answers(model: str, response: Any, deadline: float) -> list[ReplicaReport]:
 
 
 def _reports(model: str, expected: _Expected, answers: Sequence[ReplicaReport]) -> list[ReplicaReport]:
-    """A report per replica that should run; those that have not answered in time report nothing."""
+    """Return a report per replica that should run; it is empty for replicas that did not answer in time."""
     if expected.stable is None:
         return []
     reports = list(answers)
@@ -206,24 +208,24 @@ def _reports(model: str, expected: _Expected, answers: Sequence[ReplicaReport]) 
         starting = position >= expected.num_running
         reports.append(ReplicaReport(f"{model}-{position}", None, starting=starting))
     if expected.error is not None:
-        why = VersionReport(expected.stable, Residence.FAILED, expected.error)
-        reports.append(ReplicaReport(f"{model}-next", None, (why,), expected.sequence))
+        failure = VersionReport(expected.stable, Residence.FAILED, expected.error)
+        reports.append(ReplicaReport(f"{model}-next", None, (failure,), expected.sequence))
     return reports
 
 
-def _tell_ingress(method: str) -> list[Any]:
-    """What every replica of the ingress answers."""
+def _call_ingress(method: str) -> list[Any]:
+    """Call every replica of the ingress and return their answers."""
     handle = serve.get_deployment_handle(INGRESS, INGRESS_APP, _check_exists=False)
     answers: list[Any] = handle.broadcast(method).results(timeout_s=INGRESS_SECONDS)
     return answers
 
 
 def _declare(controller: Any, applications: Sequence[JSON]) -> None:
-    _ask(controller.apply_config.remote(ServeDeploySchema.model_validate({"applications": applications})))
+    _await(controller.apply_config.remote(ServeDeploySchema.model_validate({"applications": applications})))
 
 
-def _ask(reference: Any) -> Any:
-    """The controller's answer. Raises Unavailable where it does not come soon."""
+def _await(reference: Any) -> Any:
+    """Return the controller's answer. Raises Unavailable if it does not come in time."""
     try:
         return ray.get(reference, timeout=ANSWER_SECONDS)
     except GetTimeoutError as error:

@@ -1,4 +1,4 @@
-"""What Serve itself does for a rollout: replicas replaced one by one, scaled with the load, and none where nobody asks."""
+"""Rollouts by Serve: it replaces replicas one by one, scales with the load, and stops idle ones."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_export import publish_tiny_export
 from tests.support.waiting import until
 from tests.workers.serving.serving_line import failures, line
-from workers.serving.ray_serving import RayServing
+from workers.serving.ray.serving import RayServing
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -28,7 +28,7 @@ BODY = {"model": "line", "prompt": "The cat sat on", "max_tokens": 20, "temperat
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the artifacts."""
+    """Return the folder of the artifacts."""
     return tmp_path_factory.mktemp("artifacts")
 
 
@@ -57,17 +57,17 @@ def complete(serving: RayServing) -> httpx.Response:
     return httpx.post(f"{serving.url()}/v1/completions", json=BODY, timeout=60)
 
 
-class Asking:
-    """Asks again and again from several threads; remembers the versions, and what was no answer."""
+class Clients:
+    """Send requests without pause, and record the versions that answered and the rejections."""
 
-    def __init__(self, serving: RayServing, clients: int) -> None:
+    def __init__(self, serving: RayServing, num_clients: int) -> None:
         self._serving = serving
         self._stop = threading.Event()
         self.versions: list[str] = []
-        self.refused: list[str] = []
-        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+        self.rejections: list[str] = []
+        self._threads = [threading.Thread(target=self._send) for _ in range(num_clients)]
 
-    def __enter__(self) -> "Asking":
+    def __enter__(self) -> "Clients":
         for thread in self._threads:
             thread.start()
         return self
@@ -77,16 +77,16 @@ class Asking:
         for thread in self._threads:
             thread.join()
 
-    def _ask(self) -> None:
+    def _send(self) -> None:
         while not self._stop.is_set():
             response = complete(self._serving)
             if response.status_code == 200:
                 self.versions.append(response.headers["x-pathswitch-version"])
             else:
-                self.refused.append(response.text)
+                self.rejections.append(response.text)
 
 
-def test_rolling_replaces_replica_by_replica_under_clients_and_keeps_them_where_the_next_is_broken(
+def test_rolling_replaces_replicas_one_by_one_under_load_and_keeps_them_if_the_next_version_is_broken(
     serving: RayServing,
 ) -> None:
     spec = ServingSpec(rollout=RollingSpec(), replicas=ReplicasSpec(min=2, max=2))
@@ -94,32 +94,32 @@ def test_rolling_replaces_replica_by_replica_under_clients_and_keeps_them_where_
     until(lambda: [report.number for report in reports(serving, first)] == [1, 1])
     before = {report.replica for report in reports(serving, first)}
     second = replace(line(2, sequence=1), rolling=True, spec=spec)
-    with Asking(serving, 4) as asking:
+    with Clients(serving, 4) as clients:
         until(lambda: [report.number for report in reports(serving, second)] == [2, 2])
-    assert not asking.refused
-    assert set(asking.versions) == {"1", "2"}
+    assert not clients.rejections
+    assert set(clients.versions) == {"1", "2"}
     after = {report.replica for report in reports(serving, second)}
     assert not before & after
-    # That it is live now, and may sleep: nothing that they would have to be replaced for.
+    # Other changes of the target do not replace the replicas.
     live = replace(second, awake=False, proven=True, spec=spec.model_copy(update={"keep": 3}))
     for _ in range(10):
         assert {report.replica for report in reports(serving, live)} <= after
         time.sleep(0.5)
 
     broken = replace(line(3, "export/broken", sequence=2), rolling=True, spec=spec)
-    with Asking(serving, 2) as asking:
+    with Clients(serving, 2) as clients:
         until(
             lambda: any(
                 "not finite" in (failures(report).get(3) or "") for report in reports(serving, broken)
             )
         )
-    assert not asking.refused
-    assert set(asking.versions) == {"2"}
+    assert not clients.rejections
+    assert set(clients.versions) == {"2"}
     back = replace(line(2, sequence=3), rolling=True, spec=spec)
     until(lambda: [report.number for report in reports(serving, back)] == [2, 2])
 
 
-def test_a_replica_that_cannot_load_what_others_answer_with_gets_no_requests(
+def test_a_replica_that_cannot_load_the_served_version_gets_no_requests(
     serving: RayServing, folder: Path
 ) -> None:
     one = replace(line(1, sequence=4), proven=True)
@@ -127,16 +127,16 @@ def test_a_replica_that_cannot_load_what_others_answer_with_gets_no_requests(
     export, hidden = folder / "export" / "1", folder / "hidden"
     export.rename(hidden)
     two = replace(one, spec=ServingSpec(replicas=ReplicasSpec(min=2, max=2)))
-    with Asking(serving, 2) as asking:
+    with Clients(serving, 2) as clients:
         until(lambda: [(r.number, r.starting) for r in reports(serving, two)] == [(1, False), (None, True)])
-        time.sleep(20)  # it has started and failed meanwhile
+        time.sleep(20)  # enough for it to start and fail
         assert [(r.number, r.starting) for r in reports(serving, two)] == [(1, False), (None, True)]
         hidden.rename(export)
         until(lambda: [report.number for report in reports(serving, two)] == [1, 1], seconds=120)
-    assert not asking.refused
+    assert not clients.rejections
 
 
-def test_an_idle_line_sleeps_and_is_woken_by_a_request_and_load_brings_more_replicas(
+def test_an_idle_line_sleeps_wakes_up_for_a_request_and_scales_with_the_load(
     serving: RayServing,
 ) -> None:
     spec = ServingSpec(replicas=ReplicasSpec(min=0, max=2, requests=0.2, idle_seconds=5))
@@ -150,7 +150,7 @@ def test_an_idle_line_sleeps_and_is_woken_by_a_request_and_load_brings_more_repl
     response = complete(serving)
     assert (response.status_code, response.headers["x-pathswitch-version"]) == (200, "1")
     assert time.monotonic() - began < 60
-    with Asking(serving, 8) as asking:
+    with Clients(serving, 8) as clients:
         until(lambda: [report.number for report in reports(serving, asleep)] == [1, 1])
-    assert not asking.refused
+    assert not clients.rejections
     until(lambda: list(reports(serving, asleep)) == [])

@@ -81,7 +81,7 @@ def bring_to_an_end(executor: Executor, serving: Serving) -> None:
 def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, Serving]:
     """The executor and the serving side that the settings ask for. Imports only what they need."""
     if settings.executor == "local":
-        from workers.local_executor import LocalExecutor
+        from workers.executors.local_executor import LocalExecutor
         from workers.serving.local_serving import LocalServing
 
         executor = LocalExecutor(artifacts, settings.local_processes)
@@ -90,8 +90,8 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
 
     import ray
 
-    from workers.ray_executor import RayExecutor
-    from workers.run_board import NAMESPACE
+    from workers.executors.ray_executor import RayExecutor
+    from workers.executors.run_board import NAMESPACE
     from workers.serving.ray_serving import RayServing
 
     context = ray.init(address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False)

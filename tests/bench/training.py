@@ -81,7 +81,7 @@ def parser_of(description: str | None, *, steps: int) -> argparse.ArgumentParser
 def _precision_here() -> str:
     from service.core.numerics import resolve_numerics
     from service.core.specs import TrainingSpec
-    from workers.capabilities import measure_capabilities
+    from workers.executors.capabilities import measure_capabilities
 
     return resolve_numerics(TrainingSpec(), measure_capabilities(1)).precision
 
@@ -216,7 +216,7 @@ def _loop_under_ray(options: argparse.Namespace) -> list[Step]:
     from tests.support.ray_cluster import connected, started_ray
 
     with tempfile.TemporaryDirectory() as root, started_ray() as cluster, connected(cluster):
-        from workers.ray_executor import RayExecutor  # imports Ray, which reads its token only once
+        from workers.executors.ray_executor import RayExecutor  # imports Ray, which reads its token only once
 
         artifacts = Artifacts(Path(root))
         run = run_of(options, artifacts)

@@ -23,7 +23,7 @@ def _controller(root: int) -> set[Process]:
 
 def _driver(root: int) -> set[Process]:
     """The job's own process, which fits the trainer, without the shells around it."""
-    return _called(root, "workers.ray_job")
+    return _called(root, "workers.executors.ray_job")
 
 
 def _board(root: int) -> set[Process]:

@@ -17,8 +17,8 @@ import torch
 from service.core.errors import Stopped
 from service.core.stage_specs import Numerics
 from workers.data.tokenizer import TextEncoder, load_tokenizer
-from workers.pretrained import load_model
 from workers.training.loss import NextTokenLoss
+from workers.training.pretrained import load_model
 from workers.training.process import numerics_applied
 from workers.training.ranks import Ranks
 

@@ -12,8 +12,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactMissing, StageInputInvalid
 from service.core.stage_specs import LineSpec
-from workers.pretrained import load_model, new_model
 from workers.training.presets import PRESETS, rotary_positions
+from workers.training.pretrained import load_model, new_model
 
 # Matrix kernels like multiples of 64; the rows past the tokenizer's vocabulary are never a target.
 VOCAB_MULTIPLE = 64

@@ -17,8 +17,8 @@ from service.core.plan import checkpoint_key, run_key, trunk_key
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.stopping import DRAIN_SECONDS
 from tests.support.training import branch_stage, prepare_line, trunk_stage
-from workers import local_executor
-from workers.local_executor import LocalExecutor
+from workers.executors import local_executor
+from workers.executors.local_executor import LocalExecutor
 from workers.stages.context import StageContext
 
 PATIENCE_SECONDS = 240.0
@@ -204,7 +204,7 @@ def test_a_run_whose_process_dies_is_lost_and_the_next_one_runs(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path: Path, ray_cluster) -> None:
-    from workers.ray_executor import RayExecutor
+    from workers.executors.ray_executor import RayExecutor
 
     local, remote = Artifacts(tmp_path / "local"), Artifacts(tmp_path / "remote")
     run = trained_in_process(local)
@@ -219,7 +219,7 @@ def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path
 def test_before_its_ray_ends_a_run_leaves_a_checkpoint_and_one_without_a_step_is_not_waited_for(
     tmp_path: Path, ray_cluster
 ) -> None:
-    from workers.ray_executor import RayExecutor
+    from workers.executors.ray_executor import RayExecutor
 
     artifacts = Artifacts(tmp_path)
     over_ray = RayExecutor(artifacts, ray_cluster.dashboard_url, ends_with_us=True)
@@ -243,7 +243,7 @@ def test_before_its_ray_ends_a_run_leaves_a_checkpoint_and_one_without_a_step_is
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_under_ray_train_as_one_does(tmp_path: Path, ray_cluster) -> None:
-    from workers.ray_executor import RayExecutor
+    from workers.executors.ray_executor import RayExecutor
 
     alone, together = Artifacts(tmp_path / "alone"), Artifacts(tmp_path / "together")
     run = trained_in_process(alone)

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from workers import capabilities as module
-from workers.capabilities import measure_capabilities
+from workers.executors import capabilities as module
+from workers.executors.capabilities import measure_capabilities
 
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 
 from service.artifacts import Artifacts
 from service.core.executor import Point, RunError, StageCall
-from workers.failures import describe_failure
+from workers.executors.failures import describe_failure
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from tests.support.training import SMALL_CONFIG
-from workers.pretrained import load_model, new_model
+from workers.training.pretrained import load_model, new_model
 
 CONFIG = SMALL_CONFIG | {"vocab_size": 320, "max_position_embeddings": 32}
 

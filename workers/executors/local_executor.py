@@ -17,9 +17,9 @@ from service.artifacts import Artifacts
 from service.core.errors import Stopped
 from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState, StageCall
 from service.core.stage_specs import TRAINING_KINDS
-from workers.capabilities import measure_capabilities
-from workers.failures import describe_failure
-from workers.stage_process import ChildLost, StageProcess
+from workers.executors.capabilities import measure_capabilities
+from workers.executors.failures import describe_failure
+from workers.executors.stage_process import ChildLost, StageProcess
 from workers.stages import run_stage
 from workers.stages.context import StageContext
 

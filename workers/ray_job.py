@@ -1,4 +1,4 @@
-"""Kept through 0.3: jobs that a 0.2 orchestrator submitted, and that Ray starts after the upgrade, run this module."""
+"""Kept through 0.3: jobs that 0.2 submitted and Ray starts after the upgrade run this module."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the hardware of a training process is: everything about it that changes bits."""
+"""Measures the hardware of a training process: everything about it that changes bits."""
 
 import os
 import time
@@ -8,7 +8,7 @@ import torch
 
 from service.core.executor import Capabilities
 
-# Without one of these a CPU computes bf16 products by way of fp32, several times slower than fp32 itself.
+# Without one of these instructions a CPU emulates bf16 products, several times slower than fp32.
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -34,20 +34,21 @@ def _bf16_is_faster() -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _product_seconds(torch.bfloat16) < _product_seconds(torch.float32)
+        return _matmul_seconds(torch.bfloat16) < _matmul_seconds(torch.float32)
     finally:
         torch.set_num_threads(threads)
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
-    """What the fastest of a few products of the size of a small model's takes of this thread's time.
+def _matmul_seconds(dtype: torch.dtype) -> float:
+    """CPU seconds of this thread for the fastest of five matrix products as large as a small model's.
 
-    Time that passes would tell how busy the machine is, and two equal lines might be resolved to different bits.
+    Wall-clock time would depend on the load of the machine and could resolve two equal lines to different
+    bits.
     """
-    left, right = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
     fastest = float("inf")
     for _ in range(5):
-        started = time.thread_time()
-        left @ right
-        fastest = min(fastest, time.thread_time() - started)
+        start = time.thread_time()
+        a @ b
+        fastest = min(fastest, time.thread_time() - start)
     return fastest

@@ -1,7 +1,7 @@
-"""The executor port over Ray: training as Ray Jobs under deterministic ids, everything else on one warm detached actor.
+"""The executor port over Ray: each training run is a Ray job, and all other stages run in one detached actor.
 
-A job outlives the orchestrator that submitted it, and so do the run board and the stage host, so a restarted orchestrator
-adopts what runs by its name. Where the whole cluster is gone, poll says LOST and the orchestrator submits again.
+Jobs have deterministic ids and actors have names. Both outlive the orchestrator, and a restarted one adopts
+them. If the whole cluster is gone, ``poll`` reports LOST and the orchestrator submits the run again.
 """
 
 import hashlib
@@ -25,24 +25,26 @@ from workers.executors.run_board import NAMESPACE, board
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 10.0
+ACTOR_SECONDS = 10.0
+CAPABILITIES_SECONDS = 120.0
 POLL_SECONDS = 0.2
-# One GPU must hold a trainer, the stage host and serving replicas together, but never two trainers.
+# A GPU must hold a trainer, the stage host and serving replicas together, but never two trainers.
 HOST_GPUS = 0.1
 
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-# A lost node costs an attempt that resumes from our own checkpoint, so Ray's watcher for announced losses is a process
-# more that every run would start and never needs.
+# Ray's watcher for announced node losses would be one more process per run. We do not need it: after a lost
+# node the next attempt resumes from our own checkpoint.
 _JOB_ENVIRONMENT = _ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
-_UNDER_WAY = {JobStatus.PENDING, JobStatus.RUNNING}
+_ACTIVE = {JobStatus.PENDING, JobStatus.RUNNING}
 _FINAL = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED}
 
 
 class StageHost:
-    """Runs every stage that is not training, in one process that has imported torch and stays warm.
+    """Runs all stages that do not train, in one long-lived process that has imported torch.
 
-    torch is imported here and not at the top: the orchestrator, which imports this module, has no use for it.
+    The import is inside ``__init__``, because the orchestrator imports this module and does not need torch. A
+    host that 0.2 started answers this release's orchestrator: method names stay until 0.4.
     """
 
     def __init__(self, artifacts_url: str) -> None:
@@ -67,14 +69,15 @@ class StageHost:
 
 
 def host_name(artifacts_url: str) -> str:
-    """Name of the stage host: services with artifacts of their own may share a cluster, and each finds its own host."""
+    """Name of the stage host. Services with different artifact stores may share a cluster."""
     return f"pathswitch-stage-host-{hashlib.sha256(artifacts_url.encode()).hexdigest()[:12]}"
 
 
 class RayExecutor:
-    """Submits to the cluster that this process is connected to (``ray.init`` was called) and whose Jobs API is at ``jobs_url``.
+    """Runs stages on the cluster that this process is connected to (``ray.init``).
 
-    ``ends_with_us``: whoever runs the cluster ends it when this process has ended.
+    ``jobs_url`` is the address of its Jobs API. With ``ends_with_us`` the cluster ends soon after this
+    process, so ``close`` stops all runs first.
     """
 
     def __init__(
@@ -85,13 +88,13 @@ class RayExecutor:
         self._ends_with_us = ends_with_us
         self._jobs = JobSubmissionClient(jobs_url)
         self._training: set[str] = set()
-        _ = self._host  # it takes seconds to import torch: let it begin before the first update asks for it
+        _ = self._host  # importing torch takes seconds: start the host before the first update needs it
 
     def capabilities(self, workers: int) -> Capabilities:
         if ray.cluster_resources().get("GPU"):
             remote = ray.remote(num_gpus=HOST_GPUS, num_cpus=1)(_measure_capabilities)
-            return _answer(remote.remote(workers), seconds=120)  # type: ignore[no-any-return]
-        measured: Capabilities = _answer(self._host.capabilities.remote(), seconds=120)
+            return _get(remote.remote(workers), CAPABILITIES_SECONDS)  # type: ignore[no-any-return]
+        measured: Capabilities = _get(self._host.capabilities.remote(), CAPABILITIES_SECONDS)
         return Capabilities(measured.device, measured.bf16, max(1, measured.threads // workers))
 
     def submit(self, run: Run) -> None:
@@ -99,41 +102,41 @@ class RayExecutor:
             self._training.add(run.id)
             self._submit_job(run)
         else:
-            _answer(self._host.submit.remote(run))
+            _get(self._host.submit.remote(run))
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
         if run_id not in self._training:
-            report: RunReport = _answer(self._host.poll.remote(run_id, cursor))
+            report: RunReport = _get(self._host.poll.remote(run_id, cursor))
             if report.state != RunState.LOST:
                 return report
         return self._poll_job(run_id, cursor)
 
     def cancel(self, run_id: str) -> None:
-        _answer(self._board.stop.remote(run_id))
+        _get(self._board.stop.remote(run_id))
         if run_id not in self._training:
-            _answer(self._host.cancel.remote(run_id))
-        if self._job_status(run_id) in _UNDER_WAY:
+            _get(self._host.cancel.remote(run_id))
+        if self._job_status(run_id) in _ACTIVE:
             self._jobs.stop_job(run_id)
 
     def close(self) -> None:
-        """What runs belongs to the cluster and goes on. Where that is about to end, training leaves its checkpoints first."""
+        """Leave the runs to a cluster that stays. In one that ends with us, stop them at a checkpoint."""
         if not self._ends_with_us:
             return
         deadline = time.monotonic() + DRAIN_SECONDS
         try:
-            host = self._host.stop_all.remote()
-            for run_id in _answer(self._board.stop_all.remote()):
-                if self._job_status(run_id) in _UNDER_WAY:
+            host_stopped = self._host.stop_all.remote()
+            for run_id in _get(self._board.stop_all.remote()):
+                if self._job_status(run_id) in _ACTIVE:
                     self._jobs.stop_job(run_id)
-            while self._any_under_way() and time.monotonic() < deadline:
+            while self._any_job_active() and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
-            _answer(host, max(0.0, deadline - time.monotonic()))
+            _get(host_stopped, max(0.0, deadline - time.monotonic()))
         except (Unavailable, RuntimeError, OSError) as error:
-            logger.warning("what runs may not have stopped: %s", error)
+            logger.warning("some runs may not have stopped: %s", error)
 
-    def _any_under_way(self) -> bool:
-        # Whatever is connected is in the list too, this process among it, but has not been submitted.
-        return any(job.submission_id and job.status in _UNDER_WAY for job in self._jobs.list_jobs())
+    def _any_job_active(self) -> bool:
+        # The list also holds connected drivers, such as this process, which have no submission id.
+        return any(job.submission_id and job.status in _ACTIVE for job in self._jobs.list_jobs())
 
     @cached_property
     def _board(self) -> Any:
@@ -153,40 +156,38 @@ class RayExecutor:
         ).remote(self._artifacts.url)
 
     def _submit_job(self, run: Run) -> None:
-        _answer(self._board.put.remote(run))
+        _get(self._board.put.remote(run))
+        entrypoint = [self._python, "-m", "workers.executors.ray_job", run.id, self._artifacts.url]
         try:
             self._jobs.submit_job(
                 submission_id=run.id,
-                entrypoint=shlex.join(
-                    [self._python, "-m", "workers.executors.ray_job", run.id, self._artifacts.url]
-                ),
+                entrypoint=shlex.join(entrypoint),
                 runtime_env={"env_vars": _JOB_ENVIRONMENT},
             )
         except (RuntimeError, ConnectionError, OSError) as error:
-            # A duplicate id is answered with an error: whoever submitted it first, it is the run we want.
+            # Ray refuses a duplicate id. A job with this id is the run we want, so adopt it.
             if self._job_status(run.id) is None:
                 raise Unavailable(f"the Jobs API refused {run.id}: {error}") from error
             logger.info("adopted run %s", run.id)
 
     def _poll_job(self, run_id: str, cursor: int) -> RunReport:
-        seen = _answer(self._board.look.remote(run_id, cursor))
+        progress = _get(self._board.look.remote(run_id, cursor))
         status = self._job_status(run_id)
         if status is None:
             return RunReport(state=RunState.LOST, cursor=cursor)
         if status in _FINAL:
-            seen = _answer(
-                self._board.look.remote(run_id, cursor)
-            )  # what it said last, now that it says no more
-        known = seen or {"cursor": cursor, "error": None}
-        error: RunError | None = known.pop("error")
+            # Look again: the job may have reported more between the two calls above.
+            progress = _get(self._board.look.remote(run_id, cursor))
+        fields = progress or {"cursor": cursor, "error": None}
+        error: RunError | None = fields.pop("error")
         if status not in _FINAL:
-            return RunReport(state=RunState.RUNNING, **known)
+            return RunReport(state=RunState.RUNNING, **fields)
         self._training.discard(run_id)
         state = RunState.SUCCEEDED if status == JobStatus.SUCCEEDED and error is None else RunState.FAILED
-        return RunReport(state=state, error=error, **known)
+        return RunReport(state=state, error=error, **fields)
 
     def _job_status(self, run_id: str) -> JobStatus | None:
-        """The job's status, or None where the cluster knows no such job. Raises Unavailable where it does not answer."""
+        """Return the job's status, or None if the cluster does not know the job. Raises Unavailable."""
         try:
             return self._jobs.get_job_status(run_id)
         except RuntimeError as error:
@@ -198,13 +199,13 @@ class RayExecutor:
 
 
 def _measure_capabilities(workers: int) -> Capabilities:
-    from workers.executors.capabilities import measure_capabilities
+    from workers.executors.capabilities import measure_capabilities  # imports torch
 
     return measure_capabilities(workers)
 
 
-def _answer(reference: Any, seconds: float = ANSWER_SECONDS) -> Any:
-    """What an actor answers. Raises Unavailable where it does not in time, or is starting again."""
+def _get(reference: Any, seconds: float = ACTOR_SECONDS) -> Any:
+    """Wait for an actor's answer. Raises Unavailable on a timeout and while the actor restarts."""
     try:
         return ray.get(reference, timeout=seconds)
     except (GetTimeoutError, RayActorError, RaySystemError) as error:

@@ -1,7 +1,10 @@
-"""The driver of one training run, started as a Ray Job: ``python -m workers.executors.ray_job <run id> <artifacts url>``.
+"""The driver of one training run, which Ray starts as a job.
 
-It takes the run from the board and fits one TorchTrainer whose loop trains the stages of the chain one after another, each
-publishing its own artifact. A new run name per attempt keeps Ray's own snapshots out of the way: what counts is ours.
+    python -m workers.executors.ray_job <run id> <artifacts url>
+
+The driver takes the run from the board and fits one TorchTrainer, whose loop trains the stages of the chain
+one after another. Each stage publishes its own artifact, so Ray's checkpoints are not used and its storage
+folder is deleted.
 """
 
 import logging
@@ -24,11 +27,14 @@ from workers.executors.run_board import NAMESPACE, board
 logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.5
-TRAINER_GPUS = 0.6  # beside the stage host and serving replicas on the same GPU; never two trainers
+BOARD_SECONDS = 30
+TRAINER_GPUS = (
+    0.6  # leaves room for the stage host and serving replicas on the same GPU, but not for a second trainer
+)
 
 
 def main(run_id: str, artifacts_url: str) -> None:
-    """Fit the run. Raises what the training loop raised, so that the job fails when the run does."""
+    """Fit the run. Raises the exception of the training loop, so that the job fails if the run does."""
     ray.init(namespace=NAMESPACE)
     run: Run = ray.get(board().run.remote(run_id))
     storage = Artifacts.from_url(artifacts_url).root / ".ray-train"
@@ -44,84 +50,84 @@ def main(run_id: str, artifacts_url: str) -> None:
 
 
 def train_chain(config: dict[str, Any]) -> None:
-    """One rank of a training run: every stage of the chain in turn."""
-    from workers.stages import run_stage
+    """Train every stage of the chain as one rank of the run."""
+    from workers.stages import run_stage  # imports transformers, which the driver does not need
     from workers.stages.context import StageContext
 
     run: Run = config["run"]
     rank = ray.train.get_context().get_world_rank()
-    wire = _Wire(run.id, rank)
+    channel = _ProgressChannel(run.id, rank)
     context = StageContext(
         artifacts=Artifacts.from_url(config["artifacts_url"]),
-        report=wire.report,
-        should_stop=wire.should_stop,
+        report=channel.report,
+        should_stop=channel.should_stop,
     )
-    handle = board()
+    run_board = board()
     try:
         for call in run.calls:
             try:
                 run_stage(call, context)
             except Exception as error:
-                wire.flush()
-                ray.get(handle.failed.remote(run.id, describe_failure(call.stage_id, error)))
+                channel.flush()
+                ray.get(run_board.failed.remote(run.id, describe_failure(call.stage_id, error)))
                 raise
-            wire.flush()
+            channel.flush()
             if rank == 0:
-                ray.get(handle.finished.remote(run.id, call.stage_id))
+                ray.get(run_board.finished.remote(run.id, call.stage_id))
     finally:
-        wire.close()
+        channel.close()
 
 
-class _Wire:
-    """Sends rank 0's points to the board twice a second and brings back whether to stop, off the training thread."""
+class _ProgressChannel:
+    """Sends rank 0's points to the board twice a second, on its own thread, and learns when to stop."""
 
     def __init__(self, run_id: str, rank: int) -> None:
         self._run_id = run_id
         self._board = board()
-        self._points: list[Point] = []
+        self._unsent: list[Point] = []
         self._lock = threading.Lock()
         self._stop = False
         self._closed = threading.Event()
         self._sending = threading.Lock()
-        self._thread = threading.Thread(target=self._send_regularly, daemon=True)
+        self._thread = threading.Thread(target=self._send_periodically, daemon=True)
         if rank == 0:
             self._thread.start()
 
     def report(self, point: Point) -> None:
         with self._lock:
-            self._points.append(point)
+            self._unsent.append(point)
 
     def should_stop(self) -> bool:
         return self._stop
 
     def flush(self) -> None:
-        """Send what waits. The board may be restarting: then the points come with the artifact."""
+        """Send the unsent points. They are lost if the board is restarting, but the artifact has them all."""
         with self._sending:
             with self._lock:
-                points, self._points = self._points, []
+                points, self._unsent = self._unsent, []
             try:
-                self._stop |= ray.get(self._board.report.remote(self._run_id, points), timeout=30)
+                self._stop |= ray.get(self._board.report.remote(self._run_id, points), timeout=BOARD_SECONDS)
             except ray.exceptions.RayError as error:
-                logger.warning("the run board does not answer: %s", error)
+                logger.warning("the run board did not accept progress: %s", error)
 
     def close(self) -> None:
         self._closed.set()
 
-    def _send_regularly(self) -> None:
+    def _send_periodically(self) -> None:
         while not self._closed.is_set():
             time.sleep(REPORT_SECONDS)
             self.flush()
 
 
 def _scaling(run: Run) -> ScalingConfig:
-    """One GPU share per worker where the line trains on CUDA; on CPUs a share of the host's ``trainer`` where it has one."""
+    """Per worker: a share of a GPU on CUDA; on CPUs, a share of the host's ``trainer`` resource, if any."""
     if run.calls[0].spec["line"]["numerics"]["device"] == "cuda":
         return ScalingConfig(
             num_workers=run.workers, use_gpu=True, resources_per_worker={"CPU": 1, "GPU": TRAINER_GPUS}
         )
     resources = {"CPU": 1.0}
     if ray.cluster_resources().get("trainer"):
-        # Ray counts resources in ten-thousandths: round down, so that the shares of one run fit one host.
+        # Ray counts resources in ten-thousandths. Rounding down lets all workers of a run fit on one host.
         resources["trainer"] = int(10_000 / run.workers) / 10_000
     return ScalingConfig(num_workers=run.workers, resources_per_worker=resources)
 

@@ -1,7 +1,10 @@
-"""The run board: one small detached actor that knows what every training run is, how far it is, and whether to stop.
+"""The run board: a detached actor that holds every training run, its progress, and whether it should stop.
 
-It outlives orchestrators and jobs alike, so either may be restarted without losing sight of the other. One actor for all
-runs rather than one each: starting a Python process takes a second or two that every update would pay.
+It outlives orchestrators and jobs, so either can restart without losing the other. One actor serves all runs,
+because starting a Python process for each would cost every update a second or two.
+
+Ranks that 0.2 started may call a board of this release, and the other way round, so method names stay until
+0.4.
 """
 
 from collections import OrderedDict
@@ -18,13 +21,13 @@ _RUNS_KEPT = 256
 
 
 class RunBoard:
-    """Runs by id: what to do, points so far, which stages have ended, the error, and whether a stop is wanted."""
+    """By run id: the run, its points so far, its finished stages, its error, and whether it should stop."""
 
     def __init__(self) -> None:
         self._runs: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     def put(self, run: Run) -> None:
-        """Pin up a run; one that is known keeps what has been reported of it."""
+        """Add a run. A run that the board knows keeps its progress."""
         if run.id not in self._runs:
             self._runs[run.id] = {
                 "run": run,
@@ -41,7 +44,7 @@ class RunBoard:
         return run
 
     def report(self, run_id: str, points: list[Point]) -> bool:
-        """Take points; answers whether the run should stop. A run that is not known any more should."""
+        """Add points. Returns whether the run should stop, as a run that the board has dropped should."""
         entry = self._runs.get(run_id)
         if entry is None:
             return True
@@ -53,7 +56,7 @@ class RunBoard:
             self._runs[run_id]["finished"].add(stage_id)
 
     def failed(self, run_id: str, error: RunError) -> None:
-        """Take an error. Of several ranks' errors the final one counts: the others are its echoes."""
+        """Record an error. One that is not retryable replaces others: it made the other ranks fail."""
         entry = self._runs.get(run_id)
         if entry is not None and (entry["error"] is None or not error.retryable):
             entry["error"] = error
@@ -63,19 +66,19 @@ class RunBoard:
             self._runs[run_id]["stop"] = True
 
     def stop_all(self) -> list[str]:
-        """Have every run stop at its next step. Returns those that have trained none yet, which need not be waited for."""
-        unbegun = []
+        """Stop every run at its next step. Returns the runs that have no progress to save."""
+        not_started = []
         for run_id, entry in self._runs.items():
             entry["stop"] = True
             if not (entry["points"] or entry["finished"] or entry["error"]):
                 stage_id = entry["run"].calls[0].stage_id
                 error = Stopped("stopped before its first step")
                 entry["error"] = RunError(stage_id, error.code, error.detail, error.retryable)
-                unbegun.append(run_id)
-        return unbegun
+                not_started.append(run_id)
+        return not_started
 
     def look(self, run_id: str, cursor: int) -> dict[str, Any] | None:
-        """What is known of a run, with the points after ``cursor``; None where nothing is."""
+        """Return a run's progress with the points after ``cursor``, or None for an unknown run."""
         entry = self._runs.get(run_id)
         if entry is None:
             return None
@@ -88,7 +91,7 @@ class RunBoard:
 
 
 def board() -> Any:
-    """A handle of the board, which is started where it does not exist."""
+    """Return a handle to the cluster's board, starting the board if there is none."""
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1)(RunBoard)
     return actor.options(
         name=BOARD_NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True

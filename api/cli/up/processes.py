@@ -1,7 +1,7 @@
 """Finds the descendants of a process and ends exactly those.
 
-A process is identified by its pid and start time, because the kernel reuses pids. Linux only, as Ray's own clean-up is:
-``prctl`` ties children to this process and hands their orphans back to it.
+A process is identified by its pid and start time, because the kernel reuses pids. Linux only, as Ray's own
+clean-up is: ``prctl`` ties children to this process and hands their orphans back to it.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def adopt_orphans() -> None:
 
 
 def reap_orphans(table: Mapping[int, Status], own: Collection[int]) -> None:
-    """Reap adopted children that have ended. The code that started the children in ``own`` waits for those itself."""
+    """Reap adopted children that have ended. ``own`` are the pids whose starter waits for them itself."""
     for entry in table.values():
         if entry.zombie and entry.parent == os.getpid() and entry.handle.pid not in own:
             os.waitpid(entry.handle.pid, os.WNOHANG)
@@ -146,8 +146,8 @@ def end(
     """End the roots and all their descendants. Returns the processes that had to be killed.
 
     The roots get SIGTERM first; once they have ended, their remaining descendants do; after the grace period,
-    everything that still runs gets SIGKILL. ``below`` names descendants whose parent may have ended, and ``hurry`` ends
-    the grace period early. No other process receives a signal.
+    everything that still runs gets SIGKILL. ``below`` names descendants whose parent may have ended, and
+    ``hurry`` ends the grace period early. No other process receives a signal.
     """
     roots = set(roots)
     tree = roots | set(below)

@@ -15,8 +15,8 @@ from tests.support.training import texts_of
 from workers.data.tokenizer import (
     END_OF_TEXT,
     TextEncoder,
+    adopt_tokenizer,
     load_tokenizer,
-    take_over_tokenizer,
     train_tokenizer,
 )
 
@@ -71,7 +71,7 @@ def test_long_texts_come_in_several_blocks(folder: Path) -> None:
 
 
 def test_a_tokenizer_is_taken_over_with_what_its_configuration_names(folder: Path, tmp_path: Path) -> None:
-    taken = take_over_tokenizer(folder)
+    taken = adopt_tokenizer(folder)
     taken.save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
     assert taken.eos_token_id == 0
@@ -79,18 +79,18 @@ def test_a_tokenizer_is_taken_over_with_what_its_configuration_names(folder: Pat
 
 def test_without_a_configuration_a_known_end_is_found(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "tokenizer.json", tmp_path)
-    assert take_over_tokenizer(tmp_path).eos_token == END_OF_TEXT
+    assert adopt_tokenizer(tmp_path).eos_token == END_OF_TEXT
 
 
 def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageInputInvalid, match=r"no tokenizer\.json"):
-        take_over_tokenizer(tmp_path)
+        adopt_tokenizer(tmp_path)
     Tokenizer(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(StageInputInvalid, match="ends a document"):
-        take_over_tokenizer(tmp_path)
+        adopt_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<nowhere>"}}))
     with pytest.raises(StageInputInvalid, match="nowhere"):
-        take_over_tokenizer(tmp_path)
+        adopt_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(StageInputInvalid, match="cannot be read"):
-        take_over_tokenizer(tmp_path)
+        adopt_tokenizer(tmp_path)

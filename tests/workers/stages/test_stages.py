@@ -194,7 +194,7 @@ def test_bad_specs_and_missing_inputs_are_told_apart(trainer: Trainer, small: Sm
     with pytest.raises(StageInputInvalid, match="pack"):
         run_stage(StageCall("s", 1, "pack", "pack/x", {"data_key": 1}), context)
     trunk = trunk_stage(small, 2).model_dump(mode="json")
-    with pytest.raises(StageInputInvalid, match="wrong path"):
+    with pytest.raises(StageInputInvalid, match="must have a path"):
         run_stage(StageCall("s", 1, "train_branch", "branch/x", trunk), context)
     missing = ExportStage(line=small.line, checkpoint_key="branch/none")
     with pytest.raises(ArtifactMissing):

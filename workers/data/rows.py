@@ -25,7 +25,7 @@ from service.core.stage_specs import LineSpec, RunPath, TrainStage
 from workers.data.mixture import Ints, draw_rows, permutation, positions
 
 
-class Row(NamedTuple):
+class PackRow(NamedTuple):
     """One row of one pack. ``version`` is the position of its data version in the ledger."""
 
     version: int
@@ -40,9 +40,9 @@ class NewRows:
         self._ledger = ledger
         self._orders: dict[tuple[int, int], Ints] = {}
 
-    def between(self, first: int, end: int) -> list[Row]:
+    def between(self, first: int, end: int) -> list[PackRow]:
         """Return rows ``first`` to ``end - 1`` of the sequence."""
-        rows: list[Row] = []
+        rows: list[PackRow] = []
         begin = 0
         for version, entry in enumerate(self._ledger):
             length = new_rows_of(self._line, entry)
@@ -50,7 +50,7 @@ class NewRows:
             for position in range(max(first - begin, 0), min(end - begin, length)):
                 pass_number, index = divmod(position, per_pass)
                 order = self._order(version, entry, pass_number)
-                rows.append(Row(version, int(order[index % entry.rows])))
+                rows.append(PackRow(version, int(order[index % entry.rows])))
             begin += length
         return rows
 
@@ -70,7 +70,7 @@ class TrunkRows:
         self._ledger = ledger
         self._new_rows = NewRows(line, ledger)
 
-    def of_step(self, step: int) -> list[Row]:
+    def of_step(self, step: int) -> list[PackRow]:
         """Return the rows of ``step``, replayed rows last. Raises ValueError past the end of the ledger."""
         read = ledger_up_to(self._ledger, step)
         rows = self._new_rows.between(
@@ -97,7 +97,7 @@ class StageRows:
             # All versions before the last one that the branch reads: later entries do not matter.
             self._older = ledger_up_to(stage.ledger, stage.from_step + stage.path.stream_steps)[:-1]
 
-    def of_step(self, step: int) -> list[Row]:
+    def of_step(self, step: int) -> list[PackRow]:
         """Return the ``line.batch_rows`` rows of ``step``, in the order in which they are dealt to ranks."""
         path = self._path
         if path is not None and path.order == "shuffled":
@@ -108,7 +108,7 @@ class StageRows:
             return self._rows_of_grown_branch(step, path)
         return self._rows_of_kept_branch(step, path)
 
-    def _rows_of_grown_branch(self, step: int, path: RunPath) -> list[Row]:
+    def _rows_of_grown_branch(self, step: int, path: RunPath) -> list[PackRow]:
         """Spread the new rows evenly over a longer branch, and fill every batch up with old rows.
 
         With u unread rows and n steps, step k reads rows ⌊(k-1)·u/n⌋ to ⌊k·u/n⌋ - 1 of them.
@@ -123,7 +123,7 @@ class StageRows:
             self._line, self._older, self._line.batch_rows - len(rows), "replay", step
         )
 
-    def _rows_of_kept_branch(self, step: int, path: RunPath) -> list[Row]:
+    def _rows_of_kept_branch(self, step: int, path: RunPath) -> list[PackRow]:
         """Replace new rows of the trunk's batch by old ones.
 
         Over the whole branch, the share of old rows is exact to the row.
@@ -148,7 +148,7 @@ class ShuffledRows:
         self._ends = np.cumsum([entry.rows for entry in ledger])
         self._orders: dict[int, Ints] = {}
 
-    def of_step(self, step: int) -> list[Row]:
+    def of_step(self, step: int) -> list[PackRow]:
         """Return the rows of ``step``. Raises ValueError past the end of the ledger.
 
         The last batch of a pass is filled up from the first rows of the pass.
@@ -166,18 +166,18 @@ class ShuffledRows:
         indices = range(batch_in_pass * batch, (batch_in_pass + 1) * batch)
         return [self._row(int(order[index % len(order)])) for index in indices]
 
-    def _row(self, position: int) -> Row:
+    def _row(self, position: int) -> PackRow:
         """The row at ``position`` of the packs, laid end to end."""
         version = int(np.searchsorted(self._ends, position, side="right"))
-        return Row(version, position - int(self._ends[version]) + self._ledger[version].rows)
+        return PackRow(version, position - int(self._ends[version]) + self._ledger[version].rows)
 
 
 def draw_old_rows(
     line: LineSpec, older: Sequence[LedgerEntry], count: int, purpose: str, step: int
-) -> list[Row]:
+) -> list[PackRow]:
     """Draw ``count`` rows of older versions by the line's mixture, as a function of purpose, seed and step."""
     if not count:
         return []
     rows = [entry.rows for entry in older]
     pairs = draw_rows(count, rows, line.replay_mixture, purpose, line.seed, step)
-    return [Row(version, number) for version, number in pairs]
+    return [PackRow(version, number) for version, number in pairs]

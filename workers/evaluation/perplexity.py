@@ -25,11 +25,11 @@ from workers.training.process import numerics_applied
 from workers.training.ranks import Ranks
 
 # Tokens per batch: enough for efficient matrix products, few enough for the activations of a large model.
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TextLoss:
     """``loss`` is the mean in nats per token; ``text_bytes`` is the size of the texts in UTF-8."""
 
     loss: float
@@ -58,7 +58,7 @@ class Evaluator:
         model = load_model(export, dtype=torch.float32, attn_implementation=numerics.attention)
         self._loss_of = NextTokenLoss(model).to(self._device).eval()
 
-    def evaluate(self, texts: Iterable[str], should_stop: Callable[[], bool]) -> Evaluation | None:
+    def evaluate(self, texts: Iterable[str], should_stop: Callable[[], bool]) -> TextLoss | None:
         """Evaluate the model on documents. Returns None if there are none. Raises Stopped between batches."""
         loss, tokens = 0.0, 0
         stream = _TokenStream(self._encoder, texts)
@@ -71,14 +71,14 @@ class Evaluator:
                     torch.from_numpy(rows_BT).to(self._device), torch.from_numpy(mask_BT).to(self._device)
                 ).item()
                 tokens += int(lengths_B.sum())
-        return Evaluation(loss / tokens, tokens, stream.text_bytes) if tokens else None
+        return TextLoss(loss / tokens, tokens, stream.text_bytes) if tokens else None
 
     def _batches(self, ids: Iterator[Ints]) -> Iterator[tuple[Ints, Ints]]:
         """Yield rows of shape (B, T + 1), and for each row how many of its targets are not padding."""
         rows: list[Ints] = []
         for row in rows_of_stream(ids, self._encoder.end_of_text, self._sequence_length):
             rows.append(row)
-            if len(rows) * self._sequence_length >= _BATCH_TOKENS:
+            if len(rows) * self._sequence_length >= BATCH_TOKENS:
                 yield _padded(rows, self._sequence_length)
                 rows = []
         if rows:

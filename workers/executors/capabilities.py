@@ -19,10 +19,11 @@ def measure_capabilities(workers: int) -> Capabilities:
         return Capabilities(
             "cuda", bf16=torch.cuda.is_bf16_supported(including_emulation=False), threads=threads
         )
-    return Capabilities("cpu", bf16=bool(_BF16_FLAGS & _cpu_flags()) and _bf16_is_faster(), threads=threads)
+    return Capabilities("cpu", bf16=bool(_BF16_FLAGS & cpu_flags()) and bf16_is_faster(), threads=threads)
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """The instruction sets of this CPU, as the kernel names them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except FileNotFoundError:
@@ -30,7 +31,8 @@ def _cpu_flags() -> set[str]:
     return {flag for line in lines if line.startswith("flags") for flag in line.split(":", 1)[1].split()}
 
 
-def _bf16_is_faster() -> bool:
+def bf16_is_faster() -> bool:
+    """Measure whether this CPU multiplies matrices faster in bf16 than in fp32."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -13,7 +13,7 @@ from service.core.manifest import Manifest
 from service.core.stage_specs import EvaluateStage, ExportStage, SliceRef
 from service.ingest.reading import read_documents
 from workers.data.tokenizer import load_tokenizer
-from workers.evaluation.perplexity import Evaluation, Evaluator
+from workers.evaluation.perplexity import Evaluator, TextLoss
 from workers.stages.context import StageContext
 from workers.training.checkpoint import load_weights
 from workers.training.model import count_parameters, line_model
@@ -81,7 +81,7 @@ def _evaluate(
     return rows
 
 
-def _row(name: str, evaluation: Evaluation) -> dict[str, Any]:
+def _row(name: str, evaluation: TextLoss) -> dict[str, Any]:
     return {
         "slice": name,
         "loss": _finite_or_none(evaluation.loss),

@@ -10,7 +10,7 @@ from workers.training.merging import merged_weights, save_weights
 
 
 def train_line(call: StageCall, context: StageContext) -> Manifest:
-    """Train the stage. The result is described at ``workers.training.loop.train``."""
+    """Train the stage. The result is described at ``workers.training.accounting``."""
     stage = TrainStage.model_validate(call.spec)
     if (stage.path is None) != (call.kind == StageKind.TRAIN_TRUNK):
         expected = "no path" if call.kind == StageKind.TRAIN_TRUNK else "a path"

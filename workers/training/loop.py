@@ -54,7 +54,7 @@ def train(
 
     Every rank of the process group calls this; the first rank publishes and reports. Raises Diverged, which
     publishes nothing, and Stopped after ``should_stop`` was true on any rank and the step's checkpoint is
-    published. The manifest's result is described at ``workers.training.accounting.Accounting``.
+    published. ``workers.training.accounting`` describes the manifest's result.
     """
     start_time = time.monotonic()
     line, path = stage.line, stage.path

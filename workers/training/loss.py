@@ -16,8 +16,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 # Rows of logits per block. On a CPU a block should fit in the cache; a GPU needs large products.
-_BLOCK_ROWS_CPU = 256
-_BLOCK_ROWS_CUDA = 2048
+BLOCK_ROWS_CPU = 256
+BLOCK_ROWS_CUDA = 2048
 
 
 class NextTokenLoss(nn.Module):
@@ -76,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
-        block = _BLOCK_ROWS_CUDA if device == "cuda" else _BLOCK_ROWS_CPU
+        block = BLOCK_ROWS_CUDA if device == "cuda" else BLOCK_ROWS_CPU
         with_gradient = any(ctx.needs_input_grad)
         with torch.autocast(device, enabled=False):
             hidden_ND, head_VD = hidden_ND.to(dtype), weight_VD.to(dtype)

@@ -11,7 +11,7 @@ from service.core.ledger import LedgerEntry, steps_of
 from service.core.stage_specs import RunPath, TrainStage
 from tests.support.specs import line_spec
 from workers.data.mixture import draw_rows
-from workers.data.rows import Row, StageRows, TrunkRows
+from workers.data.rows import PackRow, StageRows, TrunkRows
 
 BATCHES = st.integers(1, 9)
 ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=4)
@@ -34,7 +34,7 @@ def ledger_with(
 
 def branch_rows(
     ledger: tuple[LedgerEntry, ...], from_step: int, steps: int, batch_rows: int, **changes: Any
-) -> list[list[Row]]:
+) -> list[list[PackRow]]:
     line = line_spec(batch_rows=batch_rows, replay_mixture=changes.pop("mixture", "equal"))
     path = RunPath(**({"decay_steps": steps, "stream_steps": steps} | changes))
     to_step = from_step + steps
@@ -252,7 +252,7 @@ def test_a_kept_branch_counts_what_the_trunk_replays(batch_rows: int, steps: int
         assert all(row == was or row.version == 0 for row, was in zip(batch, would_be, strict=True))
 
 
-def shuffled_rows(rows: list[int], batch_rows: int, epochs: int = 1, seed: int = 0) -> list[list[Row]]:
+def shuffled_rows(rows: list[int], batch_rows: int, epochs: int = 1, seed: int = 0) -> list[list[PackRow]]:
     """All batches of a run from scratch."""
     ledger = ledger_with(rows, batch_rows, epochs)
     steps = sum(entry.steps for entry in ledger)
@@ -278,7 +278,7 @@ def test_a_run_from_scratch_reads_every_row_in_every_pass(
     batches = shuffled_rows(rows, batch_rows, epochs)
     assert all(len(batch) == batch_rows for batch in batches)
     per_pass = len(batches) // epochs
-    everything = sorted(Row(version, n) for version, count in enumerate(rows) for n in range(count))
+    everything = sorted(PackRow(version, n) for version, count in enumerate(rows) for n in range(count))
     for one_pass in range(epochs):
         read = [row for batch in batches[one_pass * per_pass : (one_pass + 1) * per_pass] for row in batch]
         assert sorted(read[: len(everything)]) == everything

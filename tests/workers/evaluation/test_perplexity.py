@@ -17,7 +17,7 @@ from tests.support.tiny_export import write_tiny_export
 from tests.support.training import texts_of
 from workers.data.tokenizer import load_tokenizer
 from workers.evaluation import perplexity as module
-from workers.evaluation.perplexity import Evaluation, Evaluator, rows_of_stream
+from workers.evaluation.perplexity import Evaluator, TextLoss, rows_of_stream
 
 LENGTH = 24
 
@@ -54,7 +54,7 @@ def naive(export: Path, texts: list[str], length: int) -> tuple[float, int]:
 def test_it_comes_to_what_the_naive_way_does(
     export: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH_TOKENS", 3 * LENGTH)  # several batches, the last one not full
+    monkeypatch.setattr(module, "BATCH_TOKENS", 3 * LENGTH)  # several batches, the last one not full
     loss, tokens = naive(export, texts, LENGTH)
     measured = Evaluator(export, Numerics(), LENGTH).evaluate(texts, never)
     assert measured is not None
@@ -87,4 +87,4 @@ def test_it_stops_when_asked(export: Path) -> None:
 
 
 def test_perplexity_of_a_hopeless_model_is_infinite() -> None:
-    assert Evaluation(loss=1e4, tokens=1, text_bytes=1).perplexity == math.inf
+    assert TextLoss(loss=1e4, tokens=1, text_bytes=1).perplexity == math.inf

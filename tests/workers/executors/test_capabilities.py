@@ -17,11 +17,11 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a CPU")
 def test_bf16_on_a_cpu_needs_instructions_and_must_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_bf16_is_faster", lambda: True)
+    monkeypatch.setattr(module, "bf16_is_faster", lambda: True)
     for flags, bf16 in (({"avx2", "avx512f"}, False), ({"avx512_bf16"}, True), ({"amx_bf16"}, True)):
-        monkeypatch.setattr(module, "_cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(module, "cpu_flags", lambda flags=flags: flags)
         assert measure_capabilities(1).bf16 is bf16
-    monkeypatch.setattr(module, "_bf16_is_faster", lambda: False)
+    monkeypatch.setattr(module, "bf16_is_faster", lambda: False)
     assert measure_capabilities(1).bf16 is False
     assert measure_capabilities(1).device == "cpu"
 
@@ -29,7 +29,7 @@ def test_bf16_on_a_cpu_needs_instructions_and_must_be_faster(monkeypatch: pytest
 @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a CPU")
 def test_a_busy_machine_is_described_as_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        module, "_cpu_flags", lambda: {"avx512_bf16"}
+        module, "cpu_flags", lambda: {"avx512_bf16"}
     )  # it is measured, whatever this processor has
     idle = measure_capabilities(1)
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]

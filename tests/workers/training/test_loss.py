@@ -41,7 +41,7 @@ def model_of(name: str) -> PreTrainedModel:
 def test_loss_and_gradient_are_those_of_cross_entropy_over_logits(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "_BLOCK_ROWS_CPU", 7)
+    monkeypatch.setattr(loss_module, "BLOCK_ROWS_CPU", 7)
     model = model_of(name)
     rows = torch.randint(0, 300, (3, 20))
     logits = model(input_ids=rows[:, :-1], use_cache=False).logits

@@ -1,7 +1,8 @@
-"""The orchestrator process: the one place that joins the service and the workers. ``python -m service.main``.
+"""The orchestrator process, and the one place that joins service and workers. Run it with ``python -m service.main``.
 
-Reads its settings from the environment, connects to Ray (unless the executor is local), and ticks until SIGTERM. Then
-what runs in it, or in a Ray that ends with it, is brought to a good end; what runs in a Ray that stays goes on.
+It reads its settings from the environment, connects to Ray unless the executor is local, and ticks until SIGTERM. Then it
+finishes what runs in this process, or in a Ray cluster that ends with it. On a Ray cluster that stays, training and
+serving continue, and the next orchestrator adopts them.
 """
 
 import logging
@@ -13,7 +14,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, open_artifacts
 from service.core.executor import Executor
 from service.core.serving import Serving
 from service.orchestrator.loop import Orchestrator
@@ -25,14 +26,14 @@ logger = logging.getLogger("pathswitch.orchestrator")
 
 READY_FILE_VARIABLE = "PATHSWITCH_READY_FILE"
 RAY_ENDS_VARIABLE = "PATHSWITCH_RAY_ENDS"
-"""Set by whoever ends the Ray cluster as soon as this process has ended."""
+"""The parent process sets this variable if it ends the Ray cluster when this process has ended."""
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings, parent = Settings(), os.getppid()
     database = Database(settings.database)
-    artifacts = Artifacts.from_url(settings.artifacts)
+    artifacts = open_artifacts(settings.artifacts)
     artifacts.check()
     executor, serving = build_workers(settings, artifacts)
     stopping = threading.Event()
@@ -42,7 +43,7 @@ def main() -> None:
         stopping.set()
         end_in_time()
 
-    # After ray.init, which puts a handler of its own in place.
+    # After ray.init, which installs its own handler.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -51,9 +52,9 @@ def main() -> None:
     try:
         tick_until(stopping, orchestrator, settings.tick_seconds, Path(ready) if ready else None)
     finally:
-        # Where who ends the Ray was killed, that is ending as well: it would be waited for in vain, and the next start with it.
+        # If the parent that owns the Ray cluster was killed, the cluster is ending too, and waiting for it would hang.
         if not (RAY_ENDS_VARIABLE in os.environ and os.getppid() != parent):
-            bring_to_an_end(executor, serving)
+            close_workers(executor, serving)
             orchestrator.let_go()
         database.close()
 
@@ -61,25 +62,25 @@ def main() -> None:
 def tick_until(
     stopping: threading.Event, orchestrator: Orchestrator, tick_seconds: float, ready: Path | None = None
 ) -> None:
-    """Tick, at once where something moved, until ``stopping``. The file ``ready`` says that serving answers."""
+    """Tick until ``stopping``, without a pause after a tick that moved something. Touches ``ready`` once serving answers."""
     while not stopping.is_set():
         moved = orchestrator.tick()
         if ready and orchestrator.serving_answers:
-            ready.touch()  # whoever started this process waits for it
+            ready.touch()  # the parent process waits for this file
             ready = None
         if not moved:
             stopping.wait(tick_seconds)
 
 
-def bring_to_an_end(executor: Executor, serving: Serving) -> None:
-    """Both at once: a stream goes on to its end while a training step does."""
-    with ThreadPoolExecutor(thread_name_prefix="ending") as ending:
-        for each in [ending.submit(part.close) for part in (serving, executor)]:
-            each.result()
+def close_workers(executor: Executor, serving: Serving) -> None:
+    """Close both at the same time, so that streams and a training step finish side by side."""
+    with ThreadPoolExecutor(thread_name_prefix="close") as pool:
+        for closed in [pool.submit(part.close) for part in (serving, executor)]:
+            closed.result()
 
 
 def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, Serving]:
-    """The executor and the serving side that the settings ask for. Imports only what they need."""
+    """Build the executor and the serving side that the settings ask for, importing only what these need."""
     if settings.executor == "local":
         from workers.executors.local_executor import LocalExecutor
         from workers.serving.local_serving import LocalServing

@@ -9,7 +9,7 @@ from api.deps import DatabaseHere, PlaceHere, ServicesHere, told
 from api.schemas.common import Page
 from api.schemas.models import Model, ModelChanges, ModelState
 from service.core.specs import ModelSpec
-from service.create_model import change_model, create_model
+from service.operations.models import change_model, create_model
 from service.store import models, tables
 
 router = APIRouter(tags=["models"])
@@ -42,16 +42,16 @@ def patch_model(model: str, body: ModelChanges, database: DatabaseHere) -> Model
 
 
 def _documents(session: Session, rows: Sequence[tables.Model]) -> list[Model]:
-    standings = models.standings(session, [row.id for row in rows])
+    statuses = models.statuses(session, [row.id for row in rows])
     return [
         Model(
             **row.spec,
             id=row.id,
             state=ModelState(
-                trunk_step=standings[row.id].trunk_step,
-                latest_version=standings[row.id].latest_version,
-                served_version=standings[row.id].served_version,
-                update=standings[row.id].update_id,
+                trunk_step=statuses[row.id].trunk_step,
+                latest_version=statuses[row.id].latest_version,
+                served_version=statuses[row.id].served_version,
+                update=statuses[row.id].update_id,
             ),
             created_at=row.created_at,
         )

@@ -31,7 +31,7 @@ def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> 
     carried = manifest.result.get("carried_device_seconds", 0.0) / manifest.result.get("devices", 1)
     _end_well(session, stage_id, epoch, _finite(manifest.result), wasted_seconds=max(0.0, wasted - carried))
     if run_id is not None:
-        stages.next_begins(session, run_id)
+        stages.start_next_of_run(session, run_id)
     _after_success(session, stages.get(session, stage_id), manifest)
 
 
@@ -82,7 +82,12 @@ def fail_attempt(
     stage = stages.get(session, stage_id)
     if not stages.needs_succeeded(session, stage):
         stages.guarded_update(
-            session, stage_id, epoch, state=StageState.PENDING, attempt=Stage.attempt - 1, **stages.LET_GO
+            session,
+            stage_id,
+            epoch,
+            state=StageState.PENDING,
+            attempt=Stage.attempt - 1,
+            **stages.RELEASED_CLAIM,
         )
         return
     written, wasted = stages.lost_attempt(stage, error, at)
@@ -103,7 +108,7 @@ def fail_attempt(
         wasted_seconds=wasted,
         max_attempts=max_attempts,
         **values,
-        **stages.LET_GO,
+        **stages.RELEASED_CLAIM,
     )
     events.append(
         session, "stage.attempt_failed", stage=stage_id, update=stage.update_id, again=again, **written
@@ -146,7 +151,7 @@ def _end_well(session: Session, stage_id: str, epoch: int, result: dict[str, Any
         result=result,
         finished_at=now(session),
         **values,
-        **stages.LET_GO,
+        **stages.RELEASED_CLAIM,
     )
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts
+from service.core.artifact_files import METRICS
 from service.core.errors import ArtifactCorrupt, Unavailable, WorkerLost
 from service.core.executor import Executor, Point, RunError, RunReport, RunState
 from service.core.manifest import Manifest
@@ -16,12 +17,10 @@ from service.core.plan import checkpoint_key, checkpoint_prefix, checkpoint_step
 from service.core.stage_specs import TRAINING_KINDS, TrainStage
 from service.orchestrator import advance, heal
 from service.orchestrator.holding import Held, Holding
-from service.store import stages
+from service.store import metrics, stages
 from service.store.database import Database
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 
 def collect(database: Database, artifacts: Artifacts, executor: Executor, holding: Holding) -> bool:
@@ -78,7 +77,7 @@ def _write_progress(held: Held, points: list[Point], session: Session) -> None:
         "eta_seconds": last.eta_seconds,
     }
     stages.guarded_update(session, held.stage_id, held.epoch, progress=progress)
-    stages.record_points(session, held.stage_id, [asdict(point) for point in points])
+    metrics.record_points(session, held.stage_id, [asdict(point) for point in points])
 
 
 def _settle(
@@ -97,7 +96,7 @@ def _settle(
         points = _settled_points(artifacts, manifest) if held.kind in TRAINING_KINDS else []
 
         def succeed(session: Session) -> None:
-            stages.record_points(session, held.stage_id, points)
+            metrics.record_points(session, held.stage_id, points)
             advance.succeed(session, held.stage_id, held.epoch, manifest)
 
         _guarded(database, holding, held, succeed)
@@ -136,7 +135,7 @@ def _has_advanced(database: Database, artifacts: Artifacts, held: Held) -> bool:
 
 def _settled_points(artifacts: Artifacts, manifest: Manifest) -> list[dict[str, object]]:
     """The points as the artifact has them: complete, whatever of the live ones got lost on the way."""
-    lines = artifacts.path(manifest, METRICS_FILE).read_text().splitlines()
+    lines = artifacts.path(manifest, METRICS).read_text().splitlines()
     return [json.loads(line) for line in lines if line]
 
 

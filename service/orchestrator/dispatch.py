@@ -93,7 +93,7 @@ def _take_back(database: Database, executor: Executor, holding: Holding, stage_i
         return False
     began = time.monotonic()
     with database.transaction() as session:
-        rows = stages.take_back(session, stage_ids, owner=holding.owner, lease_seconds=holding.lease_seconds)
+        rows = stages.reclaim(session, stage_ids, owner=holding.owner, lease_seconds=holding.lease_seconds)
         chains: dict[str | None, list[Stage]] = {}
         for row in rows:
             chains.setdefault(row.run_id, []).append(row)
@@ -125,7 +125,7 @@ def _submit(database: Database, executor: Executor, holding: Holding, run: Run, 
     try:
         executor.submit(run)
         with database.reading() as session:
-            wanted = stages.any_held(session, run.id)
+            wanted = stages.any_running(session, run.id)
         if not wanted:
             logger.warning("run %s was given up before it was submitted", run.id)
             executor.cancel(run.id)

@@ -11,7 +11,7 @@ from service.core.plan import DataRef, PlannedStage, pack_key, plan_packs, plan_
 from service.core.specs import ArchitectureSpec, ModelSpec, TokenizerTrainSpec
 from service.core.stage_specs import LineSpec, Numerics, PackStage, StageKind, TokenizerStage
 from service.core.states import StageState, UpdateState
-from service.store import datasets, lines, models, stages, updates
+from service.store import datasets, lines, models, updates
 from service.store.database import Database, now
 from service.store.tables import Model, Stage, Update
 
@@ -124,7 +124,7 @@ def _first_tokenizer(
 
 
 def _known_tokenizer(session: Session, line: LineSpec) -> PlannedStage:
-    spec = stages.spec_by_key(session, line.tokenizer_key)
+    spec = lines.spec_by_key(session, line.tokenizer_key)
     return PlannedStage(
         name="tokenizer",
         kind=StageKind.TOKENIZER,
@@ -142,7 +142,7 @@ def _keep_packs_that_were_read(
     read_up_to = trunk.data_version if trunk else 0
     if newest is not None and spec.paradigm.name != "from_scratch":  # which reads everything anew
         read_up_to = max(read_up_to, newest.data_version)
-    read: Mapping[str, dict[str, Any]] = stages.newest_pack_specs(session, model.id, read_up_to)
+    read: Mapping[str, dict[str, Any]] = lines.newest_pack_specs(session, model.id, read_up_to)
     kept = []
     for stage in packs:
         was = read.get(stage.name)

@@ -62,7 +62,7 @@ def _run_in_process(every: int) -> float:
 
 def _mean_step(options: argparse.Namespace, every: int) -> float:
     """The mean over whole intervals between checkpoints, without the first one."""
-    from service.artifacts import Artifacts
+    from service.artifacts import LocalArtifacts
     from workers.stages import run_stage
     from workers.stages.context import StageContext
 
@@ -70,7 +70,7 @@ def _mean_step(options: argparse.Namespace, every: int) -> float:
     # The first interval is warm-up. One more step after the last interval waits for its checkpoint.
     options.steps = options.every * (1 + options.steps // options.every) - WARM_UP_STEPS
     with tempfile.TemporaryDirectory() as root:
-        artifacts = Artifacts(Path(root))
+        artifacts = LocalArtifacts(Path(root))
         [call] = run_of(options, artifacts, every).calls
         run_stage(
             call, StageContext(artifacts, lambda point: ends.append(time.perf_counter()), lambda: False)

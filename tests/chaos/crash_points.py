@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.core import retry
 from service.core.executor import Run, RunReport
 from service.core.serving import ServedTarget
 from service.core.stage_specs import StageKind
 from service.core.states import StageState
+from service.operations.updates import cancel_update
 from service.orchestrator.loop import Orchestrator
-from service.run_update import cancel_update
 from service.store import models, stages, updates
 from service.store.database import Database
 from tests.chaos.databases import Databases, add_line, opened, push, unfinished
@@ -120,7 +120,7 @@ def _tell(url: str, root: str, world: Any, owner: str, last: Last | None, passed
     _watch_commits(database, points)
     orchestrator = Orchestrator(
         database,
-        Artifacts(Path(root)),
+        LocalArtifacts(Path(root)),
         _Executor(world, points),
         _Serving(world, points),
         owner,
@@ -152,7 +152,12 @@ def _begin(url: str, root: str, world: Any) -> None:
     push(database, FAILS_ONCE, 2)
     world.hold_kinds({StageKind.TOKENIZER})
     gone = Orchestrator(
-        database, Artifacts(Path(root)), OutsideExecutor(world), OutsideServing(world), "gone", LEASE_SECONDS
+        database,
+        LocalArtifacts(Path(root)),
+        OutsideExecutor(world),
+        OutsideServing(world),
+        "gone",
+        LEASE_SECONDS,
     )
     gone.tick()
     with database.reading() as session:

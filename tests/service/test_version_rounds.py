@@ -11,14 +11,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from service.artifacts import Artifacts
-from service.exclude_data import exclude_version
+from service.artifacts import Artifacts, LocalArtifacts
 from service.ingest.division import holdout_size
 from service.ingest.documents import document_hash
 from service.ingest.formats import DataFormat
 from service.ingest.hash_memory import SMALL_DOCUMENTS
 from service.ingest.ingest import Ingest, Ingested
 from service.ingest.reading import read_documents, training_documents
+from service.operations.exclusion import exclude_version
 from service.register_data import create_dataset, register_slice
 from service.register_versions import VersionRegistrar
 from service.store.database import Database
@@ -81,7 +81,7 @@ class Process:
 
     def __init__(self, url: str, root: Path) -> None:
         self.database = Database(url)
-        self.artifacts = Artifacts(root)
+        self.artifacts = LocalArtifacts(root)
         self.registrar = VersionRegistrar(self.database, self.artifacts)
 
     def register(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.manifest import MANIFEST
 from service.core.states import FINISHED_UPDATES
 from service.settings import Settings
@@ -122,7 +122,7 @@ def service(home: Path) -> Iterator[tuple[ControlPlane, LocalExecutor, LocalServ
     settings = Settings(home=home)
     home.mkdir(exist_ok=True)
     upgrade(settings.database)
-    artifacts = Artifacts.from_url(settings.artifacts)
+    artifacts = open_artifacts(settings.artifacts)
     executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
     try:
         with serve(settings) as plane:

@@ -13,12 +13,12 @@ import httpx
 import sqlalchemy as sa
 
 from api.client import Client, DataFormat
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, open_artifacts
 from service.core.plan import checkpoint_key
 from service.core.retry import MAX_ATTEMPTS
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import StageState
-from service.store import migrate, stages
+from service.store import metrics, migrate
 from service.store.database import Database
 from service.store.tables import Stage
 from tests.support.control_plane import ndjson, serve, settings_of
@@ -136,7 +136,7 @@ def undisturbed(home: Path, model: Mapping[str, Any], versions: int) -> list[str
     """Hashes of the exports of a line of that model that nobody stops."""
     settings = settings_of(home, f"sqlite:///{home / 'pathswitch.db'}")
     migrate.upgrade(settings.database)
-    artifacts = Artifacts.from_url(settings.artifacts)
+    artifacts = open_artifacts(settings.artifacts)
     executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
     with serve(settings) as plane:
         plane.client.create_dataset(DATASET, holdout_fraction=0.1)
@@ -179,7 +179,7 @@ def wait_until_released(client: Client, number: int) -> None:
 
 def trained_steps(database: Database, stage: Stage) -> list[int]:
     with database.reading() as session:
-        return [point.step for point in stages.points(session, stage.id)]
+        return [point.step for point in metrics.points(session, stage.id)]
 
 
 def assert_stopped_at_a_checkpoint(database: Database, artifacts: Artifacts, number: int) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from service.core.artifact_files import CONFIG, WEIGHTS
 from service.core.errors import ArtifactCorrupt, Stopped
-from workers.training.checkpoint import WEIGHTS
 
 
 def merged_weights(
@@ -41,5 +41,5 @@ def merged_weights(
 
 def save_weights(weights: Mapping[str, torch.Tensor], like: Path, directory: Path) -> None:
     """Write a checkpoint without optimizer state, with a copy of the config in the folder ``like``."""
-    shutil.copyfile(like / "config.json", directory / "config.json")
+    shutil.copyfile(like / CONFIG, directory / CONFIG)
     save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})

@@ -4,9 +4,9 @@ from service.core.executor import RunError
 from service.core.retry import MAX_ATTEMPTS
 from service.core.stage_specs import StageKind
 from service.core.states import ModelVersionState, ReleaseState, StageState, UpdateState
-from service.release_version import release_version, roll_back
-from service.run_update import cancel_update, retry_update
-from service.store import datasets, models, releases, stages, updates
+from service.operations.releases import release_version, roll_back
+from service.operations.updates import cancel_update, retry_update
+from service.store import datasets, metrics, models, releases, updates
 from tests.support.rows import add_dataset, add_model
 
 TRANSIENT = RunError("", "worker_lost", "the worker is gone", retryable=True)
@@ -52,7 +52,7 @@ def test_points_and_progress_are_written_down(house):
     house.finish(house.orchestrator(), update_id)
     trunk = house.stages(update_id)["trunk"]
     with house.database.reading() as session:
-        assert [point.step for point in stages.points(session, trunk.id)] == [90]
+        assert [point.step for point in metrics.points(session, trunk.id)] == [90]
     assert trunk.progress["loss"] == 3.0
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, LocalArtifacts
 from service.core.errors import Unavailable
 from service.core.executor import Executor, Run, RunReport, RunState, StageCall
 from service.core.plan import checkpoint_key, run_key, trunk_key
@@ -108,14 +108,14 @@ def weights(artifacts: Artifacts, key: str) -> list[str]:
 
 
 def test_the_local_executor_passes_the_contract(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts)
     check_contract(artifacts, executor, chain(artifacts, "run-a1"))
     executor.close()
 
 
 def test_side_by_side_processes_pass_it_and_train_the_same_bits(tmp_path: Path) -> None:
-    alone, beside = Artifacts(tmp_path / "alone"), Artifacts(tmp_path / "beside")
+    alone, beside = LocalArtifacts(tmp_path / "alone"), LocalArtifacts(tmp_path / "beside")
     run = trained_in_process(alone)
     executor = LocalExecutor(beside, processes=2)
     assert executor.capabilities(1).threads == max(1, len(os.sched_getaffinity(0)) // 2)
@@ -126,7 +126,7 @@ def test_side_by_side_processes_pass_it_and_train_the_same_bits(tmp_path: Path) 
 
 
 def test_two_runs_train_at_once_and_each_leaves_a_checkpoint_when_stopped(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts, processes=2)
     runs = [long_run(artifacts, f"run-{n}", seed=n) for n in range(2)]
     for run in runs:
@@ -144,7 +144,7 @@ def test_two_runs_train_at_once_and_each_leaves_a_checkpoint_when_stopped(tmp_pa
 
 
 def test_the_executor_accepts_runs_after_it_has_stopped_all(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts)
     active, queued = (long_run(artifacts, f"run-{n}", seed=n) for n in range(2))
     executor.submit(active)
@@ -170,7 +170,7 @@ def test_runs_that_do_not_train_go_first(tmp_path: Path, monkeypatch: pytest.Mon
             assert first_may_end.wait(PATIENCE_SECONDS)
 
     monkeypatch.setattr(local_executor, "run_stage", record)
-    executor = LocalExecutor(Artifacts(tmp_path))
+    executor = LocalExecutor(LocalArtifacts(tmp_path))
     kinds = {
         "first": StageKind.TRAIN,
         "second": StageKind.TRAIN_TRUNK,
@@ -188,7 +188,7 @@ def test_runs_that_do_not_train_go_first(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_run_whose_process_dies_is_lost_and_the_next_run_succeeds(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts, processes=2)
     lost = long_run(artifacts, "run-a1", seed=0)
     executor.submit(lost)
@@ -206,7 +206,7 @@ def test_a_run_whose_process_dies_is_lost_and_the_next_run_succeeds(tmp_path: Pa
 def test_the_ray_executor_passes_it_and_trains_the_same_bits(tmp_path: Path, ray_cluster) -> None:
     from workers.executors.ray_executor import RayExecutor
 
-    local, remote = Artifacts(tmp_path / "local"), Artifacts(tmp_path / "remote")
+    local, remote = LocalArtifacts(tmp_path / "local"), LocalArtifacts(tmp_path / "remote")
     run = trained_in_process(local)
     over_ray = RayExecutor(remote, ray_cluster.dashboard_url)
     check_contract(remote, over_ray, chain(remote, f"run-{tmp_path.name}-a1"))
@@ -221,7 +221,7 @@ def test_closing_waits_for_a_training_run_to_leave_a_checkpoint_but_not_for_one_
 ) -> None:
     from workers.executors.ray_executor import RayExecutor
 
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     over_ray = RayExecutor(artifacts, ray_cluster.dashboard_url, ends_with_us=True)
     training, starting = (long_run(artifacts, f"run-{tmp_path.name}-{n}", seed=n) for n in range(2))
     patiently(lambda: over_ray.submit(training))
@@ -245,7 +245,7 @@ def test_closing_waits_for_a_training_run_to_leave_a_checkpoint_but_not_for_one_
 def test_two_workers_over_ray_train_like_one(tmp_path: Path, ray_cluster) -> None:
     from workers.executors.ray_executor import RayExecutor
 
-    alone, together = Artifacts(tmp_path / "alone"), Artifacts(tmp_path / "together")
+    alone, together = LocalArtifacts(tmp_path / "alone"), LocalArtifacts(tmp_path / "together")
     run = trained_in_process(alone)
     over_ray = RayExecutor(together, ray_cluster.dashboard_url)
     check_contract(together, over_ray, chain(together, f"run-{tmp_path.name}-a1", workers=2))

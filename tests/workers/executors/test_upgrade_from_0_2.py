@@ -1,8 +1,11 @@
 """Names that a Ray cluster started under 0.2 still looks up after an upgrade in place."""
 
 import pickle
+from pathlib import Path
 
 import pytest
+
+from service.artifacts import Artifacts, LocalArtifacts
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,8 @@ import pytest
 )
 def test_an_object_that_0_2_names_still_loads(module: str, name: str) -> None:
     assert pickle.loads(f"c{module}\n{name}\n.".encode()).__name__ == name
+
+
+def test_ranks_of_a_job_that_0_2_started_can_open_the_artifacts(tmp_path: Path) -> None:
+    url = LocalArtifacts(tmp_path).url
+    assert Artifacts.from_url(url).url == url

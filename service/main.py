@@ -82,7 +82,7 @@ def close_workers(executor: Executor, serving: Serving) -> None:
 def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, Serving]:
     """Build the executor and the serving side that the settings ask for, importing only what these need."""
     if settings.executor == "local":
-        from workers.local_executor import LocalExecutor
+        from workers.executors.local_executor import LocalExecutor
         from workers.serving.local_serving import LocalServing
 
         executor = LocalExecutor(artifacts, settings.local_processes)
@@ -91,8 +91,8 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
 
     import ray
 
-    from workers.ray_executor import RayExecutor
-    from workers.run_board import NAMESPACE
+    from workers.executors.ray_executor import RayExecutor
+    from workers.executors.run_board import NAMESPACE
     from workers.serving.ray.serving import RayServing
 
     context = ray.init(address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False)

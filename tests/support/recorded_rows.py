@@ -1,6 +1,6 @@
 """Training over Ray that writes down what it reads: ``python -m tests.support.recorded_rows <run id> <artifacts url>``.
 
-It takes the place of ``workers.ray_job`` by the interpreter that a RayExecutor is given. Every rank has a file of its own
+It takes the place of ``workers.executors.ray_job`` by the interpreter that a RayExecutor is given. Every rank has a file of its own
 beside the artifacts, with a line for every step, which outlives a SIGKILL.
 """
 
@@ -18,7 +18,7 @@ import torch
 
 from service.artifacts import Artifacts, open_artifacts
 from service.core.stage_specs import TrainStage
-from workers import ray_job
+from workers.executors import ray_job
 from workers.training.batches import Batches
 from workers.training.ranks import Ranks
 
@@ -36,7 +36,7 @@ class Read:
 
 
 def interpreter(path: Path) -> str:
-    """An executable that starts the recorded job where ``python -m workers.ray_job`` is asked of it."""
+    """An executable that starts the recorded job where ``python -m workers.executors.ray_job`` is asked of it."""
     path.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -m {__name__} "$@"\n')
     path.chmod(0o755)
     return str(path)

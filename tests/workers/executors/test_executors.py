@@ -1,4 +1,4 @@
-"""Both executors through one contract: a chain of a trunk segment and its branch, in process and as a Ray Job."""
+"""Both executors pass one contract: a trunk segment and its branch, in process and as a Ray job."""
 
 import os
 import threading
@@ -17,8 +17,8 @@ from service.core.plan import checkpoint_key, run_key, trunk_key
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.stopping import DRAIN_SECONDS
 from tests.support.training import branch_stage, prepare_line, trunk_stage
-from workers import local_executor
-from workers.local_executor import LocalExecutor
+from workers.executors import local_executor
+from workers.executors.local_executor import LocalExecutor
 from workers.stages.context import StageContext
 
 PATIENCE_SECONDS = 240.0
@@ -41,7 +41,7 @@ def chain(artifacts: Artifacts, run_id: str, workers: int = 1) -> Run:
 
 
 def long_run(artifacts: Artifacts, run_id: str, seed: int) -> Run:
-    """Of more steps than a test waits for."""
+    """A run with more steps than any test waits for."""
     small = prepare_line(artifacts, (60,), seed=seed, epochs=1000)
     trunk = trunk_stage(small, small.ledger[0].steps)
     key = trunk_key(trunk.line, trunk.ledger, trunk.to_step)
@@ -56,7 +56,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """As the orchestrator does: what is unavailable now (an actor that starts) is asked again."""
+    """Retry while Ray is unavailable, for example while an actor starts, as the orchestrator does."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -67,7 +67,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def run_to_the_end(executor: Executor, run: Run) -> tuple[RunReport, list[tuple[str, int]]]:
-    """Submit twice (the second is adopted), poll to the end; the last report and all points in order."""
+    """Submit twice (the second call adopts), and poll to the end. Returns the last report and all points."""
     assert patiently(lambda: executor.poll(run.id, 0)).state == RunState.LOST
     patiently(lambda: executor.submit(run))
     patiently(lambda: executor.submit(run))
@@ -83,7 +83,7 @@ def run_to_the_end(executor: Executor, run: Run) -> tuple[RunReport, list[tuple[
     pytest.fail("the run did not end")
 
 
-def check(artifacts: Artifacts, executor: Executor, run: Run) -> None:
+def check_contract(artifacts: Artifacts, executor: Executor, run: Run) -> None:
     report, points = run_to_the_end(executor, run)
     assert report.error is None
     assert report.state == RunState.SUCCEEDED
@@ -93,7 +93,7 @@ def check(artifacts: Artifacts, executor: Executor, run: Run) -> None:
 
 
 def trained_in_process(artifacts: Artifacts) -> Run:
-    """The chain as it comes out without Ray, to compare with."""
+    """Train the chain without Ray, as a reference."""
     executor = LocalExecutor(artifacts)
     run = chain(artifacts, "run-a1")
     run_to_the_end(executor, run)
@@ -107,25 +107,25 @@ def weights(artifacts: Artifacts, key: str) -> list[str]:
     return [file.sha256 for file in manifest.files if file.path.endswith(".safetensors")]
 
 
-def test_the_executor_in_process_keeps_the_contract(tmp_path: Path) -> None:
+def test_the_local_executor_passes_the_contract(tmp_path: Path) -> None:
     artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts)
-    check(artifacts, executor, chain(artifacts, "run-a1"))
+    check_contract(artifacts, executor, chain(artifacts, "run-a1"))
     executor.close()
 
 
-def test_processes_side_by_side_keep_it_and_train_to_the_same_bits(tmp_path: Path) -> None:
+def test_side_by_side_processes_pass_it_and_train_the_same_bits(tmp_path: Path) -> None:
     alone, beside = LocalArtifacts(tmp_path / "alone"), LocalArtifacts(tmp_path / "beside")
     run = trained_in_process(alone)
     executor = LocalExecutor(beside, processes=2)
     assert executor.capabilities(1).threads == max(1, len(os.sched_getaffinity(0)) // 2)
-    check(beside, executor, chain(beside, "run-a1"))
+    check_contract(beside, executor, chain(beside, "run-a1"))
     executor.close()
     for call in run.calls:
         assert weights(beside, call.key) == weights(alone, call.key)
 
 
-def test_two_runs_run_at_once_and_a_stage_leaves_a_checkpoint_when_it_is_stopped(tmp_path: Path) -> None:
+def test_two_runs_train_at_once_and_each_leaves_a_checkpoint_when_stopped(tmp_path: Path) -> None:
     artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts, processes=2)
     runs = [long_run(artifacts, f"run-{n}", seed=n) for n in range(2)]
@@ -143,33 +143,33 @@ def test_two_runs_run_at_once_and_a_stage_leaves_a_checkpoint_when_it_is_stopped
         assert artifacts.manifest(checkpoint_key(stage, report.points[-1].step)) is not None
 
 
-def test_after_everything_was_stopped_it_takes_the_next_run(tmp_path: Path) -> None:
+def test_the_executor_accepts_runs_after_it_has_stopped_all(tmp_path: Path) -> None:
     artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts)
-    under_way, waiting = (long_run(artifacts, f"run-{n}", seed=n) for n in range(2))
-    executor.submit(under_way)
-    until(lambda: bool(executor.poll(under_way.id, 0).points))
-    executor.submit(waiting)
+    active, queued = (long_run(artifacts, f"run-{n}", seed=n) for n in range(2))
+    executor.submit(active)
+    until(lambda: bool(executor.poll(active.id, 0).points))
+    executor.submit(queued)
     executor.stop_all()
-    for run in (under_way, waiting):
+    for run in (active, queued):
         error = executor.poll(run.id, 0).error
         assert error is not None
         assert error.code == "stopped"
-    assert not executor.poll(waiting.id, 0).points
-    check(artifacts, executor, chain(artifacts, "run-b1"))
+    assert not executor.poll(queued.id, 0).points
+    check_contract(artifacts, executor, chain(artifacts, "run-b1"))
     executor.close()
 
 
-def test_what_does_not_train_goes_ahead_of_what_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began: list[str] = []
+def test_runs_that_do_not_train_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
     first_may_end = threading.Event()
 
-    def note(call: StageCall, context: StageContext) -> None:
-        began.append(call.stage_id)
+    def record(call: StageCall, context: StageContext) -> None:
+        started.append(call.stage_id)
         if call.stage_id == "first":
             assert first_may_end.wait(PATIENCE_SECONDS)
 
-    monkeypatch.setattr(local_executor, "run_stage", note)
+    monkeypatch.setattr(local_executor, "run_stage", record)
     executor = LocalExecutor(LocalArtifacts(tmp_path))
     kinds = {
         "first": StageKind.TRAIN,
@@ -180,14 +180,14 @@ def test_what_does_not_train_goes_ahead_of_what_does(tmp_path: Path, monkeypatch
     }
     for name, kind in kinds.items():
         executor.submit(Run(name, (StageCall(name, 1, kind, name, {}),)))
-    until(lambda: began == ["first"])
+    until(lambda: started == ["first"])
     first_may_end.set()
     until(lambda: all(executor.poll(name, 0).state == RunState.SUCCEEDED for name in kinds))
     executor.close()
-    assert began == ["first", "export", "evaluation", "second", "third"]
+    assert started == ["first", "export", "evaluation", "second", "third"]
 
 
-def test_a_run_whose_process_dies_is_lost_and_the_next_one_runs(tmp_path: Path) -> None:
+def test_a_run_whose_process_dies_is_lost_and_the_next_run_succeeds(tmp_path: Path) -> None:
     artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts, processes=2)
     lost = long_run(artifacts, "run-a1", seed=0)
@@ -196,30 +196,30 @@ def test_a_run_whose_process_dies_is_lost_and_the_next_one_runs(tmp_path: Path) 
     [child] = active_children()
     child.kill()
     until(lambda: executor.poll(lost.id, 0).state == RunState.LOST)
-    check(artifacts, executor, chain(artifacts, "run-b1"))
+    check_contract(artifacts, executor, chain(artifacts, "run-b1"))
     executor.close()
     assert not active_children()
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path: Path, ray_cluster) -> None:
-    from workers.ray_executor import RayExecutor
+def test_the_ray_executor_passes_it_and_trains_the_same_bits(tmp_path: Path, ray_cluster) -> None:
+    from workers.executors.ray_executor import RayExecutor
 
     local, remote = LocalArtifacts(tmp_path / "local"), LocalArtifacts(tmp_path / "remote")
     run = trained_in_process(local)
     over_ray = RayExecutor(remote, ray_cluster.dashboard_url)
-    check(remote, over_ray, chain(remote, f"run-{tmp_path.name}-a1"))
+    check_contract(remote, over_ray, chain(remote, f"run-{tmp_path.name}-a1"))
     for call in run.calls:
         assert weights(remote, call.key) == weights(local, call.key)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_before_its_ray_ends_a_run_leaves_a_checkpoint_and_one_without_a_step_is_not_waited_for(
+def test_closing_waits_for_a_training_run_to_leave_a_checkpoint_but_not_for_one_without_a_step(
     tmp_path: Path, ray_cluster
 ) -> None:
-    from workers.ray_executor import RayExecutor
+    from workers.executors.ray_executor import RayExecutor
 
     artifacts = LocalArtifacts(tmp_path)
     over_ray = RayExecutor(artifacts, ray_cluster.dashboard_url, ends_with_us=True)
@@ -227,9 +227,9 @@ def test_before_its_ray_ends_a_run_leaves_a_checkpoint_and_one_without_a_step_is
     patiently(lambda: over_ray.submit(training))
     until(lambda: bool(patiently(lambda: over_ray.poll(training.id, 0)).points))
     patiently(lambda: over_ray.submit(starting))
-    began = time.monotonic()
+    start = time.monotonic()
     over_ray.close()
-    assert time.monotonic() - began < DRAIN_SECONDS
+    assert time.monotonic() - start < DRAIN_SECONDS
     reports = [over_ray.poll(run.id, 0) for run in (training, starting)]
     for report in reports:
         assert report.state == RunState.FAILED
@@ -242,18 +242,18 @@ def test_before_its_ray_ends_a_run_leaves_a_checkpoint_and_one_without_a_step_is
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_two_workers_under_ray_train_as_one_does(tmp_path: Path, ray_cluster) -> None:
-    from workers.ray_executor import RayExecutor
+def test_two_workers_over_ray_train_like_one(tmp_path: Path, ray_cluster) -> None:
+    from workers.executors.ray_executor import RayExecutor
 
     alone, together = LocalArtifacts(tmp_path / "alone"), LocalArtifacts(tmp_path / "together")
     run = trained_in_process(alone)
     over_ray = RayExecutor(together, ray_cluster.dashboard_url)
-    check(together, over_ray, chain(together, f"run-{tmp_path.name}-a1", workers=2))
+    check_contract(together, over_ray, chain(together, f"run-{tmp_path.name}-a1", workers=2))
     for call in run.calls:
         one, two = alone.manifest(call.key), together.manifest(call.key)
         assert one is not None
         assert two is not None
         assert two.result["devices"] == 2
-        # The same rows in another order of summation.
+        # The same rows, summed in another order.
         assert two.result["first_loss"] == pytest.approx(one.result["first_loss"], rel=1e-4)
         assert two.result["loss"] == pytest.approx(one.result["loss"], rel=1e-3)

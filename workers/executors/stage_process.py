@@ -1,7 +1,7 @@
-"""A child process that runs stages for its parent, so that a machine with cores for several trains several side by side.
+"""A child process that runs stages for its parent, so that several can train side by side on one machine.
 
-Measured: two children of one thread each train two small models 2.3 times as fast as one process of two threads
-trains them one after the other.
+Two children with one thread each train two small models 2.3 times as fast as one process with two threads
+trains them one after the other (measured on two cores).
 """
 
 import signal
@@ -13,26 +13,27 @@ from multiprocessing.process import BaseProcess
 
 from service.artifacts import open_artifacts
 from service.core.executor import Point, RunError, StageCall
-from workers.failures import describe_failure
+from workers.executors.failures import describe_failure
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 30.0
 
 
 class ChildLost(Exception):
-    """The process that ran the stage is gone; what it published stays."""
+    """The child process died while it ran a stage. The artifacts it had published remain."""
 
 
-@dataclass(frozen=True)
-class _Ended:
-    error: RunError | None
-
-
+# The parent sends a StageCall, then perhaps _STOP. The child answers with Points and, last, a _StageResult.
 _STOP = "stop"
 
 
+@dataclass(frozen=True)
+class _StageResult:
+    error: RunError | None
+
+
 class StageProcess:
-    """Starts its child with the first stage, and again after it was lost. One stage at a time; not for several threads."""
+    """Runs one stage at a time, for one thread. Starts its child with the first stage, and after it died."""
 
     def __init__(self, artifacts_url: str) -> None:
         self._url = artifacts_url
@@ -41,31 +42,31 @@ class StageProcess:
     def run(
         self, call: StageCall, report: Callable[[Point], None], should_stop: Callable[[], bool]
     ) -> RunError | None:
-        """Run the stage to its end; what it failed of, if it did. Raises ChildLost."""
+        """Run the stage to its end. Returns its error, if it failed. Raises ChildLost."""
         _, connection = self._child = self._child or self._start()
-        asked = False
+        stop_sent = False
         try:
             connection.send(call)
             while True:
-                if not asked and should_stop():
+                if not stop_sent and should_stop():
                     connection.send(_STOP)
-                    asked = True
+                    stop_sent = True
                 if connection.poll(POLL_SECONDS):
                     message = connection.recv()
-                    if isinstance(message, _Ended):
+                    if isinstance(message, _StageResult):
                         return message.error
                     report(message)
         except (EOFError, OSError) as error:
             self.close()
-            raise ChildLost(f"the process that ran {call.stage_id} is gone") from error
+            raise ChildLost(f"the process that ran {call.stage_id} died") from error
 
     def close(self) -> None:
-        """End the child, which has no stage to run any more."""
+        """End the child. Call it between stages."""
         if self._child is None:
             return
         process, connection = self._child
         self._child = None
-        connection.close()  # which is how the child learns of it
+        connection.close()  # the child ends when its end of the pipe reports EOF
         process.join(GRACE_SECONDS)
         if process.is_alive():
             process.kill()
@@ -81,34 +82,37 @@ class StageProcess:
 
 
 def _serve(connection: Connection, artifacts_url: str) -> None:
-    """The child: run what comes until the parent closes its end or is gone."""
-    # The parent decides when a stage stops; a Ctrl-C reaches every process of the terminal.
+    """Run stages in the child until the parent closes its end of the pipe or dies."""
+    # A Ctrl-C reaches every process of the terminal, but only the parent decides when a stage stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from workers.stages import run_stage  # here, so that the parent need not import torch
+    from workers.stages import run_stage  # imported here, so that the parent need not import torch
     from workers.stages.context import StageContext
 
+    stop_received = False
+
     def should_stop() -> bool:
+        nonlocal stop_received
         if connection.poll():
             connection.recv()
-            stopped.append(True)
-        return bool(stopped)
+            stop_received = True
+        return stop_received
 
     artifacts = open_artifacts(artifacts_url)
     try:
         while True:
-            message = connection.recv()
-            if not isinstance(message, StageCall):
-                continue  # to stop what had ended just before
-            stopped: list[bool] = []
+            call = connection.recv()
+            if not isinstance(call, StageCall):
+                continue  # a stop that arrived after its stage had ended
+            stop_received = False
             error = None
             try:
-                run_stage(message, StageContext(artifacts, connection.send, should_stop))
+                run_stage(call, StageContext(artifacts, connection.send, should_stop))
             except EOFError:
                 return
             except (
                 Exception
-            ) as exception:  # whatever a stage raises ends its attempt, and the process goes on
-                error = describe_failure(message.stage_id, exception)
-            connection.send(_Ended(error))
+            ) as exception:  # any exception ends the attempt, and the child takes the next stage
+                error = describe_failure(call.stage_id, exception)
+            connection.send(_StageResult(error))
     except (EOFError, OSError):
         return

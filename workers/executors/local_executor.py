@@ -1,8 +1,8 @@
-"""The executor port without Ray, for tests, studies and hosts without it: runs wait in line for one warm process or a few.
+"""The executor port without Ray, for tests, studies and machines that run no Ray.
 
-Those that train wait for those that don't: an export or an evaluation takes seconds, and somebody waits for its result.
-
-The Ray executor hosts one of these in a detached actor for every stage that is not training.
+Runs wait in one queue. Runs that train yield to all others, because an export or an evaluation takes seconds
+and users wait for its result. The Ray executor uses this class, too: its stage host runs every stage that
+does not train.
 """
 
 import logging
@@ -17,15 +17,15 @@ from service.artifacts import Artifacts
 from service.core.errors import Stopped
 from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState, StageCall
 from service.core.stage_specs import TRAINING_KINDS
-from workers.capabilities import measure_capabilities
-from workers.failures import describe_failure
-from workers.stage_process import ChildLost, StageProcess
+from workers.executors.capabilities import measure_capabilities
+from workers.executors.failures import describe_failure
+from workers.executors.stage_process import ChildLost, StageProcess
 from workers.stages import run_stage
 from workers.stages.context import StageContext
 
 logger = logging.getLogger(__name__)
 
-# Ended runs are kept for orchestrators that have not polled them yet; what they published outlives them anyway.
+# Orchestrators still poll ended runs for a while. What such runs published outlives their entry here.
 _ENDED_RUNS_KEPT = 256
 
 
@@ -39,23 +39,24 @@ class _Progress:
 
 
 class LocalExecutor:
-    """Runs chains of stages one after another on one thread of this process, or ``processes`` of them side by side,
+    """Runs chains of stages one at a time on a thread of this process, or ``processes`` of them side by side.
 
-    each in a child process on its share of the cores. It trains with one worker, whatever is asked.
+    Side by side, each runs in a child process with its share of the cores. A run always trains with one
+    worker.
     """
 
     def __init__(self, artifacts: Artifacts, processes: int = 1) -> None:
         self._artifacts = artifacts
         self._processes = processes
-        self._children: SimpleQueue[StageProcess] = SimpleQueue()
+        self._idle_children: SimpleQueue[StageProcess] = SimpleQueue()
         if processes > 1:
             for _ in range(processes):
-                self._children.put(StageProcess(artifacts.url))
+                self._idle_children.put(StageProcess(artifacts.url))
         self._runs: OrderedDict[str, _Progress] = OrderedDict()
         self._lock = threading.Lock()
-        self._waiting: PriorityQueue[tuple[bool, int, Run, _Progress]] = PriorityQueue()
-        self._order = count()
-        self._turns: set[Future[None]] = set()
+        self._queue: PriorityQueue[tuple[bool, int, Run, _Progress]] = PriorityQueue()
+        self._sequence = count()
+        self._futures: set[Future[None]] = set()
         self._pool = ThreadPoolExecutor(max_workers=processes, thread_name_prefix="stages")
 
     def capabilities(self, workers: int) -> Capabilities:
@@ -70,10 +71,10 @@ class LocalExecutor:
             for key in ended[: max(0, len(ended) - _ENDED_RUNS_KEPT)]:
                 del self._runs[key]
         trains = any(call.kind in TRAINING_KINDS for call in run.calls)
-        self._waiting.put((trains, next(self._order), run, progress))
-        turn = self._pool.submit(self._run_next)
+        self._queue.put((trains, next(self._sequence), run, progress))
+        future = self._pool.submit(self._run_next)
         with self._lock:
-            self._turns = {other for other in self._turns if not other.done()} | {turn}
+            self._futures = {other for other in self._futures if not other.done()} | {future}
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
         with self._lock:
@@ -95,23 +96,26 @@ class LocalExecutor:
                 progress.cancelled = True
 
     def stop_all(self) -> None:
-        """Have every run stop at the next step, and wait for it: training leaves a checkpoint behind. What waits does not begin."""
+        """Stop every run at its next step, where training leaves a checkpoint, and wait for it.
+
+        Queued runs do not start.
+        """
         with self._lock:
             for progress in self._runs.values():
                 progress.cancelled = True
-            turns = tuple(self._turns)
-        wait(turns)
+            futures = tuple(self._futures)
+        wait(futures)
 
     def close(self) -> None:
         self.stop_all()
         self._pool.shutdown()
-        while not self._children.empty():
-            self._children.get().close()
+        while not self._idle_children.empty():
+            self._idle_children.get().close()
 
     def _run_next(self) -> None:
-        """As many of these are submitted as there are runs: each takes what has come to the front by then."""
-        _, _, run, progress = self._waiting.get()
-        child = self._children.get() if self._processes > 1 else None
+        """Run the first run of the queue. The pool gets this task once for every submitted run."""
+        _, _, run, progress = self._queue.get()
+        child = self._idle_children.get() if self._processes > 1 else None
         try:
             error = self._run_calls(run, progress, child)
             state = RunState.FAILED if error else RunState.SUCCEEDED
@@ -120,7 +124,7 @@ class LocalExecutor:
             error, state = None, RunState.LOST
         finally:
             if child is not None:
-                self._children.put(child)
+                self._idle_children.put(child)
         with self._lock:
             progress.error = error
             progress.state = state
@@ -136,8 +140,8 @@ class LocalExecutor:
         context = StageContext(artifacts=self._artifacts, report=report, should_stop=should_stop)
         for call in run.calls:
             if should_stop():
-                return describe_failure(call.stage_id, Stopped("stopped before it began"))
-            error = _run_here(call, context) if child is None else child.run(call, report, should_stop)
+                return describe_failure(call.stage_id, Stopped("stopped before it started"))
+            error = _run_in_process(call, context) if child is None else child.run(call, report, should_stop)
             if error is not None:
                 return error
             with self._lock:
@@ -145,9 +149,9 @@ class LocalExecutor:
         return None
 
 
-def _run_here(call: StageCall, context: StageContext) -> RunError | None:
+def _run_in_process(call: StageCall, context: StageContext) -> RunError | None:
     try:
         run_stage(call, context)
-    except Exception as exception:  # whatever a stage raises ends its attempt, and the thread goes on
+    except Exception as exception:  # any exception ends the attempt, and the thread takes the next run
         return describe_failure(call.stage_id, exception)
     return None

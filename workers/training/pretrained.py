@@ -1,7 +1,7 @@
-"""The one door to transformers' models. They are built and loaded one at a time in a process.
+"""Builds and loads transformers models, one at a time per process. All other code gets its models here.
 
-While it loads one, transformers patches torch for the whole process (initialisers that do nothing, tensors without
-storage). A second model that is made in another thread meanwhile has been seen to come out without its weights.
+While transformers loads a model, it patches torch for the whole process (initialisers that do nothing,
+tensors without storage). A model built in another thread meanwhile has come out without its weights.
 """
 
 import threading
@@ -10,19 +10,19 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-_making = threading.Lock()
+_build_lock = threading.Lock()
 
 
 def new_model(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
-    """A model with initial weights, drawn from torch's global generator."""
-    with _making:
+    """Build a model with initial weights, drawn from torch's global generator."""
+    with _build_lock:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **options)
     return model
 
 
 def load_model(folder: Path, **options: Any) -> PreTrainedModel:
-    """A model from a folder of safetensors: nothing is fetched, and no pickle and no code from outside is ever read."""
-    with _making:
+    """Load a model from a folder of safetensors. Never downloads, unpickles or runs code from the folder."""
+    with _build_lock:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, **options
         )

@@ -1,4 +1,4 @@
-"""What the hardware is, and what of it a line's numerics take."""
+"""Measured hardware capabilities are stable, and bf16 needs both instructions and speed."""
 
 import subprocess
 import sys
@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from workers import capabilities as module
-from workers.capabilities import measure_capabilities
+from workers.executors import capabilities as module
+from workers.executors.capabilities import measure_capabilities
 
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,21 +16,21 @@ def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a CPU")
-def test_bf16_on_a_cpu_needs_instructions_and_must_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_bf16_is_faster", lambda: True)
+def test_bf16_on_a_cpu_needs_instructions_and_must_be_faster_than_fp32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "bf16_is_faster", lambda: True)
     for flags, bf16 in (({"avx2", "avx512f"}, False), ({"avx512_bf16"}, True), ({"amx_bf16"}, True)):
-        monkeypatch.setattr(module, "_cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(module, "cpu_flags", lambda flags=flags: flags)
         assert measure_capabilities(1).bf16 is bf16
-    monkeypatch.setattr(module, "_bf16_is_faster", lambda: False)
+    monkeypatch.setattr(module, "bf16_is_faster", lambda: False)
     assert measure_capabilities(1).bf16 is False
     assert measure_capabilities(1).device == "cpu"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a CPU")
-def test_a_busy_machine_is_described_as_an_idle_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        module, "_cpu_flags", lambda: {"avx512_bf16"}
-    )  # it is measured, whatever this processor has
+def test_load_on_the_machine_does_not_change_the_capabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_flags", lambda: {"avx512_bf16"})  # measure bf16 on any CPU
     idle = measure_capabilities(1)
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]
     try:

@@ -1,77 +1,174 @@
-"""When a version that is tried beside the served one takes over, and when it is given up."""
+"""How far a release is: from what replicas report to its next step. Decides; writes nothing."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
 
-from service.core.serving_specs import CanarySpec, ShadowSpec
-from service.core.traffic import Histogram, Traffic
+from pydantic import TypeAdapter
 
-EARLY_REQUESTS = 20  # fewer say nothing about a rate of errors
-EARLY_FAILURES = 5
-MIN_SCORED_TOKENS = 1000
-# Clients leave for reasons of their own. More of them by so much leave for the version's: it does not come to an answer.
-MAX_DEPARTED_RATE = 0.25
+from service.core import canary
+from service.core.serving import ReplicaReport, Residence, ServedTarget, ServedVersion, Trial
+from service.core.serving_specs import CanarySpec, RolloutSpec, ServingSpec, ShadowSpec
+from service.core.traffic import NOTHING, Traffic
+
+GRACE_SECONDS = (
+    60.0  # replicas give up loading by themselves; past this they are not there, or end again and again
+)
+SCORED_SHARE = 0.1  # of the requests of a canary whose loss is asked for: each costs both versions a pass over its prompt
+
+ROLLOUT: TypeAdapter[RolloutSpec] = TypeAdapter(RolloutSpec)
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """``reasons``: why it is given up; none: it takes over."""
+class Pending:
+    """A release that is asked for. ``first``: nothing is served so far. ``tried_as``: how it is tried; None: it takes over as
+    soon as every replica has it.
+    """
 
-    reasons: tuple[str, ...] = ()
+    release_id: str
+    version: ServedVersion
+    first: bool
+    tried_as: CanarySpec | ShadowSpec | None
+    begun_at: datetime | None
+    tried_at: datetime | None
+    promoted_at: datetime | None
 
 
-def judge(spec: CanarySpec | ShadowSpec, tried: Traffic, served: Traffic, seconds: float) -> Verdict | None:
-    """What ``seconds`` of both versions' traffic say about the one that is tried. None: too little yet."""
-    errors = _too_many_errors(spec, tried, served)
-    if errors and (tried.requests >= EARLY_REQUESTS or tried.failures >= EARLY_FAILURES):
-        return Verdict((errors,))
-    departures = _too_many_departures(tried, served)
-    if departures and tried.given >= EARLY_REQUESTS:
-        return Verdict((departures,))
-    enough = tried.requests >= spec.min_requests and (
-        spec.max_loss_increase is None or tried.scored_tokens >= MIN_SCORED_TOKENS
+class Step(StrEnum):
+    BEGIN = "begin"
+    """Replicas have been told of it."""
+    TRY = "try"
+    """Every replica has it: what it is tried with counts from now."""
+    PROMOTE = "promote"
+    """Every replica is to answer with it."""
+    GO_LIVE = "go_live"
+    """Every replica answers with it."""
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Move:
+    """``trial``: what was counted of the version and of the served one, as the release keeps it."""
+
+    step: Step
+    error: str | None = None
+    trial: dict[str, object] | None = None
+
+
+def target(
+    model: str,
+    spec: ServingSpec,
+    sequence: int,
+    *,
+    live: ServedVersion | None,
+    pending: Pending | None,
+    earlier: Sequence[ServedVersion],
+) -> ServedTarget:
+    """What a line should answer with. ``earlier``: what was live before, the last first."""
+    rolling = spec.rollout.strategy == "rolling"
+    stable: ServedVersion | None
+    others: Sequence[ServedVersion | None]
+    # One that is tried was asked for before the model's own rollout became rolling.
+    untried = rolling and pending is not None and pending.tried_as is None
+    if pending is not None and (pending.first or untried or pending.promoted_at is not None):
+        stable, trial, others = pending.version, None, [live, *earlier]
+    elif pending is not None:
+        stable, trial, others = live, _trial(pending), earlier
+    else:
+        stable, trial, others = live, None, earlier
+    held = {stable, None if trial is None else trial.version}
+    kept = tuple(dict.fromkeys(v for v in others if v is not None and v not in held))[: spec.keep]
+    return ServedTarget(
+        model,
+        stable,
+        trial,
+        kept=() if rolling else kept,
+        sequence=sequence,
+        spec=spec,
+        rolling=rolling,
+        awake=pending is not None,
+        proven=live is not None,
     )
-    if seconds < spec.seconds or not (enough or seconds >= spec.max_seconds):
+
+
+def next_move(
+    pending: Pending, target: ServedTarget, reports: Sequence[ReplicaReport], now: datetime
+) -> Move | None:
+    """The next step of a release that is asked for; None while there is nothing to do but to wait."""
+    number, limits = pending.version.number, target.spec.limits
+    # A replica that is not up yet holds nothing up, as long as another is.
+    reports = [report for report in reports if not report.starting] or reports
+    if pending.begun_at is None:
+        return Move(Step.BEGIN)
+    # A replica that was not told yet may speak of the version as it was wanted before: as one that it could not keep.
+    versions = [report.version(number) if report.sequence >= target.sequence else None for report in reports]
+    errors = [v.error for v in versions if v is not None and v.state == Residence.FAILED and v.error]
+    if errors:
+        return Move(Step.FAIL, errors[0])
+    seconds = limits.load_seconds + GRACE_SECONDS
+    if target.stable == pending.version:
+        if reports and all(report.number == number for report in reports):
+            return Move(Step.GO_LIVE)
+        if target.rolling:
+            seconds *= max(len(reports), 1)  # one after another
+        # Where nothing was served before, there is nothing to go back to.
+        if pending.first or not _late(pending.promoted_at or pending.begun_at, now, seconds):
+            return None
+        return Move(Step.FAIL, f"not every replica answers with it after {seconds:g} s")
+    if pending.tried_at is None:
+        if versions and all(v is not None and v.state == Residence.READY for v in versions):
+            return Move(Step.PROMOTE if pending.tried_as is None else Step.TRY)
+        if not _late(pending.begun_at, now, seconds):
+            return None
+        return Move(Step.FAIL, f"not loaded by every replica after {seconds:g} s")
+    assert pending.tried_as is not None
+    assert target.stable is not None
+    told = [report for report in reports if report.sequence >= target.sequence]
+    tried, served = _counted(told, number), _counted(told, target.stable.number)
+    so_far = (now - pending.tried_at).total_seconds()
+    verdict = canary.judge(pending.tried_as, tried, served, so_far)
+    # Whoever does not answer just now may be who would say that it fails.
+    silent = len(told) < len(reports) and so_far < pending.tried_as.max_seconds + GRACE_SECONDS
+    if verdict is None or not (verdict.reasons or (told and not silent)):
         return None
-    found = [errors, departures, _too_lossy(spec, tried, served)]
-    found += [
-        _too_slow(spec, "to the first token", tried.first_token, served.first_token),
-        _too_slow(spec, "per token", tried.per_token, served.per_token),
-    ]
-    return Verdict(tuple(reason for reason in found if reason))
+    trial = {"seconds": so_far, "tried": _summary(tried), "served": _summary(served)}
+    if verdict.reasons:
+        return Move(Step.FAIL, "; ".join(verdict.reasons), trial)
+    return Move(Step.PROMOTE, None, trial)
 
 
-def _too_many_errors(spec: CanarySpec | ShadowSpec, tried: Traffic, served: Traffic) -> str | None:
-    if tried.error_rate <= served.error_rate + spec.max_error_rate:
-        return None
-    return f"{tried.failures} of {tried.requests} requests failed, of the served version {served.failures} of {served.requests}"
+def _trial(pending: Pending) -> Trial:
+    # Until every replica has it, nobody is answered by it: the same users are to be, wherever they ask.
+    match pending.tried_as if pending.tried_at is not None else None:
+        case CanarySpec(share=share, max_loss_increase=scored):
+            shadowed = 0.0 if scored is None else SCORED_SHARE
+            return Trial(pending.version, share, shadowed, scored is not None)
+        case ShadowSpec(share=share, max_loss_increase=scored):
+            return Trial(pending.version, 0.0, share, scored is not None)
+        case None:
+            return Trial(pending.version)
 
 
-def _too_many_departures(tried: Traffic, served: Traffic) -> str | None:
-    if tried.departed_rate <= served.departed_rate + MAX_DEPARTED_RATE:
-        return None
-    return (
-        f"clients left {tried.departed} of {tried.given} requests before an answer, "
-        f"of the served version {served.departed} of {served.given}"
-    )
+def _late(since: datetime, now: datetime, seconds: float) -> bool:
+    return (now - since).total_seconds() > seconds
 
 
-def _too_slow(spec: CanarySpec | ShadowSpec, what: str, tried: Histogram, served: Histogram) -> str | None:
-    own, other = tried.median(), served.median()
-    if (
-        spec.max_latency_ratio is None
-        or own is None
-        or other is None
-        or own <= spec.max_latency_ratio * other
-    ):
-        return None
-    return f"{1e3 * own:.0f} ms {what}, of the served version {1e3 * other:.0f} ms"
+def _counted(reports: Sequence[ReplicaReport], number: int) -> Traffic:
+    counted = NOTHING
+    for report in reports:
+        version = report.version(number)
+        if version is not None:
+            counted = counted + version.tried
+    return counted
 
 
-def _too_lossy(spec: CanarySpec | ShadowSpec, tried: Traffic, served: Traffic) -> str | None:
-    if spec.max_loss_increase is None or tried.loss is None or served.loss is None:
-        return None
-    if tried.loss <= served.loss + spec.max_loss_increase:
-        return None
-    return (
-        f"loss {tried.loss:.4f} nats per token on shadowed prompts, of the served version {served.loss:.4f}"
-    )
+def _summary(traffic: Traffic) -> dict[str, object]:
+    return {
+        "requests": traffic.requests,
+        "failures": traffic.failures,
+        "first_token_seconds": traffic.first_token.median(),
+        "token_seconds": traffic.per_token.median(),
+        "loss": None if traffic.loss is None or not math.isfinite(traffic.loss) else traffic.loss,
+    }

@@ -16,8 +16,8 @@ from service.core.executor import RunError
 from service.core.manifest import Manifest
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import StageState, UpdateState
-from service.orchestrator.planning import write_part_two
 from service.orchestrator.versions import record_candidate
+from service.planning.training_stages import write_part_two
 from service.store import datasets, events, models, stages, updates
 from service.store.database import now
 from service.store.tables import Checkpoint, Stage, Update

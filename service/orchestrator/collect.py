@@ -14,8 +14,8 @@ from service.core.executor import Executor, Point, RunError, RunReport, RunState
 from service.core.manifest import Manifest
 from service.core.plan import checkpoint_key, checkpoint_prefix, checkpoint_step
 from service.core.stage_specs import TRAINING_KINDS, TrainStage
-from service.orchestrator import advance, heal
-from service.orchestrator.holding import Held, Holding
+from service.orchestrator import advance, repair
+from service.orchestrator.leases import Held, Holding
 from service.store import stages
 from service.store.database import Database
 
@@ -107,12 +107,12 @@ def _settle(
         )
         logger.warning("stage %s failed: %s", held.stage_id, failure.detail)
         damaged = []
-        if failure.code in heal.DAMAGE_CODES and failure.stage_id == held.stage_id:
-            damaged = heal.damaged_inputs(database, artifacts, held.stage_id)
+        if failure.code in repair.DAMAGE_CODES and failure.stage_id == held.stage_id:
+            damaged = repair.damaged_inputs(database, artifacts, held.stage_id)
         advanced = failure.code == WorkerLost.code and _has_advanced(database, artifacts, held)
 
         def fail(session: Session) -> None:
-            healed = damaged and heal.make_again(session, held.stage_id, held.epoch, damaged, failure)
+            healed = damaged and repair.make_again(session, held.stage_id, held.epoch, damaged, failure)
             if not healed:
                 advance.fail_attempt(session, held.stage_id, held.epoch, failure, advanced=advanced)
 

@@ -15,7 +15,7 @@ from service.core.specs import ModelSpec
 from service.core.stage_specs import TRAINING_KINDS, StageKind
 from service.core.states import StageState
 from service.orchestrator import advance
-from service.orchestrator.holding import Holding
+from service.orchestrator.leases import Holding
 from service.orchestrator.versions import pass_judgement
 from service.store import models, releases, stages, updates
 from service.store.database import Database

@@ -19,8 +19,8 @@ from service.core.errors import DatabaseAway, DatabaseBehind, PathswitchError, U
 from service.core.executor import Executor
 from service.core.serving import Serving
 from service.orchestrator import advance, collect, dispatch, release, rescue
-from service.orchestrator.holding import Holding
-from service.orchestrator.start import start_update
+from service.orchestrator.leases import Holding
+from service.planning.data_stages import start_update
 from service.store import migrate, stages, updates
 from service.store.database import Database
 

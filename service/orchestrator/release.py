@@ -4,12 +4,13 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime
 
+from service.core import rollout
 from service.core.executor import RunError
+from service.core.rollout import Move, Pending, Step
 from service.core.serving import ServedTarget, ServedVersion, Serving
 from service.core.stage_specs import StageKind
 from service.core.states import ReleaseState
-from service.orchestrator import advance, rollout
-from service.orchestrator.rollout import Move, Pending, Step
+from service.orchestrator import advance
 from service.store import models, observations, releases, stages
 from service.store.database import Database, now
 from service.store.tables import Release

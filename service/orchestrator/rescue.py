@@ -5,7 +5,7 @@ import logging
 from service.core.errors import PathswitchError
 from service.core.executor import Executor, RunState
 from service.core.states import UpdateState
-from service.orchestrator.holding import Holding
+from service.orchestrator.leases import Holding
 from service.store import stages, updates
 from service.store.database import Database
 

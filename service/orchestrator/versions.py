@@ -8,7 +8,7 @@ from service.core.costs import stage_cost
 from service.core.gates import Verdict, judge
 from service.core.stage_specs import TRAINING_KINDS, GateStage, StageKind, TrainStage
 from service.core.states import ModelVersionState
-from service.orchestrator.planning import losses
+from service.planning.training_stages import losses
 from service.store import datasets, events, forgetting, lines, models, updates
 from service.store.database import now
 from service.store.tables import ModelVersion, Stage, Update

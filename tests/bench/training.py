@@ -79,8 +79,8 @@ def parser_of(description: str | None, *, steps: int) -> argparse.ArgumentParser
 
 
 def _precision_here() -> str:
-    from service.core.numerics import resolve_numerics
     from service.core.specs import TrainingSpec
+    from service.planning.line import resolve_numerics
     from workers.capabilities import measure_capabilities
 
     return resolve_numerics(TrainingSpec(), measure_capabilities(1)).precision

@@ -13,7 +13,7 @@ from service.core.paradigms.branching import SHORTEST_BRANCH
 from service.core.schedules import SCHEDULES, run_rate, warmup_steps
 from service.core.specs import AutoLength, DecaySpec, ParadigmSpec
 from service.core.stage_specs import LineSpec, StageKind, TrainStage
-from service.loss_law import BranchCurve, LossLaw, TrunkCurve, fit
+from service.planning.loss_law import BranchCurve, LossLaw, TrunkCurve, fit
 from service.store import metrics, updates
 
 # Of a stage: enough that the noise of its batches averages out, few enough to read inside a transaction.

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from pydantic import ValidationError
 
-from service.core.rollout import Verdict, judge
+from service.core.canary import Verdict, judge
 from service.core.serving_specs import CanarySpec, ServingSpec, ShadowSpec
 from service.core.traffic import BOUNDS, NOTHING, Histogram, Traffic
 

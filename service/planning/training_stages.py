@@ -13,8 +13,8 @@ from service.core.plan import BranchFrom, LineEnd, PlanContext, pack_name
 from service.core.specs import ModelSpec, paradigm_of
 from service.core.stage_specs import TRAINING_KINDS, ExportStage, LineSpec, StageKind, TrainStage
 from service.core.states import CheckpointState
-from service.orchestrator.branch_length import choose_length
-from service.orchestrator.start import write_stages
+from service.planning.branch_length import choose_length
+from service.planning.data_stages import write_stages
 from service.store import datasets, lines, models, updates
 from service.store.tables import Update
 

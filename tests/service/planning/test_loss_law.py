@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.loss_law import BranchCurve, LossLaw, TrunkCurve, fit
+from service.planning.loss_law import BranchCurve, LossLaw, TrunkCurve, fit
 
 TRUE = LossLaw(L0=2.5, A=9.0, alpha=0.4, B=0.5, C=0.05, beta=0.55, gamma=0.6, num_branches=0, num_paired=0)
 NOISE = 0.08  # nats per token from batch to batch

@@ -3,9 +3,9 @@
 import pytest
 
 from service.core.executor import Capabilities
-from service.core.numerics import resolve_numerics
 from service.core.specs import TrainingSpec
 from service.core.stage_specs import Numerics
+from service.planning.line import resolve_numerics
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from service.core.executor import Executor
-from service.core.numerics import resolve_numerics
 from service.core.plan import DataRef, PlannedStage, pack_key, plan_packs, plan_tokenizer, topological
 from service.core.specs import ArchitectureSpec, ModelSpec, TokenizerTrainSpec
 from service.core.stage_specs import LineSpec, Numerics, PackStage, StageKind, TokenizerStage
 from service.core.states import StageState, UpdateState
+from service.planning.line import resolve_numerics
 from service.store import datasets, lines, models, stages, updates
 from service.store.database import Database, now
 from service.store.tables import Model, Stage, Update

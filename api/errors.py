@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.schemas.common import Problem, ProblemItem
-from service.core.errors import DatabaseAway, ErrorItem, NoRoom, PathswitchError, Unavailable
+from service.core.errors import DatabaseAway, DiskFull, ErrorItem, PathswitchError, Unavailable
 
 logger = logging.getLogger("pathswitch.api")
 
@@ -59,7 +59,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _ours(request: Request, error: Any) -> Response:
-    busy = isinstance(error, Unavailable) and not isinstance(error, NoRoom)
+    busy = isinstance(error, Unavailable) and not isinstance(error, DiskFull)
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not busy:
         logger.error("%s %s: %s", request.method, request.url.path, error.detail)
     return problem(error.status, error.code, error.detail, error.errors)

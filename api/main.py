@@ -38,7 +38,7 @@ from api.routes import (
 )
 from api.schemas.common import BASE, IDEMPOTENCY_KEY, Problem
 from api.schemas.data import LabelledSource, Source
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.stopping import DRAIN_SECONDS
 from service.register_versions import VersionRegistrar
 from service.settings import Settings
@@ -89,7 +89,7 @@ class ControlPlane(FastAPI):
 
 def create_app(settings: Settings) -> FastAPI:
     """The application on the database and the artifacts that the settings name. Opens no connection yet."""
-    database, artifacts = Database(settings.database), Artifacts.from_url(settings.artifacts)
+    database, artifacts = Database(settings.database), open_artifacts(settings.artifacts)
     services = Services(
         settings=settings,
         database=database,

@@ -6,9 +6,9 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts
+from service.core.artifact_files import HASHES
 from service.core.errors import ArtifactMissing
 from service.core.manifest import Manifest
-from service.ingest.documents import HASHES
 from service.ingest.hash_memory import SMALL_DOCUMENTS, HashMemory, Remembered, VersionHashes
 from service.ingest.hashfile import HashFile
 from service.store import datasets

@@ -13,7 +13,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, open_artifacts
 from service.core.executor import Executor
 from service.core.serving import Serving
 from service.orchestrator.loop import Orchestrator
@@ -32,7 +32,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings, parent = Settings(), os.getppid()
     database = Database(settings.database)
-    artifacts = Artifacts.from_url(settings.artifacts)
+    artifacts = open_artifacts(settings.artifacts)
     artifacts.check()
     executor, serving = build_workers(settings, artifacts)
     stopping = threading.Event()

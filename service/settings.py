@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, computed_field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from service import artifact_cache
+from service.artifacts.s3 import s3_url
 from service.core.serving import EngineName
 
 MIB = 1 << 20
@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         if not url.startswith("s3://") or "#" in url:
             return url
         cache = (self.artifacts_cache or self.home / "cache").absolute()
-        return artifact_cache.url_of(url, cache, self.artifacts_cache_bytes)
+        return s3_url(url, cache, self.artifacts_cache_bytes)
 
     @property
     def engine_options(self) -> dict[str, int | str]:

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RaySystemError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, open_artifacts
 from service.core.errors import Unavailable
 from service.core.executor import Capabilities, Run, RunError, RunReport, RunState
 from service.core.stage_specs import TRAINING_KINDS
@@ -48,7 +48,7 @@ class StageHost:
     def __init__(self, artifacts_url: str) -> None:
         from workers.local_executor import LocalExecutor
 
-        self._executor = LocalExecutor(Artifacts.from_url(artifacts_url))
+        self._executor = LocalExecutor(open_artifacts(artifacts_url))
 
     def capabilities(self) -> Capabilities:
         return self._executor.capabilities(1)

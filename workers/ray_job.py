@@ -16,7 +16,7 @@ import ray.train
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.executor import Point, Run
 from workers.failures import describe_failure
 from workers.run_board import NAMESPACE, board
@@ -31,7 +31,7 @@ def main(run_id: str, artifacts_url: str) -> None:
     """Fit the run. Raises what the training loop raised, so that the job fails when the run does."""
     ray.init(namespace=NAMESPACE)
     run: Run = ray.get(board().run.remote(run_id))
-    storage = Artifacts.from_url(artifacts_url).root / ".ray-train"
+    storage = open_artifacts(artifacts_url).root / ".ray-train"
     try:
         TorchTrainer(
             train_chain,
@@ -52,7 +52,7 @@ def train_chain(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     wire = _Wire(run.id, rank)
     context = StageContext(
-        artifacts=Artifacts.from_url(config["artifacts_url"]),
+        artifacts=open_artifacts(config["artifacts_url"]),
         report=wire.report,
         should_stop=wire.should_stop,
     )

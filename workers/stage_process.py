@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.executor import Point, RunError, StageCall
 from workers.failures import describe_failure
 
@@ -93,7 +93,7 @@ def _serve(connection: Connection, artifacts_url: str) -> None:
             stopped.append(True)
         return bool(stopped)
 
-    artifacts = Artifacts.from_url(artifacts_url)
+    artifacts = open_artifacts(artifacts_url)
     try:
         while True:
             message = connection.recv()

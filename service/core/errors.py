@@ -8,7 +8,7 @@ PathswitchError
 ├── NotFound                  404
 ├── Conflict                  409  the name is taken, or the state does not allow it
 ├── Unavailable               503  a part of the service does not answer yet; come back
-│   ├── NoRoom                503  a disk of the service is full
+│   ├── DiskFull              503  a disk of the service is full
 │   ├── DatabaseAway          503  whether a commit that was under way was carried out, only rows can tell
 │   └── DatabaseBehind        503  the database lacks what this version of the code relies on, until it is migrated
 └── StageError                500  a stage could not finish
@@ -76,8 +76,8 @@ class Unavailable(PathswitchError):
     retryable = True
 
 
-class NoRoom(Unavailable):
-    """The same may succeed once somebody has made room."""
+class DiskFull(Unavailable):
+    """Retrying succeeds once there is disk space again."""
 
 
 class DatabaseAway(Unavailable):

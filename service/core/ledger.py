@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from service.core.spec import Spec
+from service.core.spec import ArtifactKey, Spec
 
 
 class LedgerEntry(Spec):
     """One data version as training sees it: its pack, its rows, and its steps T_i."""
 
     number: int
-    pack_key: str
+    pack_key: ArtifactKey
     rows: int
     steps: int
 

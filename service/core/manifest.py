@@ -1,4 +1,4 @@
-"""The document that says what an artifact is: ``artifacts.py`` has where it lies and when it counts."""
+"""The manifest: the JSON document that describes an artifact. ``service.artifacts`` stores and publishes it."""
 
 import builtins
 import hashlib
@@ -11,12 +11,12 @@ from service.core.errors import ArtifactMissing
 
 MANIFEST = "manifest.json"
 
-# Files of so many bytes in all may be in their manifest. What is that small is read at once, too.
+# Files of at most this many bytes in total may be inlined in their manifest. Smaller files are also hashed in one read.
 SMALL_BYTES = 1 << 16
 
 
 class FileEntry(BaseModel):
-    """``content`` where the manifest has the file in itself."""
+    """One file of an artifact. ``content`` is set if the manifest carries the file itself."""
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -26,12 +26,12 @@ class FileEntry(BaseModel):
     content: builtins.bytes | None = None
 
     @classmethod
-    def holding(cls, path: str, content: builtins.bytes) -> "FileEntry":
+    def inlined(cls, path: str, content: builtins.bytes) -> "FileEntry":
         return cls(path=path, sha256=hashlib.sha256(content).hexdigest(), bytes=len(content), content=content)
 
 
 class Manifest(BaseModel):
-    """What an artifact is: its files by hash, and the ``result`` its stage computed (plain JSON)."""
+    """An artifact's files with their hashes, and the ``result`` that its stage computed (plain JSON)."""
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -45,12 +45,12 @@ class Manifest(BaseModel):
         return sum(file.bytes for file in self.files)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the manifest has all of the files in itself."""
+    def is_inlined(self) -> bool:
+        """Whether the manifest carries all of the files itself."""
         return all(file.content is not None for file in self.files)
 
     def file(self, path: str) -> FileEntry:
-        """Raises ArtifactMissing."""
+        """The entry of one file. Raises ArtifactMissing."""
         entry = next((entry for entry in self.files if entry.path == path), None)
         if entry is None:
             raise ArtifactMissing(f"{self.key}: no file {path!r}")
@@ -58,7 +58,7 @@ class Manifest(BaseModel):
 
     @property
     def sha256(self) -> str:
-        """Hash of the sorted file list: equal artifacts have equal hashes whatever the attempt was called."""
+        """Hash of the sorted file list: artifacts with equal files have equal hashes, whichever attempt wrote them."""
         lines = "".join(f"{f.sha256}  {f.path}\n" for f in sorted(self.files, key=lambda f: f.path))
         return hashlib.sha256(lines.encode()).hexdigest()
 

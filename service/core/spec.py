@@ -1,9 +1,10 @@
-"""What every spec is: frozen, closed to unknown keys, and identified by a fingerprint of its content."""
+"""The base class of all specs, their fingerprints, and the type of their fields that hold artifact keys."""
 
 import hashlib
 import json
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator
+from functools import cache
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_jsonable_python
@@ -20,14 +21,53 @@ class AddedAfter020:
 ADDED_AFTER_0_2_0 = AddedAfter020()
 
 
+class _IsArtifactKey:
+    pass
+
+
+ArtifactKey = Annotated[str, _IsArtifactKey]
+"""A spec field that holds an artifact key. Garbage collection keeps the artifacts that such fields name."""
+
+
 class Spec(BaseModel):
+    """Frozen, and closed to unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def artifact_keys(self) -> Iterator[str]:
+        """Every artifact key in this spec and in the specs it contains."""
+        key_fields = artifact_key_fields(type(self))
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, Spec):
+                    yield from item.artifact_keys()
+                elif name in key_fields and item is not None:
+                    yield item
+
+    def fields_of(self, base: "type[Spec]") -> dict[str, Any]:
+        """The values of the fields that ``base`` declares, with which to make another spec that extends ``base``."""
+        assert isinstance(self, base)
+        return {name: getattr(self, name) for name in base.model_fields}
+
+
+@cache
+def artifact_key_fields(spec: type[Spec]) -> frozenset[str]:
+    """Names of the spec's fields that are typed ArtifactKey, optional or in a tuple."""
+    hints = get_type_hints(spec, include_extras=True)
+    return frozenset(name for name in spec.model_fields if _holds_artifact_key(hints[name]))
+
+
+def _holds_artifact_key(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated and _IsArtifactKey in annotation.__metadata__:
+        return True
+    return any(_holds_artifact_key(argument) for argument in get_args(annotation))
 
 
 def fingerprint(kind: str, *parts: Any) -> str:
     """First 32 hex digits of the sha256 of the kind and the parts as canonical JSON.
 
-    Specs count with their defaults, but for fields added after 0.2.0 that have theirs.
+    Defaults of specs count, except those of fields added after 0.2.0.
     """
     canonical = json.dumps(
         [kind, *map(canonical_json, parts)], sort_keys=True, separators=(",", ":"), allow_nan=False
@@ -38,7 +78,7 @@ def fingerprint(kind: str, *parts: Any) -> str:
 def canonical_json(part: Any, *, exclude: Collection[str] = ()) -> Any:
     """A spec, or a JSON-like value that may hold specs, as the plain JSON that its fingerprint covers.
 
-    ``exclude``: fields of the outermost spec that don't count.
+    ``exclude`` names fields of the outermost spec that do not count.
     """
     if isinstance(part, BaseModel):
         names = [name for name in type(part).model_fields if name not in exclude]

@@ -4,12 +4,12 @@
 stage's fingerprint covers everything that went into it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Literal
 
 from service.core.ledger import LedgerEntry
-from service.core.spec import Spec, fingerprint
+from service.core.spec import ArtifactKey, Spec, fingerprint
 from service.core.specs import ArchitectureSpec, GateSpec
 
 # --- what decides the bits of a line ----------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ class LineSpec(Spec):
     """The identity of a model line: two lines with equal specs share every stage."""
 
     architecture: ArchitectureSpec  # ``base`` is an artifact key here
-    tokenizer_key: str
+    tokenizer_key: ArtifactKey
     numerics: Numerics
     sequence_length: int
     batch_rows: int
@@ -48,6 +48,12 @@ class LineSpec(Spec):
     @property
     def fingerprint(self) -> str:
         return fingerprint("line", self)
+
+    def artifact_keys(self) -> Iterator[str]:
+        yield from super().artifact_keys()
+        # Only here: in a model's own spec, ``base`` is the path that the user gave.
+        if self.architecture.base is not None:
+            yield self.architecture.base
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
@@ -76,18 +82,18 @@ class TokenizerStage(Spec):
     """Train a byte-level BPE on the training documents of one data version, or take over a given one."""
 
     vocab_size: int | None = None
-    data_key: str | None = None
-    slice_keys: tuple[str, ...] = ()
-    source_key: str | None = None  # artifact that holds a tokenizer.json
+    data_key: ArtifactKey | None = None
+    slice_keys: tuple[ArtifactKey, ...] = ()
+    source_key: ArtifactKey | None = None  # artifact that holds a tokenizer.json
 
 
 class PackStage(Spec):
     """Tokenise the training documents of one data version into rows of ``sequence_length`` tokens."""
 
-    data_key: str
-    earlier_keys: tuple[str, ...]  # data versions whose documents count as duplicates here
-    slice_keys: tuple[str, ...]  # given slices, whose documents are kept out of training
-    tokenizer_key: str
+    data_key: ArtifactKey
+    earlier_keys: tuple[ArtifactKey, ...]  # data versions whose documents count as duplicates here
+    slice_keys: tuple[ArtifactKey, ...]  # given slices, whose documents are kept out of training
+    tokenizer_key: ArtifactKey
     sequence_length: int
 
 
@@ -131,7 +137,7 @@ class TrainStage(Spec):
     ledger: tuple[LedgerEntry, ...]
     from_step: int
     to_step: int
-    start_key: str | None  # the state at ``from_step``; None: initial weights at step 0
+    start_key: ArtifactKey | None  # the state at ``from_step``; None: initial weights at step 0
     path: RunPath | None = None
     checkpoint_every: int
 
@@ -144,20 +150,20 @@ class MergeStage(Spec):
     """Weighted sum of the weights of checkpoints, the oldest first. ``weights`` add up to 1."""
 
     line: LineSpec
-    checkpoint_keys: tuple[str, ...]
+    checkpoint_keys: tuple[ArtifactKey, ...]
     weights: tuple[float, ...]
 
 
 class ExportStage(Spec):
     line: LineSpec
-    checkpoint_key: str
+    checkpoint_key: ArtifactKey
 
 
 class SliceRef(Spec):
     """A fixed evaluation set: ``file`` inside the artifact ``key``."""
 
     name: str
-    key: str
+    key: ArtifactKey
     file: str
     data_version: int | None = None
 
@@ -165,9 +171,9 @@ class SliceRef(Spec):
 class EvaluateStage(Spec):
     """Measure the export on every slice, and the served version on those where it was never measured."""
 
-    export_key: str
+    export_key: ArtifactKey
     slices: tuple[SliceRef, ...]
-    served_export_key: str | None
+    served_export_key: ArtifactKey | None
     served_slices: tuple[SliceRef, ...]
     sequence_length: int
     numerics: Numerics
@@ -183,13 +189,20 @@ class ReleaseStage(Spec):
     model: str
 
 
-def artifact_keys(document: Any) -> Iterator[str]:
-    """Every string in a JSON document, a spec: what of it is an artifact's key is among them."""
-    if isinstance(document, str):
-        yield document
-    elif isinstance(document, dict):
-        for value in document.values():
-            yield from artifact_keys(value)
-    elif isinstance(document, list):
-        for value in document:
-            yield from artifact_keys(value)
+STAGE_SPECS: Mapping[StageKind, type[Spec]] = {
+    StageKind.TOKENIZER: TokenizerStage,
+    StageKind.PACK: PackStage,
+    StageKind.TRAIN_TRUNK: TrainStage,
+    StageKind.TRAIN_BRANCH: TrainStage,
+    StageKind.TRAIN: TrainStage,
+    StageKind.MERGE: MergeStage,
+    StageKind.EXPORT: ExportStage,
+    StageKind.EVALUATE: EvaluateStage,
+    StageKind.GATE: GateStage,
+    StageKind.RELEASE: ReleaseStage,
+}
+
+
+def parse_stage_spec(kind: str, document: Mapping[str, Any]) -> Spec:
+    """The stored JSON of a stage as the spec of its kind. Raises ValidationError."""
+    return STAGE_SPECS[StageKind(kind)].model_validate(document)

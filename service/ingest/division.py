@@ -15,16 +15,10 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES
 from service.core.errors import NothingNew
 from service.ingest.digests import DigestSpool
-from service.ingest.documents import (
-    CANDIDATES_BELOW,
-    DOCUMENTS,
-    HASHES,
-    HOLDOUT,
-    HOLDOUT_HASHES,
-    DocumentSpool,
-)
+from service.ingest.documents import CANDIDATES_BELOW, DocumentSpool
 from service.ingest.hash_memory import Remembered
 from service.ingest.hashfile import HASH_BYTES, HashFile
 from service.ingest.lines import LineFile, read_lines

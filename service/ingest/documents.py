@@ -7,6 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 from pydantic_core import to_json
 
+from service.core.artifact_files import DOCUMENTS
 from service.ingest.digests import DigestSpool
 from service.ingest.findings import Flaw
 from service.ingest.formats import Limits
@@ -14,10 +15,6 @@ from service.ingest.hashfile import HASH_BYTES, hash_at
 from service.ingest.lines import BATCH_BYTES, LineFile
 from service.ingest.scratch import Scratch
 
-DOCUMENTS = "documents.ndjson.zst"
-HASHES = "hashes.bin"
-HOLDOUT = "holdout.ndjson.zst"
-HOLDOUT_HASHES = "holdout.bin"
 _CANDIDATES = "candidates.bin"
 
 OPTIONAL_FIELDS = ("id", "date", "source")

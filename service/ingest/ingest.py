@@ -20,11 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from service.artifacts import Artifacts, sha256_of
+from service.artifacts import Artifacts
+from service.artifacts.disk_space import translate_disk_full
+from service.artifacts.files import sha256_of
+from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES
 from service.core.manifest import SMALL_BYTES, Manifest
 from service.ingest.decoding import decoder
 from service.ingest.division import divide, write_hashes, write_holdout
-from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, DocumentSpool
+from service.ingest.documents import DocumentSpool
 from service.ingest.findings import Findings, Meter, bad_body
 from service.ingest.formats import ContentEncoding, DataFormat, Limits
 from service.ingest.hash_memory import NOTHING, SMALL_DOCUMENTS, Remembered
@@ -32,7 +35,6 @@ from service.ingest.hashfile import HashFile
 from service.ingest.parquet import ParquetParser
 from service.ingest.parsing import NdjsonParser, Parser, TextParser
 from service.ingest.scratch import Scratch
-from service.room import room_for
 
 DEFAULT_LIMITS = Limits()
 _BODY = "the body"
@@ -77,7 +79,7 @@ class Ingest:
         self._sha256 = hashlib.sha256()
         self._findings = Findings()
         self._body: Body | None = None
-        with room_for(_BODY), ExitStack() as stack:
+        with translate_disk_full(_BODY), ExitStack() as stack:
             self._scratch = stack.enter_context(closing(Scratch(artifacts.root, small=small)))
             self._spool = DocumentSpool(self._scratch, limits)
             stack.callback(self._spool.close)
@@ -89,7 +91,7 @@ class Ingest:
         """Take the next bytes of the encoded body. Raises BadContent where reading on is pointless."""
         assert self._body is None
         self._meter.encoded += len(chunk)
-        with room_for(_BODY):
+        with translate_disk_full(_BODY):
             for piece in self._decoder.feed(chunk):
                 self._meter.count(len(piece))
                 self._sha256.update(piece)
@@ -97,7 +99,7 @@ class Ingest:
 
     def end(self) -> Body:
         """Take the body as whole. Raises BadContent where it has flaws, or no documents."""
-        with room_for(_BODY):
+        with translate_disk_full(_BODY):
             self._decoder.end()
             self._parser.end()
             self._findings.check()
@@ -123,7 +125,7 @@ class Ingest:
         the earlier versions turn out to be others by now.
         """
         assert self._body is not None
-        with room_for(_BODY):
+        with translate_disk_full(_BODY):
             division = divide(
                 self._spool.digests, earlier, given, holdout_fraction, self._scratch, remembered
             )
@@ -140,7 +142,7 @@ class Ingest:
     def publish_slice(self) -> Ingested:
         """Publish the ended body as a given evaluation set: ``slice/<fingerprint>``, likewise."""
         assert self._body is not None
-        with room_for(_BODY):
+        with translate_disk_full(_BODY):
             distinct = write_hashes(self._spool.digests, self._scratch)
         return self._publish("slice", self._body, self._body.documents - distinct, 0, (DOCUMENTS, HASHES))
 

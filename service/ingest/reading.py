@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT_HASHES, Document, document_hash
+from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT_HASHES
+from service.ingest.documents import Document, document_hash
 from service.ingest.hashfile import HashFile
 from service.ingest.lines import read_lines
 
@@ -17,7 +18,7 @@ _BLOCK_HASHES = 1 << 16
 def read_documents(folder: Path, file: str = DOCUMENTS) -> Iterator[Document]:
     """Documents of a verified artifact, in order, one in memory at a time.
 
-    ``file`` is ``documents.ndjson.zst`` (all of a version or slice) or ``holdout.ndjson.zst``.
+    ``file`` is DOCUMENTS (all of a version or slice) or HOLDOUT.
     """
     for line in read_lines((folder / file).open("rb")):
         yield Document(**json.loads(line.decode()))

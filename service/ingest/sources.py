@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from service.artifacts.object_store import ObjectStore
 from service.core.errors import InvalidRequest
-from service.object_store import ObjectStore
 
 _CHUNK_BYTES = 1 << 20
 

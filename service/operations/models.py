@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts
+from service.core.artifact_files import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 from service.core.errors import Conflict, ErrorItem, InvalidRequest, Unavailable
 from service.core.specs import ModelSpec
 from service.store import datasets, events, models, updates
@@ -18,7 +19,7 @@ from service.store.database import Database, now
 from service.store.in_use import share_artifacts
 from service.store.tables import Model
 
-BASE_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
+BASE_FILES = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, GENERATION_CONFIG)
 CHANGEABLE = frozenset({"gate", "serving", "auto_update", "auto_release"})
 CHANGEABLE_TRAINING = frozenset({"workers", "strategy"})
 
@@ -103,19 +104,19 @@ def _take_base(artifacts: Artifacts, import_roots: Sequence[Path], given: str) -
     if not weights:
         hint = f"; {pickles[0].name} is a pickle, which is never read" if pickles else ""
         raise InvalidRequest(f"{given!r} holds no *.safetensors{hint}")
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG, TOKENIZER) if not (folder / name).is_file()]
     if missing:
         raise InvalidRequest(f"{given!r} holds no {' and no '.join(missing)}")
     others = [folder / name for name in BASE_FILES if (folder / name).is_file()]
-    index = folder / "model.safetensors.index.json"
+    index = folder / f"{WEIGHTS}.index.json"
     return _publish_copy(artifacts, "base", [*others, *weights, *([index] if index.is_file() else [])])
 
 
 def _take_tokenizer(artifacts: Artifacts, import_roots: Sequence[Path], given: str) -> str:
     path = allowed_path(import_roots, given)
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if not path.is_file() or path.name != "tokenizer.json":
-        raise InvalidRequest(f"{given!r} is neither a tokenizer.json nor a folder that holds one")
+    path = path / TOKENIZER if path.is_dir() else path
+    if not path.is_file() or path.name != TOKENIZER:
+        raise InvalidRequest(f"{given!r} is neither a {TOKENIZER} nor a folder that holds one")
     return _publish_copy(artifacts, "tokenizer-source", [path])
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts
+from service.core.artifact_files import METRICS
 from service.core.errors import ArtifactCorrupt, Unavailable, WorkerLost
 from service.core.executor import Executor, Point, RunError, RunReport, RunState
 from service.core.manifest import Manifest
@@ -20,8 +21,6 @@ from service.store import stages
 from service.store.database import Database
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 
 def collect(database: Database, artifacts: Artifacts, executor: Executor, holding: Holding) -> bool:
@@ -136,7 +135,7 @@ def _has_advanced(database: Database, artifacts: Artifacts, held: Held) -> bool:
 
 def _settled_points(artifacts: Artifacts, manifest: Manifest) -> list[dict[str, object]]:
     """The points as the artifact has them: complete, whatever of the live ones got lost on the way."""
-    lines = artifacts.path(manifest, METRICS_FILE).read_text().splitlines()
+    lines = artifacts.path(manifest, METRICS).read_text().splitlines()
     return [json.loads(line) for line in lines if line]
 
 

@@ -14,7 +14,7 @@ from service.artifacts import Artifacts
 from service.core import retry
 from service.core.errors import ArtifactCorrupt, ArtifactMissing
 from service.core.executor import RunError
-from service.core.stage_specs import artifact_keys
+from service.core.stage_specs import parse_stage_spec
 from service.core.states import StageState
 from service.store import events, stages, updates
 from service.store.database import Database, now
@@ -32,7 +32,7 @@ def damaged_inputs(database: Database, artifacts: Artifacts, stage_id: str) -> l
     """
     with database.reading() as session:
         stage = stages.get(session, stage_id)
-        read = set(artifact_keys(stage.spec))
+        read = set(parse_stage_spec(stage.kind, stage.spec).artifact_keys())
         made = {
             row.id: row.key
             for row in updates.stages(session, stage.update_id)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from service.core.artifact_files import DOCUMENTS, HOLDOUT
 from service.core.errors import NotFound
 from service.core.plan import DataRef
 from service.core.stage_specs import SliceRef
@@ -218,7 +219,7 @@ def slice_refs(session: Session, dataset_id: str, up_to: int) -> list[SliceRef]:
         SliceRef(
             name=holdout_name(row.number),
             key=row.artifact_key,
-            file="holdout.ndjson.zst",
+            file=HOLDOUT,
             data_version=row.number,
         )
         for row in versions(session, dataset_id, up_to)
@@ -230,7 +231,7 @@ def slice_refs(session: Session, dataset_id: str, up_to: int) -> list[SliceRef]:
                 SliceRef(
                     name=row.name,
                     key=row.artifact_key,
-                    file="documents.ndjson.zst",
+                    file=DOCUMENTS,
                     data_version=row.data_version,
                 )
             )

@@ -62,7 +62,7 @@ def _in_a_process(every: int) -> float:
 
 def _mean_step(options: argparse.Namespace, every: int) -> float:
     """Over a whole number of intervals between checkpoints, from the first one's end on."""
-    from service.artifacts import Artifacts
+    from service.artifacts import LocalArtifacts
     from workers.stages import run_stage
     from workers.stages.context import StageContext
 
@@ -70,7 +70,7 @@ def _mean_step(options: argparse.Namespace, every: int) -> float:
     # The first interval is warm-up, and a last step without one of its own ends the last.
     options.steps = options.every * (1 + options.steps // options.every) - WARM_UP_STEPS
     with tempfile.TemporaryDirectory() as root:
-        artifacts = Artifacts(Path(root))
+        artifacts = LocalArtifacts(Path(root))
         [call] = run_of(options, artifacts, every).calls
         run_stage(
             call, StageContext(artifacts, lambda point: ends.append(time.perf_counter()), lambda: False)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.core.states import ModelVersionState, ReleaseState, UpdateState
 from service.main import tick_until
 from service.operations.models import change_model
@@ -90,7 +90,7 @@ class World:
 @contextmanager
 def serving_world(folder: Path) -> Iterator[World]:
     """The first version is live when it begins."""
-    artifacts = Artifacts(folder / "artifacts")
+    artifacts = LocalArtifacts(folder / "artifacts")
     for number in VERSIONS:
         with artifacts.writing(f"export/{number}") as directory:
             write_served_model(directory, seed=number)

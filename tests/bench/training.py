@@ -196,13 +196,13 @@ def _publish(artifacts: Any, key: str, result: dict[str, Any], write: Callable[[
 
 
 def _loop(options: argparse.Namespace) -> list[Step]:
-    from service.artifacts import Artifacts
+    from service.artifacts import LocalArtifacts
     from workers.stages import run_stage
     from workers.stages.context import StageContext
 
     marks = _Marks()
     with tempfile.TemporaryDirectory() as root:
-        artifacts = Artifacts(Path(root))
+        artifacts = LocalArtifacts(Path(root))
         [call] = run_of(options, artifacts).calls
         run_stage(call, StageContext(artifacts, lambda point: marks.mark(), lambda: False))
     return marks.steps()
@@ -210,7 +210,7 @@ def _loop(options: argparse.Namespace) -> list[Step]:
 
 def _loop_under_ray(options: argparse.Namespace) -> list[Step]:
     """Its steps as the loop itself timed them: the rates of the points that reach the board."""
-    from service.artifacts import Artifacts
+    from service.artifacts import LocalArtifacts
     from service.core.errors import Unavailable
     from service.core.executor import RunState
     from tests.support.ray_cluster import connected, started_ray
@@ -218,7 +218,7 @@ def _loop_under_ray(options: argparse.Namespace) -> list[Step]:
     with tempfile.TemporaryDirectory() as root, started_ray() as cluster, connected(cluster):
         from workers.ray_executor import RayExecutor  # imports Ray, which reads its token only once
 
-        artifacts = Artifacts(Path(root))
+        artifacts = LocalArtifacts(Path(root))
         run = run_of(options, artifacts)
         executor = RayExecutor(artifacts, cluster.dashboard_url)
         deadline = time.monotonic() + RAY_SECONDS

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.ingest.formats import DataFormat
 from service.ingest.ingest import Ingest
 
@@ -80,7 +80,7 @@ def measure(num_bytes: int, directory: Path) -> dict[str, float]:
     before = highest = 0
     feeding, finishing = Stopwatch(), Stopwatch()
     chunks = ndjson_body(num_bytes)
-    with Ingest(Artifacts(directory), DataFormat.NDJSON) as ingest:
+    with Ingest(LocalArtifacts(directory), DataFormat.NDJSON) as ingest:
         while group := list(islice(chunks, _GROUP_CHUNKS)):
             before = before or resident_bytes()  # what is made is not the sink's
             with feeding:

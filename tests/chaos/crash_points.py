@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.core import retry
 from service.core.executor import Run, RunReport
 from service.core.serving import ServedTarget
@@ -120,7 +120,7 @@ def _tell(url: str, root: str, world: Any, owner: str, last: Last | None, passed
     _watch_commits(database, points)
     orchestrator = Orchestrator(
         database,
-        Artifacts(Path(root)),
+        LocalArtifacts(Path(root)),
         _Executor(world, points),
         _Serving(world, points),
         owner,
@@ -152,7 +152,12 @@ def _begin(url: str, root: str, world: Any) -> None:
     push(database, FAILS_ONCE, 2)
     world.hold_kinds({StageKind.TOKENIZER})
     gone = Orchestrator(
-        database, Artifacts(Path(root)), OutsideExecutor(world), OutsideServing(world), "gone", LEASE_SECONDS
+        database,
+        LocalArtifacts(Path(root)),
+        OutsideExecutor(world),
+        OutsideServing(world),
+        "gone",
+        LEASE_SECONDS,
     )
     gone.tick()
     with database.reading() as session:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.core import retry
 from service.main import tick_until
 from service.orchestrator.loop import Orchestrator
@@ -80,7 +80,7 @@ def run(
             stopping,
             Orchestrator(
                 database,
-                Artifacts(root),
+                LocalArtifacts(root),
                 OutsideExecutor(world),
                 OutsideServing(world),
                 owner,

@@ -14,7 +14,7 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.core.executor import Capabilities, Point, Run, RunReport, RunState, StageCall
 from service.core.manifest import Manifest
 from service.core.serving import ReplicaReport, ServedTarget
@@ -51,7 +51,7 @@ class _WorkerDied(Exception):
     pass
 
 
-class _CountingArtifacts(Artifacts):
+class _CountingArtifacts(LocalArtifacts):
     def __init__(self, root: Path, record: Record) -> None:
         super().__init__(root)
         self._record = record

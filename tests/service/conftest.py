@@ -1,4 +1,4 @@
-"""An object store for the tests of what keeps artifacts in one."""
+"""An S3 server for the tests in this folder that need an object store."""
 
 from collections.abc import Iterator
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.core.errors import Conflict, InvalidRequest, NotFound, NothingNew
 from service.ingest.formats import DataFormat
 from service.ingest.ingest import Ingest, Ingested
@@ -32,7 +32,7 @@ class House:
 
     def __init__(self, database: Database, root: Path) -> None:
         self.database = database
-        self.artifacts = Artifacts(root)
+        self.artifacts = LocalArtifacts(root)
         self.registrar = VersionRegistrar(database, self.artifacts)
         create_dataset(database, "d", holdout_fraction=0.25)
 

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, LocalArtifacts
 from service.ingest.division import holdout_size
 from service.ingest.documents import document_hash
 from service.ingest.formats import DataFormat
@@ -81,7 +81,7 @@ class Process:
 
     def __init__(self, url: str, root: Path) -> None:
         self.database = Database(url)
-        self.artifacts = Artifacts(root)
+        self.artifacts = LocalArtifacts(root)
         self.registrar = VersionRegistrar(self.database, self.artifacts)
 
     def register(

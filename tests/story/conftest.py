@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from tests.support.control_plane import ControlPlane, serve, settings_of
 from tests.support.database import Databases
 from tests.support.story import DATASET
@@ -62,7 +62,7 @@ def workers() -> Iterator[Workers]:
     made: list[Any] = []
 
     def start(plane: ControlPlane) -> tuple[LocalExecutor, LocalServing]:
-        artifacts = Artifacts.from_url(plane.settings.artifacts)
+        artifacts = open_artifacts(plane.settings.artifacts)
         executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
         made.extend((serving, executor))
         return executor, serving

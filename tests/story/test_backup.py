@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from api.cli import main as command_line
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.stage_specs import StageKind
 from service.core.states import StageState
 from service.store.tables import Stage
@@ -54,7 +54,7 @@ def run_client(server: PostgresServer, tool: str, *arguments: str) -> None:
 @contextmanager
 def killed_in_the_middle(plane: ControlPlane) -> Iterator[None]:
     """The trunk of the plane's second update has trained a few steps; at the end of the block its workers are gone."""
-    artifacts = Artifacts.from_url(plane.settings.artifacts)
+    artifacts = open_artifacts(plane.settings.artifacts)
     executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
     try:
         with plane.orchestrated(executor, serving):

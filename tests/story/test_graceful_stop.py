@@ -8,7 +8,7 @@ import pytest
 from ray import serve
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.stage_specs import TrainStage
 from service.core.states import StageState
 from tests.story.conftest import NewPlane
@@ -40,7 +40,7 @@ def test_without_ray_streams_end_whole_and_training_goes_on_from_the_step_it_sto
     new_plane: NewPlane, tmp_path: Path, processes: int
 ) -> None:
     plane = new_plane(serve_port=free_port(), executor="local", local_processes=processes)
-    artifacts = Artifacts.from_url(plane.settings.artifacts)
+    artifacts = open_artifacts(plane.settings.artifacts)
     plane.client.create_model(LONG)
     push(plane.client, 1)
     url = f"http://127.0.0.1:{plane.settings.serve_port}/v1"

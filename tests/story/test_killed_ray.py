@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from api.client import Client
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.errors import WorkerLost
 from service.core.stage_specs import StageKind
 from service.core.states import UpdateState
@@ -34,7 +34,7 @@ def test_what_is_killed_while_it_trains_goes_on_from_its_last_checkpoint_to_the_
     undisturbed: Undisturbed, tmp_path: Path, victim: str, kind: StageKind
 ) -> None:
     settings = undisturbed.service_between(tmp_path / "home")
-    database, artifacts = Database(settings.database), Artifacts.from_url(settings.artifacts)
+    database, artifacts = Database(settings.database), open_artifacts(settings.artifacts)
     with running_up(settings) as up, Client(up.urls["api"]) as client:
         watched = WatchedUpdate(client, database, artifacts, push_second(client))
         until(lambda: watched.is_past_a_checkpoint(kind))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.states import UpdateState
 from service.store import models
 from tests.story.conftest import NewPlane, Workers
@@ -23,7 +23,7 @@ DOWN_SECONDS = 4.0
 def test_an_object_store_holds_the_same_line_through_an_outage(
     new_plane: NewPlane, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.object_store.RETRY_SECONDS", 0.5)
+    monkeypatch.setattr("service.artifacts.object_store.RETRY_SECONDS", 0.5)
     on_disk = new_plane()
     on_disk.client.create_model(SPEC)
     executor, serving = workers(on_disk)
@@ -60,7 +60,7 @@ def test_an_object_store_holds_the_same_line_through_an_outage(
             assert made.artifact.path.startswith(f"s3://{BUCKET}/{tmp_path.name}/")
 
         # A host that has no copy of anything.
-        empty = Artifacts.from_url(f"s3://{BUCKET}/{tmp_path.name}#cache={tmp_path / 'empty'}")
+        empty = open_artifacts(f"s3://{BUCKET}/{tmp_path.name}#cache={tmp_path / 'empty'}")
         with plane.database.reading() as session:
             row = models.version(session, models.model(session, "m").id, 2)
         folder = empty.open(row.export_key)

@@ -8,12 +8,12 @@ import pytest
 import sqlalchemy as sa
 
 from api.client import Client
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
+from service.artifacts.object_store import RETRY_SECONDS
 from service.core.errors import Unavailable
 from service.core.retry import MAX_ATTEMPTS
 from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
-from service.object_store import RETRY_SECONDS
 from service.store.database import Database
 from service.store.tables import Stage
 from tests.support.artifacts import published_keys
@@ -39,7 +39,7 @@ class Visible:
         self.seen: set[str] = set()
         self.damaged: list[str] = []
         self.silences = 0
-        self._artifacts = Artifacts.from_url(f"{url}#cache={cache}")
+        self._artifacts = open_artifacts(f"{url}#cache={cache}")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._look_until_stopped)
 
@@ -78,7 +78,7 @@ def test_a_store_that_is_down_for_more_than_a_minute_costs_an_update_over_ray_no
     with s3_server() as s3:
         settings = first_version(tmp_path / "home", databases, artifacts_url=url)
         database = Database(settings.database)
-        artifacts = Artifacts.from_url(f"{url}#cache={tmp_path / 'cache'}")
+        artifacts = open_artifacts(f"{url}#cache={tmp_path / 'cache'}")
         with (
             running_up(settings) as up,
             Client(up.urls["api"]) as client,

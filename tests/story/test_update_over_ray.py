@@ -10,7 +10,7 @@ import pytest
 from openai import OpenAI
 from ray import serve
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.paradigms import PARADIGMS
 from tests.story.conftest import NewPlane, Workers
 from tests.support.control_plane import ControlPlane
@@ -81,7 +81,7 @@ def test_an_update_over_ray_is_served_to_openai_clients_and_is_the_one_without_r
     tmp_path: Path,
 ) -> None:
     plane, over_serve = serving
-    over_ray = RayExecutor(Artifacts.from_url(plane.settings.artifacts), ray_cluster.dashboard_url)
+    over_ray = RayExecutor(open_artifacts(plane.settings.artifacts), ray_cluster.dashboard_url)
     plane.client.create_model(MODEL)
     with OpenAI(base_url=f"{over_serve.url()}/v1", api_key="unused", max_retries=0) as client:
         first = push_and_release(plane, 1, over_ray, over_serve)
@@ -124,7 +124,7 @@ def test_every_paradigm_over_ray_is_served_and_makes_the_versions_that_it_makes_
     workers: Workers,
 ) -> None:
     plane, over_serve = serving
-    over_ray = RayExecutor(Artifacts.from_url(plane.settings.artifacts), ray_cluster.dashboard_url)
+    over_ray = RayExecutor(open_artifacts(plane.settings.artifacts), ray_cluster.dashboard_url)
     other = new_plane()
     alone, local = workers(other)
     names = [name.replace("_", "-") for name in PARADIGMS]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.stage_specs import StageKind
 from service.core.states import UpdateState
 from tests.support.control_plane import serve
@@ -30,7 +30,7 @@ def test_one_worker_then_two_then_one_read_the_same_rows_and_come_to_the_same_lo
     ray_cluster: RayCluster, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     settings = undisturbed.service_between(tmp_path / "home")
-    artifacts = Artifacts.from_url(settings.artifacts)
+    artifacts = open_artifacts(settings.artifacts)
     over_ray = RayExecutor(artifacts, ray_cluster.dashboard_url, interpreter(tmp_path / "python"))
     serving = LocalServing(artifacts, "127.0.0.1", 0)
     with serve(settings) as plane, plane.orchestrated(over_ray, serving):

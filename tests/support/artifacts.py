@@ -1,4 +1,4 @@
-"""Small artifacts to publish, and an object store of a test's own to publish them in."""
+"""Publish and read small artifacts, and URLs of a test's own object store."""
 
 from pathlib import Path
 
@@ -11,9 +11,13 @@ FILES = {"a.bin": b"a" * 1000, "deep/er/b.json": b"{}", "empty": b""}
 
 
 def s3_url(tmp_path: Path, cache: str) -> str:
-    """The same store for the same test, with a cache of that name."""
-    prefix = tmp_path.as_posix().strip("/")
-    return f"s3://{BUCKET}/{prefix}#cache={tmp_path / cache}"
+    """The URL of this test's object store, with the cache folder of that name."""
+    return f"s3://{BUCKET}/{s3_prefix(tmp_path)}#cache={tmp_path / cache}"
+
+
+def s3_prefix(tmp_path: Path) -> str:
+    """The prefix in the bucket that belongs to this test."""
+    return tmp_path.as_posix().strip("/")
 
 
 def publish(artifacts: Artifacts, key: str = KEY, **files: bytes) -> Manifest:
@@ -24,13 +28,15 @@ def publish(artifacts: Artifacts, key: str = KEY, **files: bytes) -> Manifest:
         return artifacts.publish(key, directory, {"rows": 3})
 
 
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def content_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files_below(folder)}
 
 
 def published_keys(artifacts: Artifacts) -> list[str]:
-    """Keys of everything that is published, whatever it is of."""
+    """The keys of all published artifacts, of every kind."""
     paths = (file.path for file in artifacts.files())
     return [path.removesuffix(f"/{MANIFEST}") for path in paths if path.endswith(f"/{MANIFEST}")]

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from api.client import Client
 from api.main import Server, create_app
 from api.schemas.common import BASE
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, open_artifacts
 from service.core.executor import Executor, Point, RunError, StageCall
 from service.core.serving import Serving
 from service.core.stage_specs import StageKind
@@ -185,9 +185,7 @@ def serve(settings: Settings) -> Iterator[ControlPlane]:
         httpx.Client(base_url=url + BASE, timeout=60) as http,
         httpx.Client(base_url=url, timeout=60) as root,
     ):
-        yield ControlPlane(
-            url, settings, database, Artifacts.from_url(settings.artifacts), client, http, root
-        )
+        yield ControlPlane(url, settings, database, open_artifacts(settings.artifacts), client, http, root)
     database.close()
     closing.set()
     server.should_exit = True

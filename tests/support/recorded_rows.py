@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, open_artifacts
 from service.core.stage_specs import TrainStage
 from workers import ray_job
 from workers.training.batches import Batches
@@ -62,7 +62,7 @@ def main(run_id: str, artifacts_url: str) -> None:
 
 def recorded_chain(config: dict[str, Any]) -> None:
     """In a rank's process, which is the attempt's own: what is changed here ends with it."""
-    folder = Artifacts.from_url(config["artifacts_url"]).root.parent / FOLDER
+    folder = open_artifacts(config["artifacts_url"]).root.parent / FOLDER
     folder.mkdir(exist_ok=True)
     of_step = Batches.of_step
     with (folder / f"{time.monotonic_ns()}-{os.getpid()}.jsonl").open("a", buffering=1) as file:

@@ -1,4 +1,4 @@
-"""A real S3 endpoint on loopback, which can be stopped and started again with what it holds."""
+"""An S3 server on loopback that a test can stop and start again without losing its objects."""
 
 import os
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class S3Server:
 
     @contextmanager
     def down(self) -> Iterator[None]:
-        """Nobody answers at its port meanwhile."""
+        """Stop the server for the duration of the block; its port refuses connections."""
         self.stop()
         try:
             yield
@@ -51,7 +51,7 @@ class S3Server:
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """One server, with its address in the environment of this process and its children."""
+    """Start a server, with its address in the environment of this process and its children."""
     server = S3Server()
     before = {name: os.environ.get(name) for name in server.environment}
     os.environ.update(server.environment)

@@ -1,4 +1,4 @@
-"""A disk that is full when a test wants it: a file system in memory of a few MiB, and ballast."""
+"""A small in-memory file system that a test can fill up and clear."""
 
 import errno
 import os
@@ -16,15 +16,15 @@ class SmallDisk:
         self._ballast = path / ".ballast"
 
     def fill(self, leave: int = 0) -> None:
-        """Leave so many bytes, to the page."""
+        """Fill the disk except for ``leave`` bytes, rounded to a page."""
         with self._ballast.open("ab") as file:
             while True:
                 status = os.statvfs(self.path)
-                more = status.f_bavail * status.f_frsize - leave
-                if more <= 0:
+                excess = status.f_bavail * status.f_frsize - leave
+                if excess <= 0:
                     return
-                with suppress(OSError):  # somebody else has written meanwhile
-                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, more)
+                with suppress(OSError):  # another process wrote in between
+                    os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, excess)
 
     def clear(self) -> None:
         self._ballast.unlink(missing_ok=True)
@@ -32,7 +32,7 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(path: Path, size: int) -> Iterator[SmallDisk]:
-    """Mount it at ``path``, which needs a privilege; skip where there is none."""
+    """Mount a tmpfs of ``size`` bytes at ``path``. Skips the test if the user may not mount."""
     path.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)],
@@ -41,11 +41,11 @@ def small_disk(path: Path, size: int) -> Iterator[SmallDisk]:
         check=False,
     )
     if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
     try:
         disk = SmallDisk(path)
         disk.fill()
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):  # it is full when it says so
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):  # the fixture itself works
             (path / "more").write_bytes(b"x" * 8192)
         (path / "more").unlink(missing_ok=True)
         disk.clear()

@@ -13,7 +13,7 @@ import httpx
 import sqlalchemy as sa
 
 from api.client import Client, DataFormat
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, open_artifacts
 from service.core.plan import checkpoint_key
 from service.core.retry import MAX_ATTEMPTS
 from service.core.stage_specs import StageKind, TrainStage
@@ -136,7 +136,7 @@ def undisturbed(home: Path, model: Mapping[str, Any], versions: int) -> list[str
     """Hashes of the exports of a line of that model that nobody stops."""
     settings = settings_of(home, f"sqlite:///{home / 'pathswitch.db'}")
     migrate.upgrade(settings.database)
-    artifacts = Artifacts.from_url(settings.artifacts)
+    artifacts = open_artifacts(settings.artifacts)
     executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
     with serve(settings) as plane:
         plane.client.create_dataset(DATASET, holdout_fraction=0.1)

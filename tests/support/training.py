@@ -10,6 +10,7 @@ from typing import Any
 import zstandard
 
 from service.artifacts import Artifacts
+from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES
 from service.core.executor import Point, StageCall
 from service.core.ledger import LedgerEntry, steps_of
 from service.core.manifest import Manifest
@@ -23,7 +24,7 @@ from service.core.stage_specs import (
     TokenizerStage,
     TrainStage,
 )
-from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, document_hash
+from service.ingest.documents import document_hash
 from tests.support.specs import line_spec
 from workers.stages import run_stage
 from workers.stages.context import StageContext

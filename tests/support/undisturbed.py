@@ -14,7 +14,7 @@ from typing import Any
 from api.client import Client, DataFormat
 from api.schemas.costs import Costs
 from api.schemas.models import ModelVersion
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.executor import Executor
 from service.core.serving import Serving
 from service.core.stage_specs import StageKind
@@ -77,7 +77,7 @@ def first_version(home: Path, databases: Databases, **changes: Any) -> Settings:
 
 @contextmanager
 def _service(settings: Settings) -> Iterator[tuple[ControlPlane, Executor, Serving]]:
-    artifacts = Artifacts.from_url(settings.artifacts)
+    artifacts = open_artifacts(settings.artifacts)
     executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
     try:
         with serve(settings) as plane:

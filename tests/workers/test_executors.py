@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pytest
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, LocalArtifacts
 from service.core.errors import Unavailable
 from service.core.executor import Executor, Run, RunReport, RunState, StageCall
 from service.core.plan import checkpoint_key, run_key, trunk_key
@@ -108,14 +108,14 @@ def weights(artifacts: Artifacts, key: str) -> list[str]:
 
 
 def test_the_executor_in_process_keeps_the_contract(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts)
     check(artifacts, executor, chain(artifacts, "run-a1"))
     executor.close()
 
 
 def test_processes_side_by_side_keep_it_and_train_to_the_same_bits(tmp_path: Path) -> None:
-    alone, beside = Artifacts(tmp_path / "alone"), Artifacts(tmp_path / "beside")
+    alone, beside = LocalArtifacts(tmp_path / "alone"), LocalArtifacts(tmp_path / "beside")
     run = trained_in_process(alone)
     executor = LocalExecutor(beside, processes=2)
     assert executor.capabilities(1).threads == max(1, len(os.sched_getaffinity(0)) // 2)
@@ -126,7 +126,7 @@ def test_processes_side_by_side_keep_it_and_train_to_the_same_bits(tmp_path: Pat
 
 
 def test_two_runs_run_at_once_and_a_stage_leaves_a_checkpoint_when_it_is_stopped(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts, processes=2)
     runs = [long_run(artifacts, f"run-{n}", seed=n) for n in range(2)]
     for run in runs:
@@ -144,7 +144,7 @@ def test_two_runs_run_at_once_and_a_stage_leaves_a_checkpoint_when_it_is_stopped
 
 
 def test_after_everything_was_stopped_it_takes_the_next_run(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts)
     under_way, waiting = (long_run(artifacts, f"run-{n}", seed=n) for n in range(2))
     executor.submit(under_way)
@@ -170,7 +170,7 @@ def test_what_does_not_train_goes_ahead_of_what_does(tmp_path: Path, monkeypatch
             assert first_may_end.wait(PATIENCE_SECONDS)
 
     monkeypatch.setattr(local_executor, "run_stage", note)
-    executor = LocalExecutor(Artifacts(tmp_path))
+    executor = LocalExecutor(LocalArtifacts(tmp_path))
     kinds = {
         "first": StageKind.TRAIN,
         "second": StageKind.TRAIN_TRUNK,
@@ -188,7 +188,7 @@ def test_what_does_not_train_goes_ahead_of_what_does(tmp_path: Path, monkeypatch
 
 
 def test_a_run_whose_process_dies_is_lost_and_the_next_one_runs(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     executor = LocalExecutor(artifacts, processes=2)
     lost = long_run(artifacts, "run-a1", seed=0)
     executor.submit(lost)
@@ -206,7 +206,7 @@ def test_a_run_whose_process_dies_is_lost_and_the_next_one_runs(tmp_path: Path) 
 def test_the_executor_over_ray_keeps_it_too_and_trains_to_the_same_bits(tmp_path: Path, ray_cluster) -> None:
     from workers.ray_executor import RayExecutor
 
-    local, remote = Artifacts(tmp_path / "local"), Artifacts(tmp_path / "remote")
+    local, remote = LocalArtifacts(tmp_path / "local"), LocalArtifacts(tmp_path / "remote")
     run = trained_in_process(local)
     over_ray = RayExecutor(remote, ray_cluster.dashboard_url)
     check(remote, over_ray, chain(remote, f"run-{tmp_path.name}-a1"))
@@ -221,7 +221,7 @@ def test_before_its_ray_ends_a_run_leaves_a_checkpoint_and_one_without_a_step_is
 ) -> None:
     from workers.ray_executor import RayExecutor
 
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     over_ray = RayExecutor(artifacts, ray_cluster.dashboard_url, ends_with_us=True)
     training, starting = (long_run(artifacts, f"run-{tmp_path.name}-{n}", seed=n) for n in range(2))
     patiently(lambda: over_ray.submit(training))
@@ -245,7 +245,7 @@ def test_before_its_ray_ends_a_run_leaves_a_checkpoint_and_one_without_a_step_is
 def test_two_workers_under_ray_train_as_one_does(tmp_path: Path, ray_cluster) -> None:
     from workers.ray_executor import RayExecutor
 
-    alone, together = Artifacts(tmp_path / "alone"), Artifacts(tmp_path / "together")
+    alone, together = LocalArtifacts(tmp_path / "alone"), LocalArtifacts(tmp_path / "together")
     run = trained_in_process(alone)
     over_ray = RayExecutor(together, ray_cluster.dashboard_url)
     check(together, over_ray, chain(together, f"run-{tmp_path.name}-a1", workers=2))

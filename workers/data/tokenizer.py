@@ -9,11 +9,10 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from service.core.artifact_files import TOKENIZER, TOKENIZER_CONFIG
 from service.core.errors import StageInputInvalid
 
 END_OF_TEXT = "<|endoftext|>"
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 # What common tokenizers call the end of a document, for a tokenizer.json without its configuration.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
@@ -52,24 +51,22 @@ def take_over_tokenizer(source: Path) -> PreTrainedTokenizerFast:
 
     Raises StageInputInvalid if it cannot be read or has no token that ends a document.
     """
-    path = source / TOKENIZER_FILE
+    path = source / TOKENIZER
     if not path.is_file():
-        raise StageInputInvalid(f"there is no {TOKENIZER_FILE}")
+        raise StageInputInvalid(f"there is no {TOKENIZER}")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise StageInputInvalid(f"{TOKENIZER_FILE} cannot be read: {error}") from error
+        raise StageInputInvalid(f"{TOKENIZER} cannot be read: {error}") from error
     roles = _special_tokens(source / TOKENIZER_CONFIG)
     if "eos_token" not in roles:
         known = [token for token in _KNOWN_ENDS if tokenizer.token_to_id(token) is not None]
         if not known:
-            raise StageInputInvalid(f"{TOKENIZER_FILE} has no token that ends a document")
+            raise StageInputInvalid(f"{TOKENIZER} has no token that ends a document")
         roles["eos_token"] = known[0]
     unknown = [token for token in roles.values() if tokenizer.token_to_id(token) is None]
     if unknown:
-        raise StageInputInvalid(
-            f"{TOKENIZER_CONFIG} names {unknown[0]!r}, which {TOKENIZER_FILE} does not have"
-        )
+        raise StageInputInvalid(f"{TOKENIZER_CONFIG} names {unknown[0]!r}, which {TOKENIZER} does not have")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **roles)
 
 

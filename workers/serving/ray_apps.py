@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.serving import ReplicaReport, Residence
 from workers.serving.draining import Door, Doorkeeper
 from workers.serving.generation import (
@@ -81,7 +81,7 @@ class ModelReplica:
 
         self._replica = Replica(
             serve.get_replica_context().replica_tag,
-            Artifacts.from_url(args["artifacts_url"]).open,
+            open_artifacts(args["artifacts_url"]).open,
             engine_loader(int(args["threads"]), json.loads(args["engine"]), own_processes=True),
         )
         self._own = version_from_json(args["version"]) if "version" in args else None

@@ -145,13 +145,13 @@ def train(
                     report(point)
             if step < stage.to_step and (stops or step % stage.checkpoint_every == 0):
                 if ranks.first:
-                    publisher.settle()
-                    publish = publisher.publish if stops else publisher.begin
+                    publisher.wait()
+                    publish = publisher.publish if stops else publisher.publish_in_background
                     publish(checkpoint_key(stage, step), Snapshot.of(state), result())
                 if stops:
                     raise Stopped(f"stopped at step {step} of {stage.to_step}; its checkpoint is published")
         if ranks.first:
-            publisher.settle()
+            publisher.wait()
             publisher.publish(key, Snapshot.of(state, resumable=path is None or path.resumable), result())
         ranks.wait()  # for the first one's manifest
         manifest = artifacts.manifest(key)

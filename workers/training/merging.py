@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from service.core.artifact_files import CONFIG, WEIGHTS
 from service.core.errors import ArtifactCorrupt, Stopped
-from workers.training.checkpoint import WEIGHTS
 
 
 def merged_weights(
@@ -39,5 +39,5 @@ def merged_weights(
 
 def save_weights(weights: Mapping[str, torch.Tensor], like: Path, directory: Path) -> None:
     """Write them as a checkpoint from which nothing is trained: with the config of the one at ``like``, without an optimizer."""
-    shutil.copyfile(like / "config.json", directory / "config.json")
+    shutil.copyfile(like / CONFIG, directory / CONFIG)
     save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})

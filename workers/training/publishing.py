@@ -1,4 +1,4 @@
-"""Checkpoints on the way, published by a thread of their own while training goes on."""
+"""Publishes periodic checkpoints on a background thread while training continues."""
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,30 +12,30 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointPublisher:
-    """Publishes one snapshot at a time: the next waits for the one before, so that there are never two in memory.
+    """Publishes one snapshot at a time, so that memory never holds two.
 
-    A checkpoint on the way that cannot be written (the disk is full, the store is away) costs steps if the run is
-    interrupted, and not the run: it is told, and the next one is tried. One that is waited for raises.
+    A periodic checkpoint that cannot be written (the disk is full, the store is down) does not end the run: the error
+    is logged, and the run only repeats more steps if it is interrupted. ``publish`` waits, and raises such errors.
     """
 
     def __init__(self, artifacts: Artifacts) -> None:
         self._artifacts = artifacts
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
-        self._under_way: Future[None] | None = None
+        self._pending: Future[None] | None = None
 
-    def begin(self, key: str, snapshot: Snapshot, result: dict[str, Any]) -> None:
-        """Publish while training goes on. ``settle`` first: only then make the snapshot."""
-        assert self._under_way is None
-        self._under_way = self._thread.submit(self.publish, key, snapshot, result)
+    def publish_in_background(self, key: str, snapshot: Snapshot, result: dict[str, Any]) -> None:
+        """Publish while training continues. Call ``wait`` before making the snapshot."""
+        assert self._pending is None
+        self._pending = self._thread.submit(self.publish, key, snapshot, result)
 
-    def settle(self) -> None:
-        """Wait for what was begun."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None and (error := under_way.exception()) is not None:
-            logger.error("a checkpoint could not be published; training goes on without it", exc_info=error)
+    def wait(self) -> None:
+        """Wait for the background checkpoint, if there is one, and log its error."""
+        pending, self._pending = self._pending, None
+        if pending is not None and (error := pending.exception()) is not None:
+            logger.error("a checkpoint could not be published; training continues without it", exc_info=error)
 
     def publish(self, key: str, snapshot: Snapshot, result: dict[str, Any]) -> None:
-        """Publish, unless it is already. A trunk's checkpoint is every model's on that line: whoever was first wrote the same."""
+        """Publish unless the key exists: all models of a line share the trunk's checkpoints, and the bits are equal."""
         if self._artifacts.manifest(key) is None:
             with self._artifacts.writing(key) as directory:
                 snapshot.write(directory)
@@ -47,5 +47,5 @@ class CheckpointPublisher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.settle()
+        self.wait()
         self._thread.shutdown()

@@ -16,7 +16,7 @@ from api.cli.up import ports
 from api.cli.up.local_ray import LocalRay
 from api.cli.up.record import HomeLock, Record, end_leftovers
 from api.cli.up.supervisor import Part, Supervisor
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.errors import PathswitchError
 from service.core.stopping import PROCESS_SECONDS
 from service.settings import Settings
@@ -76,7 +76,7 @@ def _prepare_stores(settings: Settings) -> None:
         raise Problem(f"the database {url.render_as_string()} cannot be used", str(error)) from error
     say("database", url.render_as_string())
     try:
-        Artifacts.from_url(settings.artifacts).check()
+        open_artifacts(settings.artifacts).check()
     except (OSError, ValueError) as error:
         raise Problem(f"the artifact store {settings.artifacts} cannot be used", str(error)) from error
     say("artifacts", settings.artifacts)

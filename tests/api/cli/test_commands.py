@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from api.cli import main as command_line
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.settings import Settings
 from service.store.migrate import upgrade
 from tests.support.control_plane import ControlPlane, ndjson
@@ -243,7 +243,7 @@ def test_help_is_there(run: Run, arguments: tuple[str, ...]) -> None:
 def test_garbage_is_told_and_removed_when_asked(run: Run, tmp_path: Path) -> None:
     home = tmp_path / "home"
     upgrade(Settings(home=home).database)
-    artifacts = Artifacts.from_url(Settings(home=home).artifacts)
+    artifacts = open_artifacts(Settings(home=home).artifacts)
     for key in ("pack/old", "pack/young"):
         with artifacts.writing(key) as directory:
             (directory / "content").write_bytes(b"x" * 20_000)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, LocalArtifacts
 from service.core.errors import BadContent, ErrorItem
 from service.ingest.documents import Document
 from service.ingest.formats import ContentEncoding, DataFormat, Limits
@@ -82,7 +82,7 @@ def flaws(
     """What is found wrong with a body; empty for a good one. Fails where anything is left on disk."""
     found: list[ErrorItem] = []
     try:
-        with Ingest(Artifacts(directory), format, encoding, limits or Limits()) as ingest:
+        with Ingest(LocalArtifacts(directory), format, encoding, limits or Limits()) as ingest:
             for chunk in in_chunks(body, chunk_bytes):
                 ingest.feed(chunk)
             ingest.end()

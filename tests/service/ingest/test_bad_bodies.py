@@ -10,7 +10,7 @@ import pytest
 import zstandard
 from pydantic_core import from_json
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.core.errors import BadContent
 from service.ingest.formats import ContentEncoding, DataFormat, Limits
 from service.ingest.ingest import Ingest
@@ -79,7 +79,7 @@ def test_the_first_20_flaws_are_told_and_the_rest_is_not_read(tmp_path: Path) ->
 
 
 def test_the_error_says_how_many_flaws_there_are(tmp_path: Path) -> None:
-    with Ingest(Artifacts(tmp_path), NDJSON) as ingest:
+    with Ingest(LocalArtifacts(tmp_path), NDJSON) as ingest:
         ingest.feed(b"{}\n[]\n")
         with pytest.raises(BadContent, match=r"^the body has 2 errors; nothing was stored$"):
             ingest.end()

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, LocalArtifacts
+from service.core.artifact_files import HASHES, HOLDOUT, HOLDOUT_HASHES
 from service.core.errors import NothingNew
 from service.ingest.division import holdout_size
-from service.ingest.documents import HASHES, HOLDOUT, HOLDOUT_HASHES, document_hash
+from service.ingest.documents import document_hash
 from service.ingest.ingest import Ingest, Ingested
 from service.ingest.reading import read_documents, training_documents
 from tests.service.ingest.support import NDJSON, folder, ndjson, publish, publish_slice
@@ -21,7 +22,7 @@ NUMBERS = st.lists(st.integers(0, 30).map(str), max_size=30)
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> Artifacts:
-    return Artifacts(tmp_path)
+    return LocalArtifacts(tmp_path)
 
 
 def texts(artifacts: Artifacts, version: Ingested, file: str) -> list[str]:
@@ -64,7 +65,7 @@ def test_a_body_is_divided_as_the_words_say(
     body: list[str],
     fraction: float,
 ) -> None:
-    artifacts = Artifacts(tmp_path_factory.mktemp("a"))
+    artifacts = LocalArtifacts(tmp_path_factory.mktemp("a"))
     earlier = [folder(artifacts, publish(artifacts, ndjson(*part))) for part in (first, second) if part]
     given_sets = [folder(artifacts, publish_slice(artifacts, ndjson(*suite)))] if suite else []
 

@@ -10,8 +10,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.artifacts import Artifacts
-from service.ingest.documents import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES, Document
+from service.artifacts import Artifacts, LocalArtifacts
+from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES
+from service.ingest.documents import Document
 from service.ingest.formats import ContentEncoding
 from service.ingest.ingest import Ingest
 from service.ingest.lines import read_lines
@@ -41,7 +42,7 @@ DOCUMENTS_WITH_FIELDS = st.builds(Document, text=TEXTS, id=OPTIONAL, date=OPTION
 
 @pytest.fixture
 def artifacts(tmp_path: Path) -> Artifacts:
-    return Artifacts(tmp_path)
+    return LocalArtifacts(tmp_path)
 
 
 @settings(max_examples=60)
@@ -49,7 +50,7 @@ def artifacts(tmp_path: Path) -> Artifacts:
 def test_documents_come_back_as_they_were_sent(
     tmp_path_factory: pytest.TempPathFactory, documents: list[Document], ascii_only: bool
 ) -> None:
-    artifacts = Artifacts(tmp_path_factory.mktemp("a"))
+    artifacts = LocalArtifacts(tmp_path_factory.mktemp("a"))
     lines = [json.dumps(as_row(document), ensure_ascii=ascii_only) for document in documents]
     version = publish(artifacts, "\n".join(lines).encode())
     assert list(read_documents(folder(artifacts, version))) == documents
@@ -70,11 +71,11 @@ def test_how_a_body_is_encoded_and_cut_changes_nothing(
     encoding: ContentEncoding | None,
     chunk_bytes: int,
 ) -> None:
-    artifacts = Artifacts(tmp_path_factory.mktemp("a"))
+    artifacts = LocalArtifacts(tmp_path_factory.mktemp("a"))
     body = ndjson(*texts)
     whole = publish(artifacts, body, fraction=0.2)
     chunks = in_chunks(ENCODERS[encoding](body), chunk_bytes)
-    cut = publish(Artifacts(tmp_path_factory.mktemp("b")), chunks, NDJSON, encoding, fraction=0.2)
+    cut = publish(LocalArtifacts(tmp_path_factory.mktemp("b")), chunks, NDJSON, encoding, fraction=0.2)
     assert cut.manifest.sha256 == whole.manifest.sha256
     assert cut.manifest.key == whole.manifest.key
     assert (cut.sha256, cut.bytes) == (hashlib.sha256(body).hexdigest(), len(body))
@@ -88,7 +89,7 @@ def test_the_three_formats_give_the_same_files(tmp_path: Path) -> None:
         PARQUET: parquet({"text": texts, "other": [1, 2, 3]}),
     }
     versions = {
-        format: publish(Artifacts(tmp_path / format), body, format, fraction=0.4)
+        format: publish(LocalArtifacts(tmp_path / format), body, format, fraction=0.4)
         for format, body in bodies.items()
     }
     assert len({version.manifest.sha256 for version in versions.values()}) == 1
@@ -140,10 +141,10 @@ def test_blank_pieces_of_text_are_not_documents(artifacts: Artifacts) -> None:
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 1 << 16])
 def test_gzip_of_several_members_and_zstd_of_several_frames(tmp_path: Path, chunk_bytes: int) -> None:
     parts = [ndjson("a", "b"), b"", ndjson("c")]
-    plain = publish(Artifacts(tmp_path / "plain"), b"".join(parts))
+    plain = publish(LocalArtifacts(tmp_path / "plain"), b"".join(parts))
     for encoding, encode in ((GZIP, gzip.compress), (ZSTD, zstandard.compress)):
         body = b"".join(encode(part) for part in parts)
-        version = publish(Artifacts(tmp_path / encoding), in_chunks(body, chunk_bytes), NDJSON, encoding)
+        version = publish(LocalArtifacts(tmp_path / encoding), in_chunks(body, chunk_bytes), NDJSON, encoding)
         assert version.manifest == plain.manifest.model_copy(update={"directory": version.manifest.directory})
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.ingest.reading import read_documents, training_documents
 from tests.bench.upload import measure, ndjson_body, resident_bytes
 from tests.service.ingest.support import folder, publish
@@ -18,7 +18,7 @@ def test_ingesting_takes_little_more_memory_for_a_larger_body(tmp_path: Path) ->
 
 
 def test_reading_takes_little_memory(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     version = folder(artifacts, publish(artifacts, ndjson_body(24 * MIB), fraction=0.02))
     next(iter(read_documents(version)))
     before = highest = resident_bytes()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.ingest import parquet as parquet_module
 from service.ingest.documents import Document
 from service.ingest.formats import Limits
@@ -55,7 +55,7 @@ def dictionary_bomb(rows: int, **options: Any) -> bytes:
 
 
 def test_rows_are_documents(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     body = parquet(
         {
             "source": ["s", None, "t"],
@@ -85,7 +85,7 @@ def test_rows_are_documents(tmp_path: Path) -> None:
     ids=["large", "view", "dictionary"],
 )
 def test_every_kind_of_string_is_text(tmp_path: Path, texts: pa.Array) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     version = publish(artifacts, parquet({"text": texts}), PARQUET)
     assert [document.text for document in read_documents(folder(artifacts, version))] == ["a", "b", "a"]
 
@@ -160,7 +160,7 @@ def test_a_dictionary_bomb_is_refused_in_flat_memory(tmp_path: Path, store_schem
 
 
 def test_rows_of_a_megabyte_that_are_few_are_read(tmp_path: Path) -> None:
-    artifacts = Artifacts(tmp_path)
+    artifacts = LocalArtifacts(tmp_path)
     version = publish(artifacts, dictionary_bomb(40), PARQUET)
     assert (version.documents, version.duplicates) == (40, 39)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, LocalArtifacts
 from service.core.errors import BadContent
 from service.ingest.ingest import Body, Ingest
 from service.ingest.stream import in_worker, receive
@@ -48,9 +48,9 @@ def test_a_stream_is_received_whole(tmp_path: Path, size: int) -> None:
     async def run(ingest: Ingest) -> Body:
         return await receive(chunks_of(body, size), ingest)
 
-    with Ingest(Artifacts(tmp_path / "a"), NDJSON) as ingest:
+    with Ingest(LocalArtifacts(tmp_path / "a"), NDJSON) as ingest:
         received = asyncio.run(run(ingest))
-    with Ingest(Artifacts(tmp_path / "b"), NDJSON) as ingest:
+    with Ingest(LocalArtifacts(tmp_path / "b"), NDJSON) as ingest:
         ingest.feed(body)
         assert received == ingest.end()
 
@@ -69,7 +69,7 @@ def test_no_more_is_asked_for_than_the_sink_takes(tmp_path: Path) -> None:
         await receive(counted(), ingest)
         return furthest
 
-    with SlowIngest(Artifacts(tmp_path)) as ingest:
+    with SlowIngest(LocalArtifacts(tmp_path)) as ingest:
         furthest = asyncio.run(run(ingest))
         assert ingest.fed == 160 * len(CHUNK)
     assert furthest <= (2 << 20) + 2 * len(CHUNK)
@@ -91,7 +91,7 @@ def test_the_loop_goes_on_while_the_sink_works(tmp_path: Path) -> None:
         ticking.cancel()
         return ticks
 
-    with SlowIngest(Artifacts(tmp_path)) as ingest:
+    with SlowIngest(LocalArtifacts(tmp_path)) as ingest:
         assert asyncio.run(run(ingest)) >= 10
 
 
@@ -107,7 +107,7 @@ def test_a_bad_body_ends_the_reading(tmp_path: Path) -> None:
     async def run(ingest: Ingest) -> None:
         await receive(endless(), ingest)
 
-    with Ingest(Artifacts(tmp_path), NDJSON) as ingest, pytest.raises(BadContent) as raised:
+    with Ingest(LocalArtifacts(tmp_path), NDJSON) as ingest, pytest.raises(BadContent) as raised:
         asyncio.run(run(ingest))
     assert len(raised.value.errors) == 20
     assert asked < 200
@@ -125,7 +125,7 @@ def test_a_broken_stream_is_passed_on_when_the_thread_is_at_rest(tmp_path: Path)
         assert not ingest.busy
         ingest.close()
 
-    asyncio.run(run(SlowIngest(Artifacts(tmp_path))))
+    asyncio.run(run(SlowIngest(LocalArtifacts(tmp_path))))
     assert list(tmp_path.rglob("*")) == []
 
 
@@ -143,7 +143,7 @@ def test_a_cancelled_task_waits_for_the_thread(tmp_path: Path, cancellations: in
         assert not ingest.busy
         ingest.close()
 
-    asyncio.run(run(SlowIngest(Artifacts(tmp_path))))
+    asyncio.run(run(SlowIngest(LocalArtifacts(tmp_path))))
     assert list(tmp_path.rglob("*")) == []
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, LocalArtifacts
 from service.core.states import FINISHED_UPDATES, StageState
 from service.orchestrator.loop import Orchestrator
 from service.store import datasets, updates
@@ -85,5 +85,5 @@ class House:
 
 @pytest.fixture
 def house(database: Database, tmp_path: Path) -> House:
-    artifacts = Artifacts(tmp_path / "artifacts")
+    artifacts = LocalArtifacts(tmp_path / "artifacts")
     return House(database, artifacts, ScriptedExecutor(artifacts))

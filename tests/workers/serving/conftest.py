@@ -5,7 +5,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, LocalArtifacts
 from tests.support.tiny_export import publish_tiny_export, write_tiny_export
 from tests.workers.serving.scripted_engines import Loader
 from tests.workers.serving.serving_line import LINE, UNRELEASED, settle
@@ -22,7 +22,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    artifacts = Artifacts(tmp_path_factory.mktemp("artifacts"))
+    artifacts = LocalArtifacts(tmp_path_factory.mktemp("artifacts"))
     for number in (1, 2, 3):
         publish_tiny_export(artifacts, f"export/{number}", seed=number)
     publish_tiny_export(artifacts, "export/broken", seed=4, broken=True)

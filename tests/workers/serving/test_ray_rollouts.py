@@ -10,7 +10,7 @@ import httpx
 import pytest
 from ray import serve
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from service.core.errors import Unavailable
 from service.core.serving import ReplicaReport, ServedTarget
 from service.core.serving_specs import ReplicasSpec, RollingSpec, ServingSpec
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def serving(ray_cluster: RayCluster, folder: Path) -> Iterator[RayServing]:
-    artifacts = Artifacts(folder)
+    artifacts = LocalArtifacts(folder)
     for number in (1, 2):
         publish_tiny_export(artifacts, f"export/{number}", seed=number)
     publish_tiny_export(artifacts, "export/broken", seed=3, broken=True)

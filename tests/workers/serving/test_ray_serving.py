@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.schema import ServeDeploySchema
 
-from service.artifacts import Artifacts
+from service.artifacts import Artifacts, LocalArtifacts
 from service.core.errors import Unavailable
 from service.core.serving import ServedTarget
 from tests.support.engines import engine_pids
@@ -38,7 +38,7 @@ NUM_CLIENTS = 8
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
-    artifacts = Artifacts(tmp_path_factory.mktemp("artifacts"))
+    artifacts = LocalArtifacts(tmp_path_factory.mktemp("artifacts"))
     for number in (1, 2):
         publish_tiny_export(artifacts, f"export/{number}", seed=number)
     publish_tiny_export(artifacts, "export/broken", seed=3, broken=True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
+from service.core.artifact_files import HOLDOUT
 from service.core.errors import ArtifactMissing, StageInputInvalid, Stopped
 from service.core.executor import StageCall
 from service.core.manifest import Manifest
@@ -22,7 +23,6 @@ from service.core.stage_specs import (
     StageKind,
     TokenizerStage,
 )
-from service.ingest.documents import HOLDOUT
 from tests.support.tiny_export import publish_tiny_export
 from tests.support.training import (
     SmallLine,
@@ -41,7 +41,7 @@ from workers.training.model import line_model
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    return Trainer(Artifacts(tmp_path_factory.mktemp("artifacts")))
+    return Trainer(LocalArtifacts(tmp_path_factory.mktemp("artifacts")))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_given_slices_and_earlier_versions_are_left_out(trainer: Trainer, small:
 def test_packs_and_tokenizers_are_the_same_bytes_every_time(
     trainer: Trainer, small: SmallLine, tmp_path: Path
 ) -> None:
-    again = Trainer(Artifacts(tmp_path))
+    again = Trainer(LocalArtifacts(tmp_path))
     line = prepare_line(again.artifacts)
     for key in (line.line.tokenizer_key, line.ledger[0].pack_key, line.ledger[1].pack_key):
         here, there = again.artifacts.manifest(key), trainer.artifacts.manifest(key)

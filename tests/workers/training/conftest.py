@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts import Artifacts
+from service.artifacts import LocalArtifacts
 from tests.support.training import SmallLine, Trainer, prepare_line
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SmallLine]:
     root = tmp_path_factory.mktemp("prepared")
-    return root, prepare_line(Artifacts(root))
+    return root, prepare_line(LocalArtifacts(root))
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def small(prepared: tuple[Path, SmallLine]) -> SmallLine:
 @pytest.fixture
 def trainer(prepared: tuple[Path, SmallLine], tmp_path: Path) -> Trainer:
     shutil.copytree(prepared[0], tmp_path / "artifacts")
-    return Trainer(Artifacts(tmp_path / "artifacts"))
+    return Trainer(LocalArtifacts(tmp_path / "artifacts"))
 
 
 @pytest.fixture
 def other_trainer(prepared: tuple[Path, SmallLine], tmp_path: Path) -> Trainer:
     """A second place that shares nothing with the first one."""
     shutil.copytree(prepared[0], tmp_path / "other")
-    return Trainer(Artifacts(tmp_path / "other"))
+    return Trainer(LocalArtifacts(tmp_path / "other"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.errors import Stopped
 from service.core.ledger import steps_of
 from service.core.stage_specs import TrainStage
@@ -66,7 +66,7 @@ def _train_on_rank(rank: int, folder: str, artifacts_url: str, stage_json: str) 
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     stage = TrainStage.model_validate_json(stage_json)
     # Points are reported by the first rank only: the second has none to count by, and asks at once.
-    trainer = Trainer(Artifacts.from_url(artifacts_url), stop_at=1 if rank == 1 else None)
+    trainer = Trainer(open_artifacts(artifacts_url), stop_at=1 if rank == 1 else None)
     with pytest.raises(Stopped, match="stopped at step 1 "):
         trainer.trunk(stage)
     trainer.stop_at = None

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from service.core.artifact_files import CONFIG
 from workers.serving.engine import processes
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -25,7 +26,7 @@ def context_length(config: Any) -> int:
     """Of a text model's config. Raises ValueError."""
     length: int | None = getattr(config, "max_position_embeddings", None)
     if not length:
-        raise ValueError("config.json has no max_position_embeddings")
+        raise ValueError(f"{CONFIG} has no max_position_embeddings")
     return length
 
 
@@ -117,7 +118,7 @@ def _number(path: Path) -> int | None:
 
 def _width(folder: Path) -> int:
     """Bytes of a number of the type that the export is stored in."""
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / CONFIG).read_text())
     named: str = config.get("dtype") or config.get("torch_dtype") or "float32"
     dtype: torch.dtype = getattr(torch, named)
     return dtype.itemsize

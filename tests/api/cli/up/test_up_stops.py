@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api.client import Client, DataFormat
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.stopping import ALL_SECONDS
 from service.settings import Settings
 from service.store.database import Database
@@ -47,7 +47,7 @@ def test_up_lets_everything_in_flight_finish_and_goes_on_training_where_it_stopp
     home: Path, tmp_path: Path, executor: str, model: dict[str, Any]
 ) -> None:
     settings = Settings(home=home)
-    database, artifacts = Database(settings.database), Artifacts.from_url(settings.artifacts)
+    database, artifacts = Database(settings.database), open_artifacts(settings.artifacts)
     up = Up(home, PATHSWITCH_EXECUTOR=executor)
     up.wait_until_ready()
     urls = up.urls

@@ -1,8 +1,8 @@
-"""A prefix of an S3 bucket: whole objects in and out, and one write that only succeeds where nothing is.
+"""A prefix of an S3 bucket: reads and writes whole objects, and creates small ones only if they do not exist.
 
 Credentials, region and endpoint come from the environment, as AWS's own tools read them (``AWS_ACCESS_KEY_ID``,
-``AWS_REGION``, ``AWS_ENDPOINT_URL``, ``AWS_ALLOW_HTTP`` …). 5xx, SlowDown and lost connections are tried again for a
-while; what does not answer then is Unavailable.
+``AWS_REGION``, ``AWS_ENDPOINT_URL``, ``AWS_ALLOW_HTTP`` …). Server errors, throttling and lost connections are retried
+for RETRY_SECONDS; then the call raises Unavailable.
 """
 
 import uuid
@@ -17,15 +17,19 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import S3Store
 
+from service.artifacts.layout import StoredFile
 from service.core.errors import Unavailable
 
-# Longer than a restart of most stores, shorter than what anybody who waits for an answer would wait.
+# Longer than most stores take to restart, shorter than a caller's own timeout.
 RETRY_SECONDS = 20.0
 _CHUNK_BYTES = 8 << 20
 
 
 class ObjectStore:
-    """``url``: ``s3://bucket/prefix``. Paths are relative to it. Connects on first use, and goes to other processes by URL."""
+    """Objects below ``url``, ``s3://bucket/prefix``; paths are relative to it.
+
+    Connects on first use, so that it can be pickled for another process.
+    """
 
     def __init__(self, url: str, retry_seconds: float | None = None) -> None:
         self.url = url.rstrip("/")
@@ -50,16 +54,16 @@ class ObjectStore:
         )
 
     def read(self, path: str) -> bytes | None:
-        """All of a small object; None where there is none."""
-        with self._answering(path):
+        """The content of a small object, or None if it does not exist."""
+        with self._translating_errors(path):
             try:
                 return bytes(obstore.get(self._store, path).bytes())
             except FileNotFoundError:
                 return None
 
     def create(self, path: str, content: bytes) -> bool:
-        """Write a small object where none is. False where one is, be it that an answer was lost and it is ours."""
-        with self._answering(path):
+        """Create a small object. Returns False if it exists, perhaps from this call's own write after a lost response."""
+        with self._translating_errors(path):
             try:
                 obstore.put(self._store, path, content, mode="create", use_multipart=False)
             except AlreadyExistsError:
@@ -67,54 +71,54 @@ class ObjectStore:
             return True
 
     def upload(self, path: str, file: Path) -> None:
-        """In parts where it is large: none of it can be seen before all of it can."""
-        with self._answering(path):
+        """Upload a file, a large one in parts. The object appears once all of it is uploaded."""
+        with self._translating_errors(path):
             obstore.put(self._store, path, file, chunk_size=_CHUNK_BYTES)
 
     def chunks(self, path: str) -> Iterator[bytes] | None:
-        """The content of an object, piece by piece; None where there is none."""
-        with self._answering(path):
+        """The content of an object in chunks, or None if it does not exist."""
+        with self._translating_errors(path):
             try:
-                found = obstore.get(self._store, path)
+                response = obstore.get(self._store, path)
             except FileNotFoundError:
                 return None
-        return self._chunks(path, found)
+        return self._stream(path, response)
 
-    def _chunks(self, path: str, found: "obstore.GetResult") -> Iterator[bytes]:
-        with self._answering(path):
-            for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+    def _stream(self, path: str, response: "obstore.GetResult") -> Iterator[bytes]:
+        with self._translating_errors(path):
+            for chunk in response.stream(min_chunk_size=_CHUNK_BYTES):
                 yield bytes(chunk)
 
     def paths(self, prefix: str) -> Iterator[str]:
-        """Of all objects below ``prefix``."""
-        yield from (found["path"] for found in self._list(prefix))
+        """The paths of all objects below ``prefix``."""
+        yield from (item["path"] for item in self._list(prefix))
 
-    def objects(self) -> Iterator[tuple[str, int, float]]:
-        """Path, bytes and time of writing (seconds since the epoch) of every object."""
-        for found in self._list(None):
-            yield found["path"], found["size"], found["last_modified"].timestamp()
+    def files(self) -> Iterator[StoredFile]:
+        """Every object; ``modified`` is the time it was written."""
+        for item in self._list(None):
+            yield StoredFile(item["path"], item["size"], item["last_modified"].timestamp())
 
     def _list(self, prefix: str | None) -> Iterator["obstore.ObjectMeta"]:
-        with self._answering(prefix or ""):
-            for chunk in obstore.list(self._store, prefix):
-                yield from chunk
+        with self._translating_errors(prefix or ""):
+            for page in obstore.list(self._store, prefix):
+                yield from page
 
     def delete(self, paths: list[str]) -> None:
-        """Paths that are not there are fine."""
+        """Delete objects. Ignores missing paths."""
         if paths:
-            with self._answering(paths[0]):
+            with self._translating_errors(paths[0]):
                 obstore.delete(self._store, paths)
 
     def check(self) -> None:
-        """Raise Unavailable unless it can be written to."""
+        """Raise Unavailable unless the store is writable."""
         probe = f".probe-{uuid.uuid4().hex}"
         self.create(probe, b"")
         self.delete([probe])
 
     @contextmanager
-    def _answering(self, path: str) -> Iterator[None]:
+    def _translating_errors(self, path: str) -> Iterator[None]:
         try:
             yield
         except BaseError as error:
-            told = str(error).partition("\n")[0]
-            raise Unavailable(f"{self.url}/{path}: {told}") from error
+            summary = str(error).partition("\n")[0]
+            raise Unavailable(f"{self.url}/{path}: {summary}") from error

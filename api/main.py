@@ -39,10 +39,9 @@ from api.routes import (
 from api.schemas.common import BASE, IDEMPOTENCY_KEY, Problem
 from api.schemas.data import LabelledSource, Source
 from service.artifacts import open_artifacts
-from service.core.stopping import DRAIN_SECONDS
+from service.core.stopping import DRAIN_SECONDS, set_exit_deadline
 from service.register_versions import VersionRegistrar
 from service.settings import Settings
-from service.stopping import end_in_time
 from service.store.database import Database
 
 # A body that streams in takes 3 MiB while it does, and 6 more on a thread while its hashes are merged.
@@ -143,7 +142,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._closing.set()
-        end_in_time()
+        set_exit_deadline()
         super().handle_exit(sig, frame)
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from service.artifacts import Artifacts, open_artifacts
 from service.core.executor import Executor
 from service.core.serving import Serving
+from service.core.stopping import set_exit_deadline
 from service.orchestrator.loop import Orchestrator
 from service.settings import Settings
-from service.stopping import end_in_time
 from service.store.database import Database
 
 logger = logging.getLogger("pathswitch.orchestrator")
@@ -40,7 +40,7 @@ def main() -> None:
     def stop(number: int, frame: object) -> None:
         logger.info("stopping on signal %d", number)
         stopping.set()
-        end_in_time()
+        set_exit_deadline()
 
     # After ray.init, which puts a handler of its own in place.
     signal.signal(signal.SIGTERM, stop)
@@ -54,7 +54,7 @@ def main() -> None:
         # Where who ends the Ray was killed, that is ending as well: it would be waited for in vain, and the next start with it.
         if not (RAY_ENDS_VARIABLE in os.environ and os.getppid() != parent):
             bring_to_an_end(executor, serving)
-            orchestrator.let_go()
+            orchestrator.release_leases()
         database.close()
 
 

@@ -1,19 +1,17 @@
 """Register data: create a dataset, and write down an ingested body as a given slice of it. Versions: register_versions."""
 
-import re
 from dataclasses import dataclass
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.core.errors import Conflict, InvalidRequest
+from service.core.stage_specs import is_holdout_name
 from service.ingest.ingest import Ingest, Ingested
 from service.store import datasets, events
 from service.store.database import Database, now
 from service.store.in_use import share_artifacts
 from service.store.tables import Dataset, Slice
-
-_HOLDOUT_NAME = re.compile(r"v[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def check_slice(database: Database, dataset_name: str, name: str) -> None:
     """Before a body is read: raise NotFound for an unknown dataset, InvalidRequest for a holdout's name."""
     with database.reading() as session:
         datasets.dataset(session, dataset_name)
-    if _HOLDOUT_NAME.fullmatch(name):
+    if is_holdout_name(name):
         raise InvalidRequest(f"{name!r} is the name of the holdout of a data version")
 
 

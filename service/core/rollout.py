@@ -1,6 +1,11 @@
-"""How far a release is: from what replicas report to its next step. Decides; writes nothing."""
+"""How a release proceeds: what a line should serve, and the next action on a pending release.
 
-import math
+Decides, writes nothing.
+
+A release begins, is loaded by every replica, is put on trial if it is a canary or a shadow, is promoted, and
+goes live when every replica answers with it.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,77 +14,86 @@ from enum import StrEnum
 from pydantic import TypeAdapter
 
 from service.core import canary
+from service.core.json_floats import finite_or_none
 from service.core.serving import ReplicaReport, Residence, ServedTarget, ServedVersion, Trial
 from service.core.serving_specs import CanarySpec, RolloutSpec, ServingSpec, ShadowSpec
 from service.core.traffic import NOTHING, Traffic
 
-GRACE_SECONDS = (
-    60.0  # replicas give up loading by themselves; past this they are not there, or end again and again
-)
-SCORED_SHARE = 0.1  # of the requests of a canary whose loss is asked for: each costs both versions a pass over its prompt
+# Replicas report a load that takes too long themselves. One that stays silent past this is gone or keeps
+# restarting.
+GRACE_SECONDS = 60.0
+# Share of a canary's requests that are scored if its loss is compared: each costs both versions a pass over
+# its prompt.
+SCORED_SHARE = 0.1
 
 ROLLOUT: TypeAdapter[RolloutSpec] = TypeAdapter(RolloutSpec)
 
 
 @dataclass(frozen=True)
-class Pending:
-    """A release that is asked for. ``first``: nothing is served so far. ``tried_as``: how it is tried; None: it takes over as
-    soon as every replica has it.
+class PendingRelease:
+    """A release that has been requested and is not live yet. ``is_first``: the line serves nothing so far.
+
+    ``trial_spec`` says how the version is tried; None if it takes over as soon as every replica has loaded
+    it.
     """
 
     release_id: str
     version: ServedVersion
-    first: bool
-    tried_as: CanarySpec | ShadowSpec | None
+    is_first: bool
+    trial_spec: CanarySpec | ShadowSpec | None
     begun_at: datetime | None
     tried_at: datetime | None
     promoted_at: datetime | None
 
 
-class Step(StrEnum):
+class Action(StrEnum):
     BEGIN = "begin"
-    """Replicas have been told of it."""
+    """Record that replicas have been told to load the version."""
     TRY = "try"
-    """Every replica has it: what it is tried with counts from now."""
+    """Every replica has loaded it: start its trial."""
     PROMOTE = "promote"
-    """Every replica is to answer with it."""
+    """Have every replica answer with it."""
     GO_LIVE = "go_live"
-    """Every replica answers with it."""
+    """Every replica answers with it: record that it is live."""
     FAIL = "fail"
+    """Give it up. Replicas keep what they served before."""
 
 
 @dataclass(frozen=True)
-class Move:
-    """``trial``: what was counted of the version and of the served one, as the release keeps it."""
+class Decision:
+    """The next action.
 
-    step: Step
+    ``trial`` has the figures of both versions for the release to store, after a verdict.
+    """
+
+    action: Action
     error: str | None = None
     trial: dict[str, object] | None = None
 
 
-def target(
+def served_target(
     model: str,
     spec: ServingSpec,
     sequence: int,
     *,
     live: ServedVersion | None,
-    pending: Pending | None,
+    pending: PendingRelease | None,
     earlier: Sequence[ServedVersion],
 ) -> ServedTarget:
-    """What a line should answer with. ``earlier``: what was live before, the last first."""
+    """What a line should serve. ``earlier`` are the versions that were live before, newest first."""
     rolling = spec.rollout.strategy == "rolling"
     stable: ServedVersion | None
     others: Sequence[ServedVersion | None]
-    # One that is tried was asked for before the model's own rollout became rolling.
-    untried = rolling and pending is not None and pending.tried_as is None
-    if pending is not None and (pending.first or untried or pending.promoted_at is not None):
+    # A release with a trial was requested before the model's rollout became rolling: it keeps its trial.
+    rolls_out = rolling and pending is not None and pending.trial_spec is None
+    if pending is not None and (pending.is_first or rolls_out or pending.promoted_at is not None):
         stable, trial, others = pending.version, None, [live, *earlier]
     elif pending is not None:
         stable, trial, others = live, _trial(pending), earlier
     else:
         stable, trial, others = live, None, earlier
-    held = {stable, None if trial is None else trial.version}
-    kept = tuple(dict.fromkeys(v for v in others if v is not None and v not in held))[: spec.keep]
+    in_use = {stable, None if trial is None else trial.version}
+    kept = tuple(dict.fromkeys(v for v in others if v is not None and v not in in_use))[: spec.keep]
     return ServedTarget(
         model,
         stable,
@@ -93,82 +107,96 @@ def target(
     )
 
 
-def next_move(
-    pending: Pending, target: ServedTarget, reports: Sequence[ReplicaReport], now: datetime
-) -> Move | None:
-    """The next step of a release that is asked for; None while there is nothing to do but to wait."""
-    number, limits = pending.version.number, target.spec.limits
-    # A replica that is not up yet holds nothing up, as long as another is.
+def next_action(
+    pending: PendingRelease, target: ServedTarget, reports: Sequence[ReplicaReport], now: datetime
+) -> Decision | None:
+    """The next action on a pending release, or None while there is nothing to do but wait."""
+    # A starting replica holds up nothing, as long as another one is up.
     reports = [report for report in reports if not report.starting] or reports
     if pending.begun_at is None:
-        return Move(Step.BEGIN)
-    # A replica that was not told yet may speak of the version as it was wanted before: as one that it could not keep.
+        return Decision(Action.BEGIN)
+    number = pending.version.number
+    # A replica that has not received this target yet may report that it dropped the version for an earlier
+    # target.
     versions = [report.version(number) if report.sequence >= target.sequence else None for report in reports]
     errors = [v.error for v in versions if v is not None and v.state == Residence.FAILED and v.error]
     if errors:
-        return Move(Step.FAIL, errors[0])
-    seconds = limits.load_seconds + GRACE_SECONDS
+        return Decision(Action.FAIL, errors[0])
+    seconds = target.spec.limits.load_seconds + GRACE_SECONDS
     if target.stable == pending.version:
         if reports and all(report.number == number for report in reports):
-            return Move(Step.GO_LIVE)
+            return Decision(Action.GO_LIVE)
         if target.rolling:
-            seconds *= max(len(reports), 1)  # one after another
-        # Where nothing was served before, there is nothing to go back to.
-        if pending.first or not _late(pending.promoted_at or pending.begun_at, now, seconds):
+            seconds *= max(len(reports), 1)  # replicas are replaced one after another
+        # A first version is never given up: there is nothing to go back to.
+        if pending.is_first or not _is_late(pending.promoted_at or pending.begun_at, now, seconds):
             return None
-        return Move(Step.FAIL, f"not every replica answers with it after {seconds:g} s")
+        return Decision(Action.FAIL, f"not every replica answers with the version after {seconds:g} s")
     if pending.tried_at is None:
         if versions and all(v is not None and v.state == Residence.READY for v in versions):
-            return Move(Step.PROMOTE if pending.tried_as is None else Step.TRY)
-        if not _late(pending.begun_at, now, seconds):
+            return Decision(Action.PROMOTE if pending.trial_spec is None else Action.TRY)
+        if not _is_late(pending.begun_at, now, seconds):
             return None
-        return Move(Step.FAIL, f"not loaded by every replica after {seconds:g} s")
-    assert pending.tried_as is not None
+        return Decision(Action.FAIL, f"not loaded by every replica after {seconds:g} s")
+    return _judge_trial(pending, target, reports, (now - pending.tried_at).total_seconds())
+
+
+def _judge_trial(
+    pending: PendingRelease, target: ServedTarget, reports: Sequence[ReplicaReport], elapsed: float
+) -> Decision | None:
+    assert pending.trial_spec is not None
     assert target.stable is not None
-    told = [report for report in reports if report.sequence >= target.sequence]
-    tried, served = _counted(told, number), _counted(told, target.stable.number)
-    so_far = (now - pending.tried_at).total_seconds()
-    verdict = canary.judge(pending.tried_as, tried, served, so_far)
-    # Whoever does not answer just now may be who would say that it fails.
-    silent = len(told) < len(reports) and so_far < pending.tried_as.max_seconds + GRACE_SECONDS
-    if verdict is None or not (verdict.reasons or (told and not silent)):
+    current = [report for report in reports if report.sequence >= target.sequence]
+    candidate = _trial_traffic(current, pending.version.number)
+    served = _trial_traffic(current, target.stable.number)
+    verdict = canary.judge(pending.trial_spec, candidate, served, elapsed)
+    # A replica that does not answer right now may be the one that would report failures: wait for it, up to a
+    # limit.
+    is_waiting = len(current) < len(reports) and elapsed < pending.trial_spec.max_seconds + GRACE_SECONDS
+    if verdict is None or not (verdict.reasons or (current and not is_waiting)):
         return None
-    trial = {"seconds": so_far, "tried": _summary(tried), "served": _summary(served)}
+    figures: dict[str, object] = {
+        "seconds": elapsed,
+        "tried": _figures(candidate),
+        "served": _figures(served),
+    }
     if verdict.reasons:
-        return Move(Step.FAIL, "; ".join(verdict.reasons), trial)
-    return Move(Step.PROMOTE, None, trial)
+        return Decision(Action.FAIL, "; ".join(verdict.reasons), figures)
+    return Decision(Action.PROMOTE, None, figures)
 
 
-def _trial(pending: Pending) -> Trial:
-    # Until every replica has it, nobody is answered by it: the same users are to be, wherever they ask.
-    match pending.tried_as if pending.tried_at is not None else None:
-        case CanarySpec(share=share, max_loss_increase=scored):
-            shadowed = 0.0 if scored is None else SCORED_SHARE
-            return Trial(pending.version, share, shadowed, scored is not None)
-        case ShadowSpec(share=share, max_loss_increase=scored):
-            return Trial(pending.version, 0.0, share, scored is not None)
+def _trial(pending: PendingRelease) -> Trial:
+    # Until every replica has loaded the version, it gets no requests: a user must get the same version from
+    # each replica.
+    match pending.trial_spec if pending.tried_at is not None else None:
+        case CanarySpec(share=share, max_loss_increase=max_loss_increase):
+            shadowed = 0.0 if max_loss_increase is None else SCORED_SHARE
+            return Trial(pending.version, share, shadowed, max_loss_increase is not None)
+        case ShadowSpec(share=share, max_loss_increase=max_loss_increase):
+            return Trial(pending.version, 0.0, share, max_loss_increase is not None)
         case None:
             return Trial(pending.version)
 
 
-def _late(since: datetime, now: datetime, seconds: float) -> bool:
+def _is_late(since: datetime, now: datetime, seconds: float) -> bool:
     return (now - since).total_seconds() > seconds
 
 
-def _counted(reports: Sequence[ReplicaReport], number: int) -> Traffic:
-    counted = NOTHING
+def _trial_traffic(reports: Sequence[ReplicaReport], number: int) -> Traffic:
+    """Traffic of a version over all replicas since the trial started."""
+    total = NOTHING
     for report in reports:
         version = report.version(number)
         if version is not None:
-            counted = counted + version.tried
-    return counted
+            total = total + version.tried
+    return total
 
 
-def _summary(traffic: Traffic) -> dict[str, object]:
+def _figures(traffic: Traffic) -> dict[str, object]:
     return {
         "requests": traffic.requests,
         "failures": traffic.failures,
         "first_token_seconds": traffic.first_token.median(),
         "token_seconds": traffic.per_token.median(),
-        "loss": None if traffic.loss is None or not math.isfinite(traffic.loss) else traffic.loss,
+        "loss": finite_or_none(traffic.loss),
     }

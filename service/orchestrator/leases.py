@@ -1,4 +1,4 @@
-"""What this orchestrator holds: stage by stage the epoch it claimed under, the run, and how far it has read it."""
+"""The stages that this orchestrator holds, and how far it has read their runs."""
 
 import time
 from dataclasses import dataclass
@@ -7,10 +7,12 @@ from service.store.tables import Stage
 
 
 @dataclass
-class Held:
-    """``key`` is None for a release, which waits for a row rather than for a run.
+class Lease:
+    """A stage held under an epoch.
 
-    ``first_step`` is the step of the stage that the present attempt began with, once it has trained one.
+    ``run_id`` is None for a release stage, which waits for a row and not for a run.
+
+    ``first_step`` is the stage's step from which the current attempt began to train, once it has trained one.
     """
 
     stage_id: str
@@ -21,39 +23,50 @@ class Held:
     first_step: int | None = None
 
 
-class Holding:
-    """Held stages by id, poll cursors by run, and when the leases were last renewed (monotonic: only to be frugal)."""
+class LeaseTable:
+    """Leases by stage id, and poll cursors by run id.
+
+    It also notes when the leases were last renewed, on the monotonic clock. That only saves writes: the
+    database's clock decides when a lease expires.
+    """
 
     def __init__(self, owner: str, lease_seconds: float) -> None:
         self.owner = owner
         self.lease_seconds = lease_seconds
-        self.stages: dict[str, Held] = {}
+        self.stages: dict[str, Lease] = {}
         self.cursors: dict[str, int] = {}
-        self._renewed = time.monotonic()
+        self.renewed_at = time.monotonic()
 
     def add(self, stage: Stage) -> None:
         first_step = (stage.progress or {}).get("first_step")
-        self.stages[stage.id] = Held(stage.id, stage.epoch, stage.kind, stage.key, stage.run_id, first_step)
+        self.stages[stage.id] = Lease(stage.id, stage.epoch, stage.kind, stage.key, stage.run_id, first_step)
 
     def drop(self, stage_id: str) -> None:
-        held = self.stages.pop(stage_id, None)
-        if held and held.run_id and not any(other.run_id == held.run_id for other in self.stages.values()):
-            self.cursors.pop(held.run_id, None)
+        lease = self.stages.pop(stage_id, None)
+        if lease and lease.run_id and not any(o.run_id == lease.run_id for o in self.stages.values()):
+            self.cursors.pop(lease.run_id, None)
 
-    def has_read(self, run_id: str, cursor: int) -> None:
-        """Keep how far a run was read, as long as it is held: who holds it anew has to read it from its beginning."""
-        if any(held.run_id == run_id for held in self.stages.values()):
+    def set_cursor(self, run_id: str, cursor: int) -> None:
+        """Note how far a run has been read.
+
+        Ignored for a run that is no longer held: its next holder starts over.
+        """
+        if any(lease.run_id == run_id for lease in self.stages.values()):
             self.cursors[run_id] = cursor
 
-    def by_run(self) -> dict[str, list[Held]]:
-        runs: dict[str, list[Held]] = {}
-        for held in self.stages.values():
-            if held.run_id is not None:
-                runs.setdefault(held.run_id, []).append(held)
+    def by_run(self) -> dict[str, list[Lease]]:
+        runs: dict[str, list[Lease]] = {}
+        for lease in self.stages.values():
+            if lease.run_id is not None:
+                runs.setdefault(lease.run_id, []).append(lease)
         return runs
 
-    def renewal_is_due(self) -> bool:
-        return time.monotonic() - self._renewed >= self.lease_seconds / 3
+    def epochs(self) -> dict[str, int]:
+        """Stage id -> epoch of every lease."""
+        return {lease.stage_id: lease.epoch for lease in self.stages.values()}
 
-    def renewed(self) -> None:
-        self._renewed = time.monotonic()
+    def renewal_is_due(self) -> bool:
+        return time.monotonic() - self.renewed_at >= self.lease_seconds / 3
+
+    def set_renewed(self) -> None:
+        self.renewed_at = time.monotonic()

@@ -1,8 +1,9 @@
-"""Artifacts that turn out to be damaged are made again by the stages that made them, and history says so.
+"""Repair: damaged artifacts are made again by the stages that made them, and the events record it.
 
-A damaged artifact is found before it is used, by whoever opens it; the attempt that did so fails. Here its inputs are looked
-at: what is damaged or gone is unpublished, so that nobody takes it for made, its stage becomes ready again, and the failed
-one waits for it. What no stage of the update has made (data, another update's checkpoint) cannot be made again here.
+Every reader verifies an artifact before it uses it, so damage fails the reader's attempt. Then this module
+checks that attempt's inputs: it unpublishes each one that is damaged or missing, makes its stage ready again,
+and has the failed stage wait for it. It cannot repair an artifact that no stage of the update made: data, or
+another update's checkpoint.
 """
 
 import logging
@@ -21,48 +22,50 @@ from service.store.database import Database, now
 
 logger = logging.getLogger(__name__)
 
-# Errors of an attempt that say that an input of its stage may be damaged.
+# Errors after which the inputs of a stage are checked.
 DAMAGE_CODES = frozenset({ArtifactCorrupt.code, ArtifactMissing.code})
 
 
-def damaged_inputs(database: Database, artifacts: Artifacts, stage_id: str) -> list[str]:
-    """Ids of the stages that made what is damaged of the stage's inputs, which nobody finds published any more.
+def unpublish_damaged_inputs(database: Database, artifacts: Artifacts, stage_id: str) -> list[str]:
+    """Unpublish the damaged inputs of a stage, and return the ids of the stages that made them.
 
-    Reads all of the inputs. Raises Unavailable.
+    Reads every input in full. Raises Unavailable.
     """
     with database.reading() as session:
         stage = stages.get(session, stage_id)
-        read = set(parse_stage_spec(stage.kind, stage.spec).artifact_keys())
-        made = {
+        inputs = set(parse_stage_spec(stage.kind, stage.spec).artifact_keys())
+        makers = {
             row.id: row.key
             for row in updates.stages(session, stage.update_id)
-            if row.key in read and row.state == StageState.SUCCEEDED
+            if row.key in inputs and row.state == StageState.SUCCEEDED
         }
-    return [row_id for row_id, key in made.items() if key and _unpublish_if_damaged(artifacts, key)]
+    return [row_id for row_id, key in makers.items() if key and _unpublish_if_damaged(artifacts, key)]
 
 
-def make_again(session: Session, stage_id: str, epoch: int, made_by: Sequence[str], error: RunError) -> bool:
-    """Have the stages in ``made_by`` run again, and the one that is held wait for them. False where it has no try left.
+def rerun_makers(
+    session: Session, stage_id: str, epoch: int, maker_ids: Sequence[str], error: RunError
+) -> bool:
+    """Make the stages ``maker_ids`` ready again, and have the held stage wait for them.
 
-    Raises Fenced where the stage is not held under ``epoch``.
+    Returns False if the held stage has no attempt left. Raises Fenced if it is not held under ``epoch``.
     """
     stage = stages.get(session, stage_id)
     if not retry.worth_another(stage.attempt, stage.max_attempts, retryable=True):
         return False
-    # A training stage reads packs, and needs what has read them before it.
-    needs = sorted({*stage.needs, *made_by})
-    written, wasted = stages.lost_attempt(stage, error, now(session))
+    # A training stage reads packs that it does not name as needs: the training stage before it needs them.
+    needs = sorted({*stage.needs, *maker_ids})
+    error_document, wasted_seconds = stages.lost_attempt(stage, error, now(session))
     stages.guarded_update(
         session,
         stage_id,
         epoch,
         state=StageState.PENDING,
         needs=needs,
-        error=written,
-        wasted_seconds=wasted,
+        error=error_document,
+        wasted_seconds=wasted_seconds,
         **stages.LET_GO,
     )
-    for maker_id in made_by:
+    for maker_id in maker_ids:
         stages.reopen_succeeded(session, maker_id)
         events.append(session, "stage.made_again", stage=maker_id, update=stage.update_id, for_stage=stage_id)
     return True
@@ -72,7 +75,7 @@ def _unpublish_if_damaged(artifacts: Artifacts, key: str) -> bool:
     try:
         artifacts.open(key)
     except (ArtifactCorrupt, ArtifactMissing) as error:
-        logger.error("made again: %s", error.detail)
+        logger.error("unpublished, to be made again: %s", error.detail)
         artifacts.unpublish([key])
         return True
     return False

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from service.core.artifact_files import DOCUMENTS, HOLDOUT
 from service.core.errors import NotFound
 from service.core.plan import DataRef
-from service.core.stage_specs import SliceRef
+from service.core.stage_specs import SliceRef, holdout_name
 from service.store.paging import page
 from service.store.tables import Dataset, DataVersion, Slice
 
@@ -206,11 +206,6 @@ def given_slices(session: Session, dataset_id: str) -> Sequence[Slice]:
 def ledger_data(session: Session, dataset_id: str, up_to: int) -> list[DataRef]:
     """What planning needs to know of the data versions up to ``up_to``."""
     return [DataRef(number=row.number, key=row.artifact_key) for row in versions(session, dataset_id, up_to)]
-
-
-def holdout_name(number: int) -> str:
-    """The name of the slice that the holdout of a data version is."""
-    return f"v{number}"
 
 
 def slice_refs(session: Session, dataset_id: str, up_to: int) -> list[SliceRef]:

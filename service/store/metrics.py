@@ -6,29 +6,14 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from service.core.executor import METRIC_COLUMNS, StepMetrics
 from service.core.states import ReleaseState, StageState
 from service.store.tables import MetricPoint, Model, ModelVersion, Release, Stage, Update
 
-_POINT = (
-    MetricPoint.step,
-    MetricPoint.loss,
-    MetricPoint.learning_rate,
-    MetricPoint.grad_norm,
-    MetricPoint.tokens_per_second,
-)
+_POINT = tuple(getattr(MetricPoint, name) for name in METRIC_COLUMNS)
 
 
-class Point(NamedTuple):
-    """A row of ``metric_points``, without the cost of an object that the session follows."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens_per_second: float
-
-
-def thinned_points(session: Session, stage: Stage, at_most: int) -> list[Point]:
+def thinned_points(session: Session, stage: Stage, at_most: int) -> list[StepMetrics]:
     """Points of a stage in order of step: all, or ``at_most`` of them, evenly from the first to the last.
 
     A reused stage has those of the stage that published its artifact, as far as they are of its own steps. Of n
@@ -73,8 +58,8 @@ def _evenly(own: sa.ColumnElement[bool], first: int, last: int, count: int) -> s
     return sa.select(*_POINT).where(own, MetricPoint.step.in_(steps)).order_by(MetricPoint.step)
 
 
-def _points(session: Session, query: sa.Select[*tuple[Any, ...]]) -> list[Point]:
-    return [Point(*row) for row in session.execute(query)]
+def _points(session: Session, query: sa.Select[*tuple[Any, ...]]) -> list[StepMetrics]:
+    return [StepMetrics(*row) for row in session.execute(query)]
 
 
 def _trained_by(session: Session, stage: Stage) -> str:

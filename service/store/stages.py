@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.core import retry
-from service.core.executor import RunError
+from service.core.executor import METRIC_COLUMNS, RunError
 from service.core.ledger import LedgerEntry
 from service.core.plan import pack_name
 from service.core.retry import MAX_ATTEMPTS
@@ -130,8 +130,8 @@ def ids_running_of(session: Session, owner: str) -> Sequence[str]:
     ).all()
 
 
-def take_back(session: Session, stage_ids: Sequence[str], *, owner: str, lease_seconds: float) -> list[Stage]:
-    """Of ``stage_ids`` those that still run under that name, with leases that begin anew."""
+def reclaim(session: Session, stage_ids: Sequence[str], *, owner: str, lease_seconds: float) -> list[Stage]:
+    """Renew the leases of those of ``stage_ids`` that ``owner`` still holds, and return their rows."""
     until = now(session) + timedelta(seconds=lease_seconds)
     query = sa.select(Stage).where(
         Stage.id.in_(stage_ids), Stage.state == StageState.RUNNING, Stage.owner == owner
@@ -196,9 +196,9 @@ def record_points(session: Session, stage_id: str, points: Sequence[Mapping[str,
     """Write points of a training stage; a step measured again (by a later attempt) is overwritten."""
     if not points:
         return
-    columns = ("step", "loss", "learning_rate", "grad_norm", "tokens_per_second")
     by_step = {
-        point["step"]: {"stage_id": stage_id} | {name: point[name] for name in columns} for point in points
+        point["step"]: {"stage_id": stage_id} | {name: point[name] for name in METRIC_COLUMNS}
+        for point in points
     }
     dialect = session.get_bind().dialect.name
     rows = list(by_step.values())
@@ -208,7 +208,7 @@ def record_points(session: Session, stage_id: str, points: Sequence[Mapping[str,
         session.execute(
             insert.on_conflict_do_update(
                 index_elements=["stage_id", "step"],
-                set_={name: insert.excluded[name] for name in columns[1:]},
+                set_={name: insert.excluded[name] for name in METRIC_COLUMNS if name != "step"},
             )
         )
 

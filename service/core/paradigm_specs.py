@@ -65,8 +65,8 @@ class Decay(Spec):
 
     ``floor`` is a fraction of the peak rate. ``cuts``, for multi_step only, are the fractions of the decay at
     which the rate drops. ``beta2`` replaces the optimizer's second beta. ``replay_fraction`` is the share of
-    replayed rows. With the budget "grown" the decay takes extra steps for them; with "kept" they replace new
-    rows, which the trunk reads.
+    replayed rows. With the budget "grown" the decay reads every new row and takes extra steps for the replayed
+    ones. With "kept" they replace new rows, which are left to the trunk.
     """
 
     shape: Literal["1-sqrt", "linear", "cosine", "inverse", "multi_step"] = "1-sqrt"
@@ -97,11 +97,9 @@ class DecaySpec(Decay):
 
 
 class BranchSpec(DecaySpec):
-    """The decay of a branch off the trunk.
+    """The decay of a branch off the trunk, with the defaults that ``docs/study`` found best at half the cost.
 
-    The study in ``docs/study`` found its defaults best at half the cost.
-
-    With the rule auto the default is to replay nothing: only batches that the trunk reads too show what a
+    Under the rule auto the default is no replay, because only batches that the trunk reads too show what a
     decay gains.
     """
 

@@ -22,8 +22,7 @@ from service.core.traffic import NOTHING, Traffic
 # Replicas report a load that takes too long themselves. One that stays silent past this is gone or keeps
 # restarting.
 GRACE_SECONDS = 60.0
-# Share of a canary's requests that are scored if its loss is compared: each costs both versions a pass over
-# its prompt.
+# Share of a canary's requests that are scored. Scoring costs both versions a pass over the prompt.
 SCORED_SHARE = 0.1
 
 ROLLOUT: TypeAdapter[RolloutSpec] = TypeAdapter(RolloutSpec)
@@ -31,10 +30,9 @@ ROLLOUT: TypeAdapter[RolloutSpec] = TypeAdapter(RolloutSpec)
 
 @dataclass(frozen=True)
 class PendingRelease:
-    """A release that has been requested and is not live yet. ``is_first``: the line serves nothing so far.
+    """A release that was requested and is not live yet. ``is_first`` means that the line serves nothing so far.
 
-    ``trial_spec`` says how the version is tried; None if it takes over as soon as every replica has loaded
-    it.
+    ``trial_spec`` describes the trial; None if the version takes over once every replica has loaded it.
     """
 
     release_id: str
@@ -61,10 +59,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class Decision:
-    """The next action.
-
-    ``trial`` has the figures of both versions for the release to store, after a verdict.
-    """
+    """The next action. After the verdict on a trial, ``trial`` has the figures that the release stores."""
 
     action: Action
     error: str | None = None

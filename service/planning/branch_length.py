@@ -16,8 +16,7 @@ from service.core.stage_specs import LineSpec, StageKind, TrainStage
 from service.planning.loss_law import Array, BranchCurve, LossLaw, TrunkCurve, fit
 from service.store import metrics, updates
 
-# Enough points per stage for the noise of its batches to average out, few enough to read inside a
-# transaction.
+# Enough points per stage to average out the noise of its batches, few enough to read inside a transaction.
 _POINTS_PER_STAGE = 4000
 # A branch is compared with the trunk step by step if the trunk has read at least this many of its steps.
 _FEWEST_PAIRS = 8
@@ -139,7 +138,7 @@ def _num_end_steps(steps: int) -> int:
 def _evidence(session: Session, model_id: str, line: LineSpec, ledger: Sequence[LedgerEntry]) -> _Evidence:
     """Losses from the line's own updates.
 
-    Stages whose ledger differs have read data that is excluded now: they are left out.
+    A stage whose ledger differs has read data that is excluded now, and is left out.
     """
     warmup = warmup_steps(line.warmup_steps, ledger[0].steps)
     trunk: dict[int, float] = {}

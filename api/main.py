@@ -39,10 +39,9 @@ from api.schemas.common import BASE, IDEMPOTENCY_KEY, Problem
 from api.schemas.data import LabelledSource, Source
 from api.upload_pool import UploadPool
 from service.artifacts import open_artifacts
-from service.core.stopping import DRAIN_SECONDS
+from service.core.stopping import DRAIN_SECONDS, set_exit_deadline
 from service.registration.hash_cache import HashCache
 from service.settings import Settings
-from service.stopping import end_in_time
 from service.store.database import Database
 
 # A streaming body takes 3 MiB of memory, and 6 MiB more on a thread while its hashes are merged.
@@ -142,7 +141,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._closing.set()
-        end_in_time()
+        set_exit_deadline()
         super().handle_exit(sig, frame)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from api.schemas.common import Document, Request, Time
-from service.core.specs import BranchSpec, ParadigmSpec
+from service.core.paradigm_specs import BranchSpec, ParadigmSpec
 from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
 

@@ -6,7 +6,7 @@ import pytest
 
 from api.schemas.models import Checkpoint, ModelVersion
 from api.schemas.updates import Update
-from service.core.specs import BranchSpec, PathSwitchingSpec
+from service.core.paradigm_specs import BranchSpec, PathSwitchingSpec
 from service.core.states import ModelVersionState, UpdateState
 from tests.support.control_plane import ControlPlane
 

@@ -102,11 +102,11 @@ def _watch_commits(database: Database, points: Points) -> None:
 
 
 def _transition() -> str:
-    """Which functions of the orchestrator the present commit belongs to."""
+    """Which functions of the orchestrator and of planning the current commit belongs to."""
     frame: Any = sys._getframe(1)
     names = []
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("service.orchestrator."):
+        if frame.f_globals.get("__name__", "").startswith(("service.orchestrator.", "service.planning.")):
             names.append(frame.f_code.co_name.strip("_"))
         frame = frame.f_back
     return " < ".join(names[:2])

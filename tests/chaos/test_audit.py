@@ -89,7 +89,7 @@ def _stopped_while_it_held_a_stage(audited: Audited) -> tuple[Orchestrator, Orch
 
 def test_nothing_is_found_where_every_guard_stands(audited):
     first, second = _stopped_while_it_held_a_stage(audited)
-    first._collect()
+    first.collect()
     audited.finish(second, first)
     findings = audited.findings()
     # Leases were expired by hand: by somebody who held none.
@@ -108,7 +108,7 @@ def test_a_write_under_an_epoch_that_has_passed_is_found(audited, monkeypatch):
         )
 
     monkeypatch.setattr(stages, "guarded_update", unguarded)
-    first._collect()
+    first.collect()
     monkeypatch.undo()
     audited.finish(second)
     assert any(

@@ -9,16 +9,9 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from api.cli.problems import Problem
+from service.core.paradigm_specs import ParadigmSpec, PathSwitchingSpec
 from service.core.spec import Spec
-from service.core.specs import (
-    ArchitectureSpec,
-    ModelSpec,
-    Name,
-    ParadigmSpec,
-    PathSwitchingSpec,
-    TokenizerSpec,
-    TrainingSpec,
-)
+from service.core.specs import ArchitectureSpec, ModelSpec, Name, TokenizerSpec, TrainingSpec
 
 # A line is rejected only where its loss is not finite: a study measures what a gate would keep out.
 _NO_GATE = {"max_new_loss_increase": 100.0, "max_old_loss_increase": 100.0}

@@ -1,9 +1,9 @@
-"""The multi-power law: fitted to losses that follow it, it predicts decays that it has not seen."""
+"""The multi-power law, fitted to losses that follow it, predicts decays that it has not seen."""
 
 import numpy as np
 import pytest
 
-from service.loss_law import BranchCurve, LossLaw, TrunkCurve, fit
+from service.planning.loss_law import BranchCurve, LossLaw, TrunkCurve, fit
 
 TRUE = LossLaw(L0=2.5, A=9.0, alpha=0.4, B=0.5, C=0.05, beta=0.55, gamma=0.6, num_branches=0, num_paired=0)
 NOISE = 0.08  # nats per token from batch to batch
@@ -22,7 +22,7 @@ def measured(
     random = np.random.default_rng(seed)
     steps = np.arange(20, VERSION_STEPS * len(lengths) + 1)
     versions = (steps - 1) // VERSION_STEPS
-    # The noise is the batch's: whoever reads it at the same step has the same.
+    # The noise belongs to the batch: trunk and branch share it at the same step.
     noise = dict(zip(steps.tolist(), NOISE * random.standard_normal(len(steps)), strict=True))
     levels = np.array(LEVELS)[versions]
     losses = np.array([TRUE.trunk(step) + noise[step] for step in steps.tolist()]) + levels
@@ -55,14 +55,14 @@ def drop(law: LossLaw, end: int, length: int) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_decay_of_another_length_is_predicted_from_two_that_the_trunk_has_overtaken(seed: int) -> None:
+def test_two_paired_branches_predict_decays_of_other_lengths(seed: int) -> None:
     law = fit(*measured((30, 60), paired=True, seed=seed))
     assert law.num_paired == 90
     for length in (45, 90, 150):
         assert drop(law, 900, length) == pytest.approx(drop(TRUE, 900, length), abs=0.02)
 
 
-def test_a_single_branch_without_pairs_gives_a_law_that_the_priors_hold_in_place() -> None:
+def test_the_priors_keep_a_law_from_one_unpaired_branch_sensible() -> None:
     law = fit(*measured((30,), paired=False))
     assert law.num_paired == 0
     assert 0 < drop(law, 600, 30) < drop(law, 600, 100) < 0.6
@@ -73,8 +73,8 @@ def test_the_trunk_is_predicted_past_its_end() -> None:
     assert law.trunk(1500) == pytest.approx(TRUE.trunk(1500), abs=0.08)
 
 
-def test_a_long_decay_is_summed_in_pieces_to_nearly_the_same() -> None:
-    """As exact as it must be: 2,000 steps in 200 pieces against a decay ten times shorter at ten times the rate sum."""
+def test_summing_a_long_decay_in_pieces_is_accurate() -> None:
+    """2,000 steps in 200 pieces, against the exact sum over every step."""
     exact = 0.0
     rates = one_minus_sqrt(2000)
     before = np.concatenate([[1.0], rates[:-1]])

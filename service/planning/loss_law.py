@@ -1,13 +1,15 @@
-"""A loss law fitted to what a line has measured, to predict how low branches of other lengths would end.
+"""A loss law, fitted to the losses of a line, that predicts where branches of other lengths would end.
 
-The multi-power law (Luo et al. 2025, arXiv 2503.12811): with rates η_1 … η_t and their sums S_k(t) = η_k + … + η_t,
+The multi-power law (Luo et al. 2025, arXiv 2503.12811): with rates η_1 … η_t and their sums S_k(t) = η_k + …
++ η_t,
 
-    L(t) = L0 + A·S_1(t)^-α - B·Σ_k (η_(k-1) - η_k)·G(η_k^-γ · S_k(t)),    G(x) = 1 - (1 + C·x)^-β.
+L(t) = L0 + A·S_1(t)^-α - B·Σ_k (η_(k-1) - η_k)·G(η_k^-γ · S_k(t)),    G(x) = 1 - (1 + C·x)^-β.
 
-Rates are in units of the peak here, so sums are in steps at the peak, and B is the most that a decay to zero can gain, in
-nats per token. Added to the law: a level of its own for the text of every data version, and one for replayed rows.
-Parameters have weak log-normal priors, which decide where there is little to fit; what is measured soon outweighs
-them. The surest evidence is paired: where the trunk has read a branch's rows too, the noise of the batches cancels.
+Rates are in units of the peak here, so sums are in steps at the peak, and B is the most that a decay to zero
+can gain, in nats per token. Two terms are added to the law: a level for the text of each data version, and
+one for replayed rows. Parameters have weak log-normal priors, which matter while there is little to fit and
+are soon outweighed by the data. Pairs are the best evidence: if the trunk has read a branch's rows too, the
+noise of the batches cancels out.
 """
 
 import math
@@ -21,7 +23,7 @@ from scipy.optimize import least_squares
 
 Array = NDArray[np.float64]
 
-# Median and spread (a factor either way) of each parameter before anything is measured.
+# Prior median and spread (a factor in either direction) of each parameter.
 _PRIORS = {
     "A": (10.0, 10.0),
     "alpha": (0.5, 1.6),
@@ -31,14 +33,17 @@ _PRIORS = {
     "gamma": (0.5, 1.6),
 }
 _LEVEL_SPREAD = 0.5  # nats per token between the texts of two data versions
-_LEAST_SIGMA = 0.003  # nats per token: what the law itself leaves unexplained
+_LEAST_SIGMA = 0.003  # nats per token that the law itself leaves unexplained
 _BINS = 40
-_DECAY_PIECES = 200  # a longer decay is summed in so many
+_DECAY_PIECES = 200  # a longer decay is summed in this many pieces
 
 
 @dataclass(frozen=True)
 class TrunkCurve:
-    """Losses of trunk steps. ``rate_sums``: S_1 at each, ``versions``: the data version that it reads."""
+    """Losses of trunk steps.
+
+    For each step, ``rate_sums`` has S_1 and ``versions`` the index of the data version it reads.
+    """
 
     steps: Array
     losses: Array
@@ -48,7 +53,10 @@ class TrunkCurve:
 
 @dataclass(frozen=True)
 class BranchCurve:
-    """Losses of the first steps of a decay: ``rates`` of all its steps, ``start`` the trunk's S_1 where it leaves."""
+    """Losses of measured steps of a decay.
+
+    ``rates`` covers all its steps; ``start`` is the trunk's S_1 at the branch point.
+    """
 
     start: float
     rates: Array
@@ -56,12 +64,12 @@ class BranchCurve:
     losses: Array
     version: int
     replayed: bool
-    trunk_losses: Array | None  # of the trunk on the same rows, where it has read them
+    trunk_losses: Array | None  # the trunk's losses on the same rows, if it has read them
 
 
 @dataclass(frozen=True)
 class LossLaw:
-    """A fit. ``num_paired`` of the steps that it knows of decays were read by the trunk too."""
+    """A fitted law. ``num_paired`` counts the decay steps whose rows the trunk has read too."""
 
     L0: float
     A: float
@@ -74,6 +82,7 @@ class LossLaw:
     num_paired: int
 
     def trunk(self, rate_sum: float) -> float:
+        """Loss of the trunk at S_1 = ``rate_sum``, at the level of the first data version's text."""
         return self.L0 + self.A * float(rate_sum**-self.alpha)
 
     def branch_end(self, start: float, rates: Array) -> float:
@@ -83,15 +92,18 @@ class LossLaw:
         return float(self.L0 + _run(parameters, start + terms.sums, terms)[0])
 
     def plain(self) -> dict[str, float]:
+        """The parameters, rounded to four digits, for the notes of an update."""
         names = ("L0", "A", "alpha", "B", "C", "beta", "gamma")
         return {name: float(f"{getattr(self, name):.4g}") for name in names}
 
 
 def fit(trunk: TrunkCurve, branches: Sequence[BranchCurve]) -> LossLaw:
-    """The most probable law. The losses of at least one branch are needed."""
+    """The most probable law. Needs the losses of at least one branch."""
     assert branches
     problem = _Problem(trunk, branches)
-    best = min((problem.solve(start) for start in problem.starts()), key=lambda found: float(found.cost))
+    best = min(
+        (problem.solve(start) for start in problem.starts()), key=lambda solution: float(solution.cost)
+    )
     A, alpha, B, C, beta, gamma = map(float, np.exp(best.x[1:7]))
     return LossLaw(
         L0=float(best.x[0]),
@@ -108,13 +120,16 @@ def fit(trunk: TrunkCurve, branches: Sequence[BranchCurve]) -> LossLaw:
 
 @dataclass(frozen=True)
 class _DecayTerms:
-    """What of a decay does not depend on the parameters, at some of its steps (columns), for pieces of it (rows)."""
+    """The parts of the law's sum over a decay that do not depend on its parameters.
+
+    Rows are pieces of the decay, columns are the steps at which the loss is predicted.
+    """
 
     drops: Array  # η_(k-1) - η_k of each piece
     rates: Array  # η_k at its end
-    later: Array  # pieces × steps: S_k(t); 0 where the piece is still to come
-    reached: NDArray[np.bool_]
-    sums: Array  # rate sum of the branch up to each step
+    later: Array  # pieces × steps: S_k(t), 0 before the piece ends
+    reached: NDArray[np.bool_]  # pieces × steps: whether the piece has ended
+    sums: Array  # sum of the decay's rates up to each step
 
     @classmethod
     def of(cls, rates: Array, steps: Array) -> "_DecayTerms":
@@ -135,7 +150,7 @@ class _DecayTerms:
 
 
 def _run(logs: Array, rate_sums: Array, decay: _DecayTerms | None) -> Array:
-    """The law without L0; ``logs`` are the logarithms of A, α, B, C, β and γ."""
+    """The law without L0. ``logs`` are the logarithms of A, α, B, C, β and γ."""
     A, alpha, B, C, beta, gamma = np.exp(logs)
     level = A * rate_sums**-alpha
     if decay is None:
@@ -146,7 +161,7 @@ def _run(logs: Array, rate_sums: Array, decay: _DecayTerms | None) -> Array:
 
 
 class _Problem:
-    """Residuals over their standard deviations: of binned losses, of paired differences, and of the priors."""
+    """The least-squares problem. Residuals of losses, pairs and priors are in standard deviations."""
 
     def __init__(self, trunk: TrunkCurve, branches: Sequence[BranchCurve]) -> None:
         numbers = sorted({*trunk.versions.tolist(), *(branch.version for branch in branches)})
@@ -160,7 +175,7 @@ class _Problem:
         self._spreads = np.log([spread for _, spread in _PRIORS.values()])
 
     def starts(self) -> list[Array]:
-        """From a low and a high floor of the loss: the power law of the trunk has a valley between the two."""
+        """Starting points with a low, a middle and a high L0: a long valley connects them."""
         extra = [0.0] * (len(self._level_of) + self._has_replay)
         top = self._bounds_of_L0[1]
         return [np.array([share * top, *self._medians, *extra]) for share in (0.2, 0.6, 0.9)]
@@ -168,27 +183,28 @@ class _Problem:
     def solve(self, start: Array) -> Any:
         count = len(start) - 1
         low, high = self._bounds_of_L0
-        # Six spreads either way: nothing overflows, and nothing that could be meant is kept out.
+        # Six spreads in either direction: wide enough for any sensible parameter, narrow enough not to
+        # overflow.
         lower = [low, *(self._medians - 6 * self._spreads), *([-5.0] * (count - 6))]
         upper = [high + 1e-6, *(self._medians + 6 * self._spreads), *([5.0] * (count - 6))]
         return least_squares(self._residuals, start, bounds=(lower, upper), loss="soft_l1", max_nfev=300)
 
     def _residuals(self, x: Array) -> Array:
         L0, logs, levels = x[0], x[1:7], x[7:]
-        found = [(logs - self._medians) / self._spreads, levels / _LEVEL_SPREAD]
+        residuals = [(logs - self._medians) / self._spreads, levels / _LEVEL_SPREAD]
         losses, sigmas, sums, versions = self._trunk
         level = np.array([self._level(levels, int(version)) for version in versions])
-        found.append((L0 + level + _run(logs, sums, None) - losses) / sigmas)
+        residuals.append((L0 + level + _run(logs, sums, None) - losses) / sigmas)
         for branch, means, deviations, terms, trunk_sums in self._branches:
             predicted = _run(logs, branch.start + terms.sums, terms)
             if branch.trunk_losses is not None:
-                found.append((_run(logs, trunk_sums, None) - predicted - means) / deviations)
+                residuals.append((_run(logs, trunk_sums, None) - predicted - means) / deviations)
             else:
                 base = L0 + self._level(levels, branch.version)
                 if branch.replayed:
                     base += levels[-1]
-                found.append((base + predicted - means) / deviations)
-        return np.concatenate(found)
+                residuals.append((base + predicted - means) / deviations)
+        return np.concatenate(residuals)
 
     def _level(self, levels: Array, version: int) -> float:
         index = self._level_of.get(version)
@@ -196,7 +212,7 @@ class _Problem:
 
 
 def _branch_bins(branch: BranchCurve) -> tuple[Array, Array, _DecayTerms, Array]:
-    """Means and their deviations, of losses or of how far they are below the trunk's, and where each bin lies."""
+    """Bins of losses or drops below the trunk: means, standard deviations, decay terms, trunk rate sums."""
     values = branch.losses if branch.trunk_losses is None else branch.trunk_losses - branch.losses
     means, deviations, steps = _bins(values, _BINS, branch.steps)
     steps = steps.round()
@@ -204,9 +220,9 @@ def _branch_bins(branch: BranchCurve) -> tuple[Array, Array, _DecayTerms, Array]
 
 
 def _bins(values: Array, count: int, *others: Array) -> tuple[Array, ...]:
-    """Means over equal stretches, the standard deviation of each mean, and the means of what goes with them."""
+    """Means over ``count`` equal bins, their standard deviations, and the means of ``others``."""
     edges = np.array_split(np.arange(len(values)), max(1, min(count, len(values))))
-    # Neighbouring steps differ by the noise of two batches, and by nothing else that matters.
+    # The loss hardly changes between neighbouring steps: their difference is the noise of two batches.
     noise = float(np.diff(values).std() / math.sqrt(2)) if len(values) > 2 else 0.1
     means = np.array([values[edge].mean() for edge in edges])
     deviations = np.array([math.hypot(noise / math.sqrt(len(edge)), _LEAST_SIGMA) for edge in edges])

@@ -1,26 +1,24 @@
-"""``auto`` is resolved from the hardware; what was asked for is kept."""
+"""``auto`` is resolved from the hardware, and explicit choices are respected."""
 
 import pytest
 
 from service.core.executor import Capabilities
-from service.core.numerics import resolve_numerics
 from service.core.specs import TrainingSpec
 from service.core.stage_specs import Numerics
+from service.planning.line import resolve_numerics
 
 
 @pytest.mark.parametrize(
     ("device", "bf16", "precision", "compiled"),
     [("cpu", False, "fp32", False), ("cpu", True, "bf16", False), ("cuda", True, "bf16", True)],
 )
-def test_auto_takes_what_the_hardware_is_fast_with(
-    device: str, bf16: bool, precision: str, compiled: bool
-) -> None:
+def test_auto_follows_the_hardware(device: str, bf16: bool, precision: str, compiled: bool) -> None:
     numerics = resolve_numerics(TrainingSpec(), Capabilities(device, bf16=bf16, threads=3))
     expected = {"device": device, "precision": precision, "compile": compiled, "threads": 3}
     assert numerics == Numerics.model_validate(expected)
 
 
-def test_explicit_choices_are_kept() -> None:
+def test_explicit_choices_are_respected() -> None:
     slow = Capabilities("cpu", bf16=False, threads=2)
     asked = resolve_numerics(TrainingSpec(precision="bf16", compile="on"), slow)
     assert (asked.precision, asked.compile) == ("bf16", True)

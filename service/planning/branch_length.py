@@ -1,4 +1,4 @@
-"""The rule auto: what a line has measured of its trunk and branches, a loss law fitted to it, and the length that follows."""
+"""The rule auto: fit a loss law to the line's measurements and choose a branch length by its predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from sqlalchemy.orm import Session
 
 from service.core.auto_length import AutoChoice, Prediction, candidate_lengths, cheapest
 from service.core.ledger import LedgerEntry, total_steps
+from service.core.paradigm_specs import AutoLength, DecaySpec, ParadigmSpec
 from service.core.paradigms.branching import SHORTEST_BRANCH
 from service.core.schedules import SCHEDULES, run_rate, warmup_steps
-from service.core.specs import AutoLength, DecaySpec, ParadigmSpec
 from service.core.stage_specs import LineSpec, StageKind, TrainStage
-from service.loss_law import BranchCurve, LossLaw, TrunkCurve, fit
+from service.planning.loss_law import Array, BranchCurve, LossLaw, TrunkCurve, fit
 from service.store import metrics, updates
 
-# Of a stage: enough that the noise of its batches averages out, few enough to read inside a transaction.
+# Enough points per stage to average out the noise of its batches, few enough to read inside a transaction.
 _POINTS_PER_STAGE = 4000
-# A branch is compared with the trunk step by step where the trunk has read at least so many of its steps.
+# A branch is compared with the trunk step by step if the trunk has read at least this many of its steps.
 _FEWEST_PAIRS = 8
-# The end of a branch is its last fifth, and at least so many steps: one batch alone is noise.
+# The end of a branch is its last fifth, but at least four steps, because a single batch is noise.
 _END_SHARE, _END_STEPS = 0.2, 4
 
 
@@ -30,9 +30,9 @@ def choose_length(
     paradigm: ParadigmSpec,
     line: LineSpec,
     ledger: Sequence[LedgerEntry],
-    stands_at: int,
+    trunk_step: int,
 ) -> AutoChoice | None:
-    """The choice for the last version of the ledger; None where the paradigm leaves nothing to choose."""
+    """The choice for the last version of the ledger; None if the paradigm does not use the rule auto."""
     if paradigm.name != "path_switching" or not isinstance(paradigm.decay.length, AutoLength):
         return None
     evidence = _evidence(session, model_id, line, ledger)
@@ -40,24 +40,24 @@ def choose_length(
         return AutoChoice(
             steps=None,
             notes={
-                "why": "the line has no branch to learn from yet: a tenth of all steps",
+                "why": "the line has no branch to learn from yet: the length is a tenth of all steps",
                 "last_prediction": None,
             },
         )
     try:
         law = fit(evidence.trunk, [branch.curve for branch in evidence.branches])
     except (ValueError, np.linalg.LinAlgError) as error:
-        # Losses that no law fits are no reason to have no branch.
-        why = f"no law fits what the line has measured ({error}): a tenth of all steps"
+        # The branch must be trained even if no law fits the losses.
+        why = f"no loss law fits the line's losses ({error}): the length is a tenth of all steps"
         return AutoChoice(steps=None, notes={"why": why, "last_prediction": None})
-    return _choice(paradigm.decay, paradigm.decay.length, law, evidence, line, ledger, stands_at)
+    return _choice(paradigm.decay, paradigm.decay.length, law, evidence, line, ledger, trunk_step)
 
 
 @dataclass(frozen=True)
 class _Branch:
-    number: int
+    data_version: int
     curve: BranchCurve
-    predicted_drop: float | None  # what was said of it when it was planned
+    predicted_drop: float | None  # as predicted when the branch was planned
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ def _choice(
     evidence: _Evidence,
     line: LineSpec,
     ledger: Sequence[LedgerEntry],
-    stands_at: int,
+    trunk_step: int,
 ) -> AutoChoice:
     own, end = ledger[-1].steps, total_steps(ledger)
     warmup = warmup_steps(line.warmup_steps, ledger[0].steps)
     new_share = 1.0 - (decay.replay_fraction if decay.replay_budget == "grown" and len(ledger) > 1 else 0.0)
-    reach = int((end - max(stands_at, warmup)) / new_share)
+    reach = int((end - max(trunk_step, warmup)) / new_share)
     longest = max(1, min(round(length.max * own), reach))
     shortest = min(longest, max(SHORTEST_BRANCH, round(length.min * own)))
 
@@ -92,9 +92,9 @@ def _choice(
     chosen, best = cheapest(predictions, length.tolerance)
     notes = {
         "why": (
-            f"of {len(predictions)} lengths from {shortest} to {longest} steps, {best.steps} are predicted to end lowest; "
-            f"{chosen.steps} end {np.expm1(chosen.loss - best.loss):.2%} above that in perplexity, "
-            f"within {length.tolerance:.2%}"
+            f"of {len(predictions)} lengths from {shortest} to {longest} steps, {best.steps} steps have the lowest "
+            f"predicted perplexity; {chosen.steps} steps end {np.expm1(chosen.loss - best.loss):.2%} above it, "
+            f"within the tolerance of {length.tolerance:.2%}"
         ),
         "best_steps": best.steps,
         "tolerance": length.tolerance,
@@ -102,42 +102,44 @@ def _choice(
         "branches": law.num_branches,
         "paired_steps": law.num_paired,
         "law": law.plain(),
-        "predictions": [[one.steps, round(one.loss, 5)] for one in predictions],
+        "predictions": [[prediction.steps, round(prediction.loss, 5)] for prediction in predictions],
         "last_prediction": _last_prediction(evidence),
     }
     return AutoChoice(steps=chosen.steps, notes=notes)
 
 
 def _last_prediction(evidence: _Evidence) -> Mapping[str, Any] | None:
-    """How far the newest branch that can be judged ended below the trunk on the same rows, and how far it was to."""
+    """Predicted and observed drop below the trunk, for the newest branch that has both, in nats per token."""
     for branch in reversed(evidence.branches):
         curve = branch.curve
         if branch.predicted_drop is not None and curve.trunk_losses is not None:
-            last = _end_of(len(curve.rates))
-            at_end = curve.steps > len(curve.rates) - last
+            at_end = curve.steps > len(curve.rates) - _num_end_steps(len(curve.rates))
             if at_end.any():
                 observed = float((curve.trunk_losses - curve.losses)[at_end].mean())
                 return {
-                    "data_version": branch.number,
+                    "data_version": branch.data_version,
                     "predicted_drop": branch.predicted_drop,
                     "observed_drop": round(observed, 5),
                 }
     return None
 
 
-def _predicted_drop(law: LossLaw, start: float, rates: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    """Mean over the end of the branch of how far it is below the trunk at the same step, in nats per token."""
-    steps = range(len(rates) - _end_of(len(rates)) + 1, len(rates) + 1)
+def _predicted_drop(law: LossLaw, start: float, rates: Array) -> float:
+    """Mean drop of the end of a branch below the trunk at the same steps, in nats per token."""
+    steps = range(len(rates) - _num_end_steps(len(rates)) + 1, len(rates) + 1)
     drops = [law.trunk(start + step) - law.branch_end(start, rates[:step]) for step in steps]
     return sum(drops) / len(drops)
 
 
-def _end_of(steps: int) -> int:
+def _num_end_steps(steps: int) -> int:
     return min(steps, max(_END_STEPS, int(_END_SHARE * steps)))
 
 
 def _evidence(session: Session, model_id: str, line: LineSpec, ledger: Sequence[LedgerEntry]) -> _Evidence:
-    """Of the line's own updates, as far as they have read what the ledger has: excluded data counts for nothing."""
+    """Losses from the line's own updates.
+
+    A stage whose ledger differs has read data that is excluded now, and is left out.
+    """
     warmup = warmup_steps(line.warmup_steps, ledger[0].steps)
     trunk: dict[int, float] = {}
     branches: list[tuple[TrainStage, dict[int, float], float | None]] = []
@@ -151,7 +153,7 @@ def _evidence(session: Session, model_id: str, line: LineSpec, ledger: Sequence[
         elif points:
             branches.append((stage, points, (notes.get("auto") or {}).get("predicted_drop")))
     ends = np.cumsum([entry.steps for entry in ledger])
-    # The first steps are far from any law: the warm-up, and as long again.
+    # The law does not hold for the first steps: leave out twice the warm-up.
     steps = np.array([step for step in sorted(trunk) if step > 2 * warmup])
     curve = TrunkCurve(
         steps=steps.astype(float),
@@ -169,9 +171,9 @@ def _branch(
 ) -> _Branch:
     path = stage.path
     assert path is not None
-    both = sorted(points.keys() & trunk.keys()) if not path.replay_fraction else []
-    paired = len(both) >= _FEWEST_PAIRS
-    steps = both if paired else sorted(points)
+    shared_steps = sorted(points.keys() & trunk.keys()) if not path.replay_fraction else []
+    paired = len(shared_steps) >= _FEWEST_PAIRS
+    steps = shared_steps if paired else sorted(points)
     curve = BranchCurve(
         start=_rate_sum(stage.from_step, warmup),
         rates=np.array([run_rate(k, path, 1.0) for k in range(1, path.steps + 1)]),
@@ -184,14 +186,14 @@ def _branch(
     return _Branch(stage.ledger[-1].number, curve, predicted)
 
 
-def _rates(decay: DecaySpec, steps: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Of a decay, as fractions of the peak."""
+def _rates(decay: DecaySpec, steps: int) -> Array:
+    """Rates of a decay, as fractions of the peak."""
     shape = SCHEDULES[decay.shape]
     return np.array([shape(k / (steps + 1), decay.floor, decay.cuts) for k in range(1, steps + 1)])
 
 
 def _rate_sum(step: float, warmup: int) -> float:
-    """Sum of the trunk's rates up to a step, in units of the peak: S_1."""
+    """S_1: the sum of the trunk's rates up to a step, in units of the peak."""
     if step <= warmup:
         return step * (step + 1) / (2 * warmup)
     return step - (warmup - 1) / 2 if warmup else step

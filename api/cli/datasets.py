@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli.connection import client_of
-from api.cli.problems import Problem, explain
+from api.cli.errors import CliError, explain
 
 if TYPE_CHECKING:
-    from api.client import Client, DataFormat, Progress
+    from api.client import Client, DataFormat, ProgressCallback
     from api.schemas.data import DataVersion
 
 app = typer.Typer(help="Datasets and their data versions.", no_args_is_help=True)
@@ -107,9 +107,9 @@ def push(
     from api.client import DataFormat
 
     if label is not None and len(files) > 1:
-        raise Problem("--label is for one file", "Each file becomes a version of its own.")
+        raise CliError("--label is for one file", "Each file becomes a version of its own.")
     if format is not None and format not in list(DataFormat):
-        raise Problem(f"--format {format}: not one of {', '.join(DataFormat)}")
+        raise CliError(f"--format {format}: not one of {', '.join(DataFormat)}")
     told = DataFormat(format) if format is not None else None
     pushed = []
     with client_of(context) as client:
@@ -120,7 +120,7 @@ def push(
                 problem = explain(error)
                 if problem is None:
                     raise
-                raise Problem(f"{file}: {problem.title}", problem.detail, problem.errors) from error
+                raise CliError(f"{file}: {problem.title}", problem.detail, problem.errors) from error
     _show_versions(pushed, as_json)
 
 
@@ -166,7 +166,7 @@ def _push(
 
 
 @contextmanager
-def upload_progress(what: str, total: int | None) -> Iterator["Progress"]:
+def upload_progress(what: str, total: int | None) -> Iterator["ProgressCallback"]:
     """A progress bar on stderr, where that is a terminal. What is sent still has to be stored."""
     from rich.progress import (
         BarColumn,

@@ -18,9 +18,9 @@ import httpx
 from rich.console import Console
 
 from api.cli import output, tables
+from api.cli.child_service import ChildService, raise_on_sigterm
 from api.cli.datasets import upload_progress
-from api.cli.own_service import Service, raise_on_sigterm
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.watch import watch
 from api.client import Client, DataFormat
 from api.schemas.costs import Costs
@@ -28,7 +28,7 @@ from api.schemas.models import Forgetting, ModelVersion
 from api.schemas.updates import Update
 from deploy.demo.corpus import DemoVersion, demo_versions, to_ndjson
 from deploy.demo.picture import Branch, draw
-from deploy.demo.traffic import Tally, Traffic, complete
+from deploy.demo.traffic import LoadGenerator, Tally, complete
 from service.core.states import ModelVersionState
 
 NAME = "demo"
@@ -68,9 +68,9 @@ class Figures:
 
 
 def demo(home: Path | None, *, keep: bool, json_file: Path | None) -> None:
-    """Raises Problem unless three versions were released and no request failed."""
+    """Raises CliError unless three versions were released and no request failed."""
     if home is not None and home.exists() and any(home.iterdir()):
-        raise Problem(
+        raise CliError(
             f"{home} is not empty", "The demo starts from nothing: give it another --home, or none."
         )
     console = output.console()
@@ -79,7 +79,7 @@ def demo(home: Path | None, *, keep: bool, json_file: Path | None) -> None:
     raise_on_sigterm()
     begun = time.monotonic()
     try:
-        with Service(folder, lambda text: console.print(text, markup=False)) as service:
+        with ChildService(folder, lambda text: console.print(text, markup=False)) as service:
             figures.start_seconds = time.monotonic() - begun
             _run(service, figures, console)
             figures.total_seconds = time.monotonic() - begun
@@ -98,9 +98,9 @@ def demo(home: Path | None, *, keep: bool, json_file: Path | None) -> None:
         shutil.rmtree(folder)
 
 
-def _run(service: Service, figures: Figures, console: Console) -> None:
+def _run(service: ChildService, figures: Figures, console: Console) -> None:
     """Every version pushed, trained and released in turn, with requests from the first release on."""
-    traffic = Traffic(service.inference_url, NAME)
+    traffic = LoadGenerator(service.inference_url, NAME)
     with Client(service.api_url) as client:
         client.create_dataset(NAME, description="Docstrings of the libraries that Pathswitch stands on")
         client.create_model(SPEC)
@@ -186,7 +186,7 @@ def _check(figures: Figures) -> None:
         if count:
             wrong.append((what, f"{count} of {figures.tally.requests} requests"))
     if wrong:
-        raise Problem("the demo did not go as it should", errors=wrong)
+        raise CliError("the demo did not go as it should", errors=wrong)
 
 
 def _plain(figures: Figures) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 
 from api.cli import datasets, models, updates
 from api.cli.connection import Connection
-from api.cli.problems import explain
+from api.cli.errors import explain
 
 app = typer.Typer(
     name="pathswitch",

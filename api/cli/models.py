@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.connection import client_of
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from service.core.forgetting import Measure
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def create(
 
     if file is not None:
         if any(option is not None for option in (name, dataset, preset, config, base)):
-            raise Problem("--file has the whole spec: give only --set beside it")
+            raise CliError("--file has the whole spec: give only --set beside it")
         spec = spec_of_file(file)
     elif name is None or dataset is None:
-        raise Problem("a model needs a name and a dataset", "pathswitch model create NAME --dataset DATASET")
+        raise CliError("a model needs a name and a dataset", "pathswitch model create NAME --dataset DATASET")
     else:
         spec = spec_of_options(name, dataset, preset, config, base)
     with client_of(context) as client:
@@ -187,7 +187,7 @@ def release(
     from api.cli.spec import with_settings
 
     if assignments and rollout is None:
-        raise Problem("--set is of a rollout: give --rollout too")
+        raise CliError("--set is of a rollout: give --rollout too")
     spec = None if rollout is None else with_settings({"strategy": rollout}, assignments or ())
     _release(context, model, version, reason, wait, as_json, rollout=spec)
 
@@ -233,7 +233,7 @@ def _release(
     if as_json:
         output.print_json(release)
     if release.state in ("failed", "superseded"):
-        raise Problem(
+        raise CliError(
             f"version {release.version} of {model} is not served: {release.state}", release.error or ""
         )
     if not as_json:

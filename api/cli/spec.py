@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 
 
 def spec_of_file(path: Path) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def spec_of_options(
     if base is not None:
         given.append({"base": str(base.absolute())})
     if len(given) > 1:
-        raise Problem("give one of --preset, --config and --base")
+        raise CliError("give one of --preset, --config and --base")
     spec: dict[str, Any] = {"name": name, "dataset": dataset}
     return spec | {"architecture": given[0]} if given else spec
 
@@ -36,12 +36,12 @@ def with_settings(spec: dict[str, Any], assignments: Sequence[str]) -> dict[str,
         path, equals, written = assignment.partition("=")
         keys = path.split(".")
         if not equals or not all(keys):
-            raise Problem(f"--set {assignment}: expected <field>.<field>=<value>")
+            raise CliError(f"--set {assignment}: expected <field>.<field>=<value>")
         place = spec
         for key in keys[:-1]:
             place = place.setdefault(key, {})
             if not isinstance(place, dict):
-                raise Problem(f"--set {assignment}: {key} is a value, not an object with fields")
+                raise CliError(f"--set {assignment}: {key} is a value, not an object with fields")
         place[keys[-1]] = _value(written)
     return spec
 
@@ -58,7 +58,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Problem(f"{path} is not JSON", str(error)) from error
+        raise CliError(f"{path} is not JSON", str(error)) from error
     if not isinstance(content, dict):
-        raise Problem(f"{path} is not a JSON object")
+        raise CliError(f"{path} is not a JSON object")
     return content

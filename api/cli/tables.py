@@ -7,7 +7,7 @@ from rich.table import Table
 from api.cli.output import count, duration, loss, size, table
 from api.schemas.costs import Costs
 from api.schemas.models import Checkpoint, Forgetting, Model, ModelVersion
-from api.schemas.releases import Serving
+from api.schemas.releases import ServingStatus
 from service.core.forgetting import Measure
 
 _TITLES = {
@@ -130,7 +130,7 @@ def costs_in_words(found: Costs) -> str:
     return "\n".join(lines)
 
 
-def serving(found: Serving) -> Table:
+def serving(found: ServingStatus) -> Table:
     made = table(
         "replica", ">version", "state", ">requests", ">failed", ">prompt tokens", ">output tokens", "error"
     )
@@ -149,7 +149,7 @@ def serving(found: Serving) -> Table:
     return made
 
 
-def serving_in_words(found: Serving) -> str:
+def serving_in_words(found: ServingStatus) -> str:
     parts = ["No version is released." if found.version is None else f"Version {found.version} is released"]
     if found.version is not None:
         parts[0] += (

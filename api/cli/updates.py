@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.connection import client_of
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 
 if TYPE_CHECKING:
     from api.schemas.updates import Update
@@ -69,18 +69,18 @@ def watch(
     from api.cli.watch import watch as follow
 
     if update is not None and model is not None:
-        raise Problem("give an update or a model, not both")
+        raise CliError("give an update or a model, not both")
     with client_of(context) as client:
         update_id = update or choose(client, model)
         if update_id is None:
-            raise Problem(
+            raise CliError(
                 "there is no update to watch", "Push a data version, or `pathswitch update start MODEL`."
             )
         ended = follow(client, update_id, output.console(sys.stderr if as_json else sys.stdout))
     if as_json:
         output.print_json(ended)
     if ended.state != "succeeded":
-        raise Problem(f"update {ended.id} {_outcome(ended)}")
+        raise CliError(f"update {ended.id} {_outcome(ended)}")
 
 
 @app.command("list")
@@ -150,9 +150,9 @@ def _object(option: str, text: str | None) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise Problem(f"{option} is not JSON: {error}") from error
+        raise CliError(f"{option} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise Problem(f"{option} is not a JSON object")
+        raise CliError(f"{option} is not a JSON object")
     return found
 
 

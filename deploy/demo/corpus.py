@@ -32,7 +32,7 @@ SKIPPED_FOLDERS = frozenset(
 
 
 @dataclass(frozen=True)
-class Document:
+class Docstring:
     """One docstring: `id` is the qualified name of what it documents, `source` its file (`torch/hub.py`)."""
 
     id: str
@@ -45,7 +45,7 @@ class DemoVersion:
     """The documents of one data version, in source order."""
 
     label: str
-    documents: tuple[Document, ...]
+    documents: tuple[Docstring, ...]
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ def _version(label: str, libraries: list[_Library], seen: set[str]) -> DemoVersi
     return DemoVersion(label, tuple(d for library in libraries for d in _sample(library, budget, seen)))
 
 
-def _sample(library: _Library, budget: int, seen: set[str]) -> list[Document]:
+def _sample(library: _Library, budget: int, seen: set[str]) -> list[Docstring]:
     """Documents of `library` up to `budget` bytes.
 
     Files are read in the order of the hash of their path: a spread over the whole library that is the same
     everywhere, without parsing the 2,000 files of torch to use 100. What was taken goes back in source order.
     """
-    taken: list[Document] = []
+    taken: list[Docstring] = []
     names: set[str] = set()
     size = 0
     for path in sorted(
@@ -122,7 +122,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _documents(library: _Library, path: Path) -> Iterator[Document]:
+def _documents(library: _Library, path: Path) -> Iterator[Docstring]:
     """The docstrings of one file that are worth training on, in source order."""
     relative = path.relative_to(library.root)
     with warnings.catch_warnings():
@@ -135,7 +135,7 @@ def _documents(library: _Library, path: Path) -> Iterator[Document]:
     for name, docstring in _docstrings(tree, module):
         body = inspect.cleandoc(docstring).strip()
         if len(body) >= MIN_CHARACTERS and _is_text(body):
-            yield Document(name, f"{name}\n\n{body}", source)
+            yield Docstring(name, f"{name}\n\n{body}", source)
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:

@@ -51,7 +51,7 @@ class Tally:
         return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] if ordered else None
 
 
-class Traffic:
+class LoadGenerator:
     """`url` is the base of the OpenAI API, with its /v1. Runs from `start` to `stop`."""
 
     def __init__(self, url: str, model: str, *, num_threads: int = 3) -> None:

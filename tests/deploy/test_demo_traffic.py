@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from deploy.demo.traffic import AnswerError, MixedAnswer, Tally, Traffic, complete, version_of
+from deploy.demo.traffic import AnswerError, LoadGenerator, MixedAnswer, Tally, complete, version_of
 
 Script = Callable[[dict[str, object]], tuple[int, str, bytes]]
 """A request's body -> status, version header, and body of the answer."""
@@ -56,7 +56,7 @@ def answering() -> Iterator[Callable[[Script], str]]:
 
 
 def traffic_until(url: str, num_requests: int) -> Tally:
-    traffic = Traffic(url, "m", num_threads=2)
+    traffic = LoadGenerator(url, "m", num_threads=2)
     traffic.start()
     while traffic.requests < num_requests:
         threading.Event().wait(0.01)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from api.cli.study.config import StudyConfig
-from api.cli.study.data import Body, StudyData
-from api.cli.study.lines import Line, missing_lines
+from api.cli.study.data import DataFile, StudyData
+from api.cli.study.lines import StudyLine, missing_lines
 from api.cli.study.results import Curve, DataUsed, LineResult, Measured, Results
 from service.core.stage_specs import StageKind
 from service.ingest.formats import DataFormat
@@ -21,8 +21,8 @@ FIXED = {"name": "path_switching", "decay": {"length": {"rule": "fixed", "fracti
 SCRATCH = {"name": "scratch", "paradigm": {"name": "from_scratch", "schedule": "wsd"}}
 
 # What a line's version has on a slice; both count from 1. None: it is not finite.
-Quality = Callable[[Line, int, int], float | None]
-MakeUp = Callable[[Line], LineResult]
+Quality = Callable[[StudyLine, int, int], float | None]
+MakeUp = Callable[[StudyLine], LineResult]
 
 
 def study_of(*rows: dict[str, Any], **changes: Any) -> StudyConfig:
@@ -72,7 +72,7 @@ def with_lines(results: Results, lines: dict[str, LineResult]) -> Results:
 def measuring(quality: Quality, versions: int) -> MakeUp:
     """Lines of versions of VERSION_STEPS each, which cost what their paradigm does."""
 
-    def make_up(line: Line) -> LineResult:
+    def make_up(line: StudyLine) -> LineResult:
         numbers = [versions] if line.only_newest else range(1, versions + 1)
         measured = (_measured(line, number, quality) for number in numbers)
         return result_of(line, *measured)
@@ -80,7 +80,7 @@ def measuring(quality: Quality, versions: int) -> MakeUp:
     return make_up
 
 
-def result_of(line: Line, *versions: Measured, error: str | None = None) -> LineResult:
+def result_of(line: StudyLine, *versions: Measured, error: str | None = None) -> LineResult:
     return LineResult(
         row=line.row.name,
         seed=line.seed,
@@ -91,7 +91,7 @@ def result_of(line: Line, *versions: Measured, error: str | None = None) -> Line
     )
 
 
-def _measured(line: Line, number: int, quality: Quality) -> Measured:
+def _measured(line: StudyLine, number: int, quality: Quality) -> Measured:
     perplexities = {f"v{n}": quality(line, number, n) for n in range(1, number + 1)}
     losses = {name: math.log(value) if value is not None else None for name, value in perplexities.items()}
     end, paradigm = number * VERSION_STEPS, line.row.paradigm
@@ -129,6 +129,6 @@ def _curve(kind: StageKind, after: int, last: int) -> Curve:
     )
 
 
-def _body(number: int, texts: Sequence[str]) -> Body:
+def _body(number: int, texts: Sequence[str]) -> DataFile:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    return Body(f"v{number}", lines.encode(), DataFormat.NDJSON)
+    return DataFile(f"v{number}", lines.encode(), DataFormat.NDJSON)

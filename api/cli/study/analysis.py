@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from api.cli.study.config import Row, StudyConfig
+from api.cli.study.config import StudyConfig, StudyRow
 from api.cli.study.lines import mean_perplexity, results_by_row, study_plan
 from api.cli.study.results import Curve, LineResult, Measured, Results
 from service.core import costs
@@ -58,7 +58,7 @@ class VersionSummary:
 
 @dataclass(frozen=True)
 class RowSummary:
-    row: Row
+    row: StudyRow
     peak_lr: float
     seeds: tuple[int, ...]
     versions: tuple[VersionSummary, ...]
@@ -108,7 +108,7 @@ class Analysis:
                 reached = part.steps[-1]
         return found
 
-    def _trunk_curves(self, own: LineResult, spec: Row) -> Iterator[Curve]:
+    def _trunk_curves(self, own: LineResult, spec: StudyRow) -> Iterator[Curve]:
         for planned in study_plan(self.config, self.results):
             line = self.results.lines.get(planned.name)
             shared = (planned.seed, planned.peak_lr, planned.row.training)
@@ -185,7 +185,7 @@ class Analysis:
     def _perplexities(self, row: str, index: int) -> list[float]:
         return [mean_perplexity(line.versions[index]) for line in self._lines[row].values()]
 
-    def _summary(self, row: Row) -> RowSummary:
+    def _summary(self, row: StudyRow) -> RowSummary:
         lines = self._lines[row.name]
         first = next(iter(lines.values()))
         return RowSummary(
@@ -195,7 +195,7 @@ class Analysis:
             versions=tuple(self._version(row, index) for index in range(len(self.labels))),
         )
 
-    def _version(self, row: Row, index: int) -> VersionSummary:
+    def _version(self, row: StudyRow, index: int) -> VersionSummary:
         lines = self._lines[row.name]
         baseline = self.baselines[index]
         beside = self._lines[baseline] if baseline is not None else {}

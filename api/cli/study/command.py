@@ -14,14 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from api.cli import output
-from api.cli.own_service import Service, raise_on_sigterm
-from api.cli.problems import Problem
+from api.cli.child_service import ChildService, raise_on_sigterm
+from api.cli.errors import CliError
 from api.cli.study.config import StudyConfig, load_config
 from api.cli.study.data import load_data, shares_of
 from api.cli.study.lines import mean_perplexity, num_lines, study_plan
 from api.cli.study.report import write_report
-from api.cli.study.results import LineResult, Part, Results, open_results, save_results
-from api.cli.study.runner import Progress, StudyRun
+from api.cli.study.results import CommandRun, LineResult, Results, open_results, save_results
+from api.cli.study.runner import StudyProgress, StudyRun
 from api.client import Client
 
 # Lines that share a trunk wait for each other: with more than run at once, there is another to train meanwhile.
@@ -44,7 +44,7 @@ class Options:
 
 
 def study(options: Options) -> None:
-    """Raises Problem where lines have failed, or time was up before all were trained: what there is, is kept and reported."""
+    """Raises CliError where lines have failed, or time was up before all were trained: what there is, is kept and reported."""
     console = output.console()
     config = load_config(options.config)
     cut = shares_of(options.cut) if options.cut is not None else None
@@ -87,12 +87,12 @@ def study(options: Options) -> None:
     for name, line in errors:
         console.print(f"{name}: {line.error}", markup=False)
     if not complete:
-        raise Problem(
+        raise CliError(
             "{} of {} lines are trained".format(*_counts(config, results)),
             f"The same command goes on from {options.out}.",
         )
     if failed := [(name, line.error or "") for name, line in errors if not line.settled]:
-        raise Problem("lines have failed", "The same command tries them again.", failed)
+        raise CliError("lines have failed", "The same command tries them again.", failed)
 
 
 @contextmanager
@@ -105,14 +105,14 @@ def _service(options: Options) -> Iterator[str]:
         "PATHSWITCH_EXECUTOR": "local",
         "PATHSWITCH_LOCAL_PROCESSES": str(options.processes),
     }
-    with Service(options.home.absolute(), lambda text: None, settings) as service:
+    with ChildService(options.home.absolute(), lambda text: None, settings) as service:
         yield service.api_url
 
 
 @contextmanager
 def _progress(
     console: Console, config: StudyConfig, results: Results
-) -> Iterator[tuple[Callable[[Progress], None], Callable[[Results], None]]]:
+) -> Iterator[tuple[Callable[[StudyProgress], None], Callable[[Results], None]]]:
     """One bar, in lines; where nobody looks, a text line for every line that is complete."""
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -125,7 +125,7 @@ def _progress(
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("starting", total=total, completed=done)
 
-        def show(progress: Progress) -> None:
+        def show(progress: StudyProgress) -> None:
             names = ", ".join(name.rpartition(".")[0] for name in progress.active)
             bars.update(task, completed=done + sum(progress.active.values()), description=names[:60])
 
@@ -156,14 +156,14 @@ def _told(number: int, total: int, line: LineResult) -> str:
     return f"{at}: mean perplexity {mean_perplexity(newest):.2f}, trained for {output.duration(seconds)}"
 
 
-def _part(options: Options, began: datetime, lines: int) -> Part:
+def _part(options: Options, began: datetime, lines: int) -> CommandRun:
     """The command without what does not change its results, and without the folders of this machine."""
     arguments = ["pathswitch", "study", options.config.name, options.data.resolve().name]
     if options.versions is not None:
         arguments += ["--versions", str(options.versions)]
     if options.cut is not None:
         arguments += ["--cut", options.cut]
-    return Part(
+    return CommandRun(
         command=shlex.join(arguments),
         began=f"{began:%Y-%m-%dT%H:%M:%SZ}",
         ended=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from service.core.spec import Spec
 from service.core.specs import (
     ArchitectureSpec,
@@ -32,7 +32,7 @@ class StudyModel(Spec):
     training: dict[str, Any] = Field(default_factory=dict)
 
 
-class Row(Spec):
+class StudyRow(Spec):
     """A line of the report's table. ``peak_of`` names the tuned row whose best peak rate it takes; by default its own."""
 
     name: Name
@@ -64,7 +64,7 @@ class StudyConfig(Spec):
     name: Name
     about: str = ""
     model: StudyModel = StudyModel()
-    rows: tuple[Row, ...] = Field(min_length=1)
+    rows: tuple[StudyRow, ...] = Field(min_length=1)
     baselines: tuple[Name, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     tuning: Tuning | None = None
@@ -99,16 +99,16 @@ class StudyConfig(Spec):
         if self.tuning is not None:
             yield from ((self.tuning.seed, peak_lr) for peak_lr in self.tuning.peak_lrs)
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> StudyRow:
         return next(row for row in self.rows if row.name == name)
 
-    def training_of(self, row: Row) -> TrainingSpec:
+    def training_of(self, row: StudyRow) -> TrainingSpec:
         """How the lines of a row train, but for their seeds and tuned peak rates."""
         spec = self.line_spec(row, dataset="d", name="m", seed=self.seeds[0], peak_lr=None)
         return TrainingSpec.model_validate(spec["training"])
 
     def line_spec(
-        self, row: Row, *, dataset: str, name: str, seed: int, peak_lr: float | None
+        self, row: StudyRow, *, dataset: str, name: str, seed: int, peak_lr: float | None
     ) -> dict[str, Any]:
         """The model line of a row, as it is POSTed, with every default said: what a later default is, is another line.
 
@@ -139,14 +139,14 @@ def _told(error: ValidationError) -> str:
 
 
 def load_config(path: Path) -> StudyConfig:
-    """Raises Problem where the file is not there, not JSON, or no study."""
+    """Raises CliError where the file is not there, not JSON, or no study."""
     try:
         return StudyConfig.model_validate_json(path.read_text())
     except OSError as error:
-        raise Problem(f"{path} cannot be read", str(error)) from error
+        raise CliError(f"{path} cannot be read", str(error)) from error
     except ValidationError as error:
         findings = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
-        raise Problem(f"{path} is not the configuration of a study", errors=findings) from error
+        raise CliError(f"{path} is not the configuration of a study", errors=findings) from error
 
 
 def digest(body: Mapping[str, Any]) -> str:

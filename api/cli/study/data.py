@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from service.core.errors import InvalidRequest
 from service.ingest.formats import ContentEncoding, DataFormat, format_of_path
 
 
 @dataclass(frozen=True)
-class Body:
+class DataFile:
     """What is sent as one data version or slice."""
 
     label: str
@@ -31,8 +31,8 @@ class Body:
 class StudyData:
     """Data versions, oldest first, and the slice of each. Without slices every version holds documents out for its own."""
 
-    versions: tuple[Body, ...]
-    slices: tuple[Body, ...]
+    versions: tuple[DataFile, ...]
+    slices: tuple[DataFile, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -47,30 +47,30 @@ class StudyData:
 def load_data(folder: Path, *, versions: int | None = None, cut: Sequence[int] | None = None) -> StudyData:
     """The first ``versions`` of the folder's files; or those cut into pieces whose bytes are as the shares in ``cut``.
 
-    Slices are cut at the dates at which the training text is. Raises Problem where the folder does not have it.
+    Slices are cut at the dates at which the training text is. Raises CliError where the folder does not have it.
     """
     train = _files(folder / "train")
     if not train:
-        raise Problem(f"{folder / 'train'} has no files", "A study wants one file a data version in it.")
+        raise CliError(f"{folder / 'train'} has no files", "A study wants one file a data version in it.")
     validation = _files(folder / "validation")
     if validation and len(validation) < len(train):
-        raise Problem(f"{folder / 'validation'} has fewer files than train: one a data version, or none")
+        raise CliError(f"{folder / 'validation'} has fewer files than train: one a data version, or none")
     count = len(train) if versions is None else versions
     if not 1 <= count <= len(train):
-        raise Problem(f"{folder} has {len(train)} data versions, not {count}")
+        raise CliError(f"{folder} has {len(train)} data versions, not {count}")
     train, validation = train[:count], validation[:count]
     if cut is not None:
         return _cut(train, validation, cut)
     data = StudyData(tuple(map(_body, train)), tuple(map(_body, validation)))
     if len(set(data.labels)) < count:
-        raise Problem(f"two files of {folder / 'train'} have the same label", ", ".join(data.labels))
+        raise CliError(f"two files of {folder / 'train'} have the same label", ", ".join(data.labels))
     return data
 
 
 def shares_of(text: str) -> tuple[int, ...]:
-    """``8`` is eight equal pieces, ``10:10:10:3`` four of which the last is smaller. Raises Problem for others."""
+    """``8`` is eight equal pieces, ``10:10:10:3`` four of which the last is smaller. Raises CliError for others."""
     if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)*", text):
-        raise Problem(f"--cut {text} is neither a number of pieces nor shares such as 10:10:10:3")
+        raise CliError(f"--cut {text} is neither a number of pieces nor shares such as 10:10:10:3")
     shares = tuple(int(part) for part in text.split(":"))
     return shares if len(shares) > 1 else (1,) * shares[0]
 
@@ -86,22 +86,22 @@ def _files(folder: Path) -> list[Path]:
     )
 
 
-def _body(path: Path) -> Body:
+def _body(path: Path) -> DataFile:
     try:
         format, encoding = format_of_path(path.name)
     except InvalidRequest as error:
-        raise Problem(f"{path}: {error.detail}") from error
+        raise CliError(f"{path}: {error.detail}") from error
     if format is None:
-        raise Problem(f"{path}: its suffix tells no format")
+        raise CliError(f"{path}: its suffix tells no format")
     label = path.name.rsplit(".", 1 if encoding is None else 2)[0]
-    return Body(label, path.read_bytes(), format, encoding)
+    return DataFile(label, path.read_bytes(), format, encoding)
 
 
 def _cut(train: Sequence[Path], validation: Sequence[Path], shares: Sequence[int]) -> StudyData:
     documents = sorted(_documents(train), key=_date)
     sizes = [len(document["text"].encode()) for document in documents]
     if len(documents) < len(shares):
-        raise Problem(f"{len(documents)} documents cannot be cut into {len(shares)} pieces")
+        raise CliError(f"{len(documents)} documents cannot be cut into {len(shares)} pieces")
     pieces: list[list[dict[str, Any]]] = [[] for _ in shares]
     ends = [sum(shares[: piece + 1]) / sum(shares) * sum(sizes) for piece in range(len(shares))]
     read, piece = 0, 0
@@ -112,13 +112,13 @@ def _cut(train: Sequence[Path], validation: Sequence[Path], shares: Sequence[int
         pieces[piece].append(document)
         read += size
     if not all(pieces):
-        raise Problem("a document is longer than a piece: cut into fewer")
+        raise CliError("a document is longer than a piece: cut into fewer")
     starts = [_date(documents[0]) for documents in pieces]
     slices: list[list[dict[str, Any]]] = [[] for _ in shares]
     for document in _documents(validation):
         slices[max(0, sum(_date(document) >= start for start in starts) - 1)].append(document)
     if validation and not all(slices):
-        raise Problem("a piece has no validation documents of its dates: cut into fewer")
+        raise CliError("a piece has no validation documents of its dates: cut into fewer")
     return StudyData(
         tuple(_ndjson(f"v{n}", piece) for n, piece in enumerate(pieces, 1)),
         tuple(_ndjson(f"v{n}", piece) for n, piece in enumerate(slices, 1)) if validation else (),
@@ -130,7 +130,7 @@ def _documents(paths: Sequence[Path]) -> list[dict[str, Any]]:
     for path in paths:
         body = _body(path)
         if body.format != DataFormat.NDJSON or body.encoding is not None:
-            raise Problem(f"{path}: only plain NDJSON is cut anew")
+            raise CliError(f"{path}: only plain NDJSON is cut anew")
         lines = enumerate(body.content.splitlines(), 1)
         found += [_document(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     return found
@@ -140,19 +140,19 @@ def _document(line: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(line)
     except ValueError as error:
-        raise Problem(f"{where} is not JSON", str(error)) from error
+        raise CliError(f"{where} is not JSON", str(error)) from error
     if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-        raise Problem(f"{where} is no object with a text")
+        raise CliError(f"{where} is no object with a text")
     return document
 
 
 def _date(document: dict[str, Any]) -> str:
     date = document.get("date")
     if not isinstance(date, str):
-        raise Problem(f"the document {document.get('id', document['text'][:40])!r} has no date to cut by")
+        raise CliError(f"the document {document.get('id', document['text'][:40])!r} has no date to cut by")
     return date
 
 
-def _ndjson(label: str, documents: Sequence[dict[str, Any]]) -> Body:
+def _ndjson(label: str, documents: Sequence[dict[str, Any]]) -> DataFile:
     content = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-    return Body(label, content.encode(), DataFormat.NDJSON)
+    return DataFile(label, content.encode(), DataFormat.NDJSON)

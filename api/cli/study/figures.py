@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullLocator
 
 from api.cli.study.analysis import Analysis, RowSummary, Spread
-from api.cli.study.config import Row
+from api.cli.study.config import StudyRow
 from api.cli.study.lines import score, tuned, tuned_peaks
 from api.cli.study.results import Curve, LineResult
 from service.core.stage_specs import StageKind
@@ -258,7 +258,7 @@ def _distinct(analysis: Analysis) -> list[RowSummary]:
     return found
 
 
-def _kind(row: Row) -> tuple[Any, ...]:
+def _kind(row: StudyRow) -> tuple[Any, ...]:
     plain = row.paradigm.model_dump(mode="json")
     decay = plain.pop("decay", None) or {}
     return (str(plain), decay.get("shape"), decay.get("floor"), str(decay.get("length")))

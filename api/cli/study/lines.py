@@ -5,16 +5,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from api.cli.study.config import Row, StudyConfig, Tuning, digest
+from api.cli.study.config import StudyConfig, StudyRow, Tuning, digest
 from api.cli.study.results import LineResult, Measured, Results
 from service.core.specs import MAX_PEAK_LR
 
 
 @dataclass(frozen=True)
-class Line:
+class StudyLine:
     """A model line to train. ``only_newest``: its final version alone, which is all that tuning from scratch needs."""
 
-    row: Row
+    row: StudyRow
     seed: int
     peak_lr: float
     only_newest: bool
@@ -26,12 +26,12 @@ class Line:
         return f"{self.row.name}.s{self.seed}.{digest({**self.spec, 'only_newest': self.only_newest})}"
 
 
-def tuning_lines(config: StudyConfig, results: Results) -> list[Line]:
+def tuning_lines(config: StudyConfig, results: Results) -> list[StudyLine]:
     rows = config.tuning.rows if config.tuning else ()
     return [line for row in map(config.row, rows) for line in _grid(config, row, results)]
 
 
-def study_lines(config: StudyConfig, results: Results) -> list[Line]:
+def study_lines(config: StudyConfig, results: Results) -> list[StudyLine]:
     """Those whose peak rate is known by now, every row under the first seed before any under the second."""
     peaks = [(row, peak_of(config, row, results)) for row in config.rows]
     return [
@@ -42,13 +42,13 @@ def study_lines(config: StudyConfig, results: Results) -> list[Line]:
     ]
 
 
-def study_plan(config: StudyConfig, results: Results) -> list[Line]:
+def study_plan(config: StudyConfig, results: Results) -> list[StudyLine]:
     """All lines that are known by now, in the order in which they are trained, each once."""
     lines = (*tuning_lines(config, results), *study_lines(config, results))
     return list({line.name: line for line in lines}.values())
 
 
-def missing_lines(config: StudyConfig, results: Results) -> Iterator[Line]:
+def missing_lines(config: StudyConfig, results: Results) -> Iterator[StudyLine]:
     """What can be trained next and has no result that stands."""
     for line in study_plan(config, results):
         result = results.lines.get(line.name)
@@ -69,7 +69,7 @@ def num_lines(config: StudyConfig, results: Results) -> int:
     return count + len(tuning_lines(config, results)) - (len(shared) if tuning.seed in config.seeds else 0)
 
 
-def peak_of(config: StudyConfig, row: Row, results: Results) -> float | None:
+def peak_of(config: StudyConfig, row: StudyRow, results: Results) -> float | None:
     """The peak rate of a row: its own or the study's setting, or the best that was tuned. None: that is not known yet."""
     tuning = config.tuning
     source = row.peak_of or row.name
@@ -117,7 +117,7 @@ def results_by_row(config: StudyConfig, results: Results) -> dict[str, dict[int,
     return found
 
 
-def _grid(config: StudyConfig, row: Row, results: Results) -> list[Line]:
+def _grid(config: StudyConfig, row: StudyRow, results: Results) -> list[StudyLine]:
     """A tuned row at every peak, lowest first; one peak further for every time that the best of them was at an end."""
     tuning = config.tuning
     assert tuning is not None
@@ -137,15 +137,15 @@ def _grid(config: StudyConfig, row: Row, results: Results) -> list[Line]:
     return grid
 
 
-def _next_peak(last_but_one: Line, last: Line) -> float:
+def _next_peak(last_but_one: StudyLine, last: StudyLine) -> float:
     """By the same ratio again. Rounded, for it is a part of the line's name."""
     return float(f"{last.peak_lr**2 / last_but_one.peak_lr:.6g}")
 
 
-def _tuning_line(config: StudyConfig, tuning: Tuning, row: Row, peak_lr: float) -> Line:
+def _tuning_line(config: StudyConfig, tuning: Tuning, row: StudyRow, peak_lr: float) -> StudyLine:
     return _line(config, row, tuning.seed, peak_lr, only_newest=row.is_from_scratch)
 
 
-def _line(config: StudyConfig, row: Row, seed: int, peak_lr: float, *, only_newest: bool) -> Line:
+def _line(config: StudyConfig, row: StudyRow, seed: int, peak_lr: float, *, only_newest: bool) -> StudyLine:
     spec = config.line_spec(row, dataset="d", name="m", seed=seed, peak_lr=peak_lr)
-    return Line(row, seed, peak_lr, only_newest, spec)
+    return StudyLine(row, seed, peak_lr, only_newest, spec)

@@ -5,9 +5,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study.config import StudyConfig
-from api.cli.study.data import Body, StudyData
+from api.cli.study.data import DataFile, StudyData
 from service.core.spec import Spec
 
 FILE = "results.json"
@@ -75,7 +75,7 @@ class DataUsed(Spec):
     sha256: str
 
 
-class Part(Spec):
+class CommandRun(Spec):
     """One run of the command that made a part of the results."""
 
     command: str
@@ -91,7 +91,7 @@ class Results(Spec):
     config: StudyConfig
     versions: tuple[DataUsed, ...]
     slices: tuple[DataUsed, ...]
-    parts: tuple[Part, ...] = ()
+    parts: tuple[CommandRun, ...] = ()
     lines: dict[str, LineResult] = Field(default_factory=dict)
 
     @property
@@ -100,14 +100,14 @@ class Results(Spec):
 
 
 def open_results(folder: Path, config: StudyConfig, data: StudyData) -> Results:
-    """Those of an earlier part, under today's configuration; or none yet. Raises Problem where they are of other data."""
+    """Those of an earlier part, under today's configuration; or none yet. Raises CliError where they are of other data."""
     fresh = Results(config=config, versions=_used(data.versions), slices=_used(data.slices))
     path = folder / FILE
     if not path.exists():
         return fresh
     before = read_results(path)
     if (before.versions, before.slices) != (fresh.versions, fresh.slices):
-        raise Problem(f"{path} has the results of other data", "Give this study another --out.")
+        raise CliError(f"{path} has the results of other data", "Give this study another --out.")
     return fresh.model_copy(update={"parts": before.parts, "lines": before.lines})
 
 
@@ -115,7 +115,7 @@ def read_results(path: Path) -> Results:
     try:
         return Results.model_validate_json(path.read_text())
     except (OSError, ValidationError) as error:
-        raise Problem(f"{path} has no results of a study", str(error)) from error
+        raise CliError(f"{path} has no results of a study", str(error)) from error
 
 
 def save_results(folder: Path, results: Results) -> None:
@@ -126,5 +126,5 @@ def save_results(folder: Path, results: Results) -> None:
     written.replace(folder / FILE)
 
 
-def _used(bodies: tuple[Body, ...]) -> tuple[DataUsed, ...]:
+def _used(bodies: tuple[DataFile, ...]) -> tuple[DataUsed, ...]:
     return tuple(DataUsed(label=body.label, bytes=len(body.content), sha256=body.sha256) for body in bodies)

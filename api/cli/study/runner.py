@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study.config import StudyConfig, digest
-from api.cli.study.data import Body, StudyData
-from api.cli.study.lines import Line, missing_lines
+from api.cli.study.data import DataFile, StudyData
+from api.cli.study.lines import StudyLine, missing_lines
 from api.cli.study.results import Curve, LineResult, Measured, Results
 from api.client import ApiError, Client
 from api.schemas.updates import MetricPoint, Update
@@ -25,14 +25,14 @@ CURVE_POINTS = 100
 class _Active:
     """A line in training. ``updates``: by data version, in the order in which they are made."""
 
-    line: Line
+    line: StudyLine
     model: str
     waiting: list[int]
     updates: dict[int, Update] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Progress:
+class StudyProgress:
     """What there is to tell after a look: the lines in training, and how much of each is done, between 0 and 1."""
 
     active: dict[str, float]
@@ -50,7 +50,7 @@ class StudyRun:
         *,
         in_flight: int,
         save: Callable[[Results], None],
-        show: Callable[[Progress], None],
+        show: Callable[[StudyProgress], None],
     ) -> None:
         self._client = client
         self._config = config
@@ -91,7 +91,7 @@ class StudyRun:
                 refused = isinstance(error, ApiError) and error.problem.status < 500
                 if refused or time.monotonic() - answered > AWAY_SECONDS:
                     raise
-            self._show(Progress({name: _share(active) for name, active in self._active.items()}))
+            self._show(StudyProgress({name: _share(active) for name, active in self._active.items()}))
             time.sleep(POLL_SECONDS)
         return not self._active and next(missing_lines(self._config, self.results), None) is None
 
@@ -115,14 +115,14 @@ class StudyRun:
         for number, body in enumerate(self._data.versions, 1):
             self._push_version(number, body)
 
-    def _push_version(self, number: int, body: Body) -> None:
+    def _push_version(self, number: int, body: DataFile) -> None:
         pushed = self._client.push_version(
             self._dataset, [body.content], format=body.format, encoding=body.encoding, label=body.label
         )
         if pushed.row.number != number:
-            raise Problem(f"{body.label} is data version {pushed.row.number} there, not {number}")
+            raise CliError(f"{body.label} is data version {pushed.row.number} there, not {number}")
 
-    def _begin(self, line: Line) -> _Active:
+    def _begin(self, line: StudyLine) -> _Active:
         """The line's model, and what of it has been trained before."""
         model = f"{digest({'line': line.name})}.{self._data.digest}.{line.name}"[:63]
         if model not in {found.name for found in self._client.models()}:

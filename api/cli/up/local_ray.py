@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import ports
 
 HOST = "127.0.0.1"
@@ -46,7 +46,7 @@ class LocalRay:
         self.clear()
         self._folder.mkdir(mode=0o700, exist_ok=True)
         if self._folder.is_symlink() or self._folder.stat().st_uid != os.getuid():
-            raise Problem(
+            raise CliError(
                 f"{self._folder}, where the local Ray should keep its files, belongs to someone else"
             )
         if not self._ports or not all(ports.is_free(HOST, port) for port in self._ports):

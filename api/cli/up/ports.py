@@ -5,7 +5,7 @@ import random
 import socket
 from pathlib import Path
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 
 FIRST = 15_000
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -47,15 +47,15 @@ def is_free(host: str, port: int) -> bool:
 
 
 def chosen(what: str, host: str, port: int, flag: str, variable: str) -> int:
-    """The port to use: the one asked for, or a free one for 0. Raises Problem where it cannot be had."""
+    """The port to use: the one asked for, or a free one for 0. Raises CliError where it cannot be had."""
     try:
         if port == 0:
             return free_ports(host, 1)[0]
         if is_free(host, port):
             return port
     except OSError as error:
-        raise Problem(f"the {what} cannot listen on {host}: {error.strerror or error}") from error
-    raise Problem(
+        raise CliError(f"the {what} cannot listen on {host}: {error.strerror or error}") from error
+    raise CliError(
         f"port {port} of {host}, where the {what} should listen, is in use by another program",
         f"Choose another with {flag} or {variable} (0: any free one), or stop that program.",
     )

@@ -12,14 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import processes
 from api.cli.up.processes import Process
 
 LEFTOVER_GRACE_SECONDS = 10.0
 
 
-class HomeInUse(Problem):
+class HomeInUse(CliError):
     def __init__(self, home: Path, owner: int | None) -> None:
         who = "another `pathswitch up`" + (f" (process {owner})" if owner else "")
         super().__init__(
@@ -49,7 +49,7 @@ class HomeLock:
         os.close(self._descriptor)
 
 
-class Record:
+class ProcessRecord:
     """`processes.json`: the owner, what it started, what descends from that, and where it all answers."""
 
     def __init__(self, home: Path, urls: Mapping[str, str] | None = None) -> None:
@@ -94,7 +94,7 @@ class Record:
 
 def end_leftovers(home: Path) -> int:
     """End what a killed owner left. Call it under the lock. Returns how many processes that were."""
-    record = Record(home)
+    record = ProcessRecord(home)
     left = record.leftovers()
     processes.end(left, LEFTOVER_GRACE_SECONDS)
     record.remove()

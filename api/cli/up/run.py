@@ -11,10 +11,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.cli.connection import url_of
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import ports
 from api.cli.up.local_ray import LocalRay
-from api.cli.up.record import HomeLock, Record, end_leftovers
+from api.cli.up.record import HomeLock, ProcessRecord, end_leftovers
 from api.cli.up.supervisor import Part, Supervisor
 from service.artifacts import open_artifacts
 from service.core.errors import PathswitchError
@@ -28,7 +28,7 @@ RAY_GRACE_SECONDS = 5.0
 
 
 def up(settings: Settings) -> None:
-    """Everything on this machine, until a signal. Raises Problem where it cannot start."""
+    """Everything on this machine, until a signal. Raises CliError where it cannot start."""
     home = settings.home.absolute()
     (home / "logs").mkdir(parents=True, exist_ok=True)
     with HomeLock(home):
@@ -38,7 +38,7 @@ def up(settings: Settings) -> None:
         _prepare_stores(settings)
         _keep_last_logs(home / "logs")
         ray = LocalRay(home) if settings.executor == "ray" and settings.ray_address is None else None
-        record = Record(home, {"api": _api_url(settings), "serve": _serve_url(settings)})
+        record = ProcessRecord(home, {"api": _api_url(settings), "serve": _serve_url(settings)})
         try:
             Supervisor(_parts(settings, ray), record, say, lambda: _announce(settings)).run()
         finally:
@@ -64,7 +64,7 @@ def _with_ports(settings: Settings) -> Settings:
         "inference server", settings.serve_host, settings.serve_port, "--serve-port", "PATHSWITCH_SERVE_PORT"
     )
     if api == serve:
-        raise Problem(f"port {api} is given for both the control plane and the inference server")
+        raise CliError(f"port {api} is given for both the control plane and the inference server")
     return settings.model_copy(update={"api_port": api, "serve_port": serve})
 
 
@@ -73,12 +73,12 @@ def _prepare_stores(settings: Settings) -> None:
     try:
         migrate.upgrade(settings.database)
     except (SQLAlchemyError, CommandError, PathswitchError, OSError) as error:
-        raise Problem(f"the database {url.render_as_string()} cannot be used", str(error)) from error
+        raise CliError(f"the database {url.render_as_string()} cannot be used", str(error)) from error
     say("database", url.render_as_string())
     try:
         open_artifacts(settings.artifacts).check()
     except (OSError, ValueError) as error:
-        raise Problem(f"the artifact store {settings.artifacts} cannot be used", str(error)) from error
+        raise CliError(f"the artifact store {settings.artifacts} cannot be used", str(error)) from error
     say("artifacts", settings.artifacts)
 
 

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import processes
 from api.cli.up.processes import Process
-from api.cli.up.record import Record
+from api.cli.up.record import ProcessRecord
 
 TICK_SECONDS = 0.2
 WATCH_SECONDS = 1.0
@@ -63,7 +63,9 @@ class Part:
 class Supervisor:
     """Runs the parts until a signal. `parts` are in the order in which they start."""
 
-    def __init__(self, parts: Sequence[Part], record: Record, say: Say, announce: Callable[[], None]) -> None:
+    def __init__(
+        self, parts: Sequence[Part], record: ProcessRecord, say: Say, announce: Callable[[], None]
+    ) -> None:
         self._parts = parts
         self._record = record
         self._say = say
@@ -75,7 +77,7 @@ class Supervisor:
         self._once_complete = False
 
     def run(self) -> None:
-        """Return after SIGTERM, SIGINT or SIGHUP, all ended. Raises Problem where a part will not start."""
+        """Return after SIGTERM, SIGINT or SIGHUP, all ended. Raises CliError where a part will not start."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         processes.adopt_orphans()
@@ -136,11 +138,11 @@ class Supervisor:
         self._watch()
 
     def _note_failure(self, part: Part, what: str) -> None:
-        """End what is left of it, to be started again after a while. Raises Problem if it never worked."""
+        """End what is left of it, to be started again after a while. Raises CliError if it never worked."""
         lived = time.monotonic() - part.started_at
         part.failures = 1 if part.is_ready and lived > STEADY_SECONDS else part.failures + 1
         if not self._once_complete and part.failures >= STARTS_BEFORE_GIVING_UP:
-            raise Problem(f"{part.name} {what}", self._tail(part))
+            raise CliError(f"{part.name} {what}", self._tail(part))
         wait = min(2.0 ** (part.failures - 1), LONGEST_BACKOFF_SECONDS)
         self._say(part.name, f"{what}; starting it again in {wait:.0f} s (log: {part.log})")
         self._end(part)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from api.cli.demo import Figures, demo
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 
 
 @pytest.mark.slow
@@ -27,7 +27,7 @@ def test_three_versions_are_released_under_load_and_no_request_fails(tmp_path: P
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "something").touch()
-    with pytest.raises(Problem, match="is not empty"):
+    with pytest.raises(CliError, match="is not empty"):
         demo(tmp_path, keep=False, json_file=None)
 
 

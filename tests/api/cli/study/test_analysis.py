@@ -8,7 +8,7 @@ import pytest
 
 from api.cli.study.analysis import Analysis, Spread
 from api.cli.study.config import StudyConfig
-from api.cli.study.lines import Line
+from api.cli.study.lines import StudyLine
 from api.cli.study.results import Results
 from tests.support.study import (
     FIXED,
@@ -112,7 +112,7 @@ def test_gaps_are_of_means_over_slices_and_of_every_slice() -> None:
 def test_backward_transfer_is_above_zero_where_old_text_is_forgotten() -> None:
     """By the loss: +0.3 on v1 and +0.1 on v2 since each was new; the other row only gets better."""
 
-    def quality(line: Line, version: int, on: int) -> float:
+    def quality(line: StudyLine, version: int, on: int) -> float:
         if line.row.name == "path":
             return math.exp(4 - 0.1 * (version - on))
         return math.exp(4 + (0.3 if (version, on) == (3, 1) else 0.1 * (version - on)))
@@ -198,7 +198,7 @@ def test_targets_are_reached_by_rows_that_are_good_and_cheap_enough() -> None:
 
 
 def test_one_slice_or_one_version_that_is_worse_misses_a_target() -> None:
-    def quality(line: Line, version: int, on: int) -> float:
+    def quality(line: StudyLine, version: int, on: int) -> float:
         if line.row.name == "scratch":
             return 100
         worse = {"path": (4, 1), "continual": (3, 3)}[line.row.name]
@@ -215,7 +215,7 @@ def test_one_slice_or_one_version_that_is_worse_misses_a_target() -> None:
 def test_what_is_not_finite_has_no_number_and_breaks_no_other() -> None:
     """One row is not finite on the first slice of the final version under one seed."""
 
-    def quality(line: Line, version: int, on: int) -> float | None:
+    def quality(line: StudyLine, version: int, on: int) -> float | None:
         return None if (line.row.name, line.seed, version, on) == ("path", 1, 2, 1) else 100.0
 
     analysis = analysed(study_of(PATH, CONTINUAL, seeds=[0, 1]), 2, quality)
@@ -231,7 +231,7 @@ def test_what_is_not_finite_has_no_number_and_breaks_no_other() -> None:
 
 
 def test_a_baseline_that_is_not_finite_is_not_the_better() -> None:
-    def quality(line: Line, version: int, on: int) -> float | None:
+    def quality(line: StudyLine, version: int, on: int) -> float | None:
         return None if line.row.name == "scratch" and version == 2 else 100.0
 
     assert analysed(two_baselines(), 2, quality).baselines[1] == "cosine"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study import runner
 from api.cli.study.command import Options, study
 from api.cli.study.results import read_results
@@ -52,7 +52,7 @@ def options(plane: ControlPlane, folder: Path, name: str, minutes: float | None 
 def test_a_study_tells_every_line_and_reports_and_goes_on_where_it_stopped(
     plane: ControlPlane, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(CliError) as caught:
         study(options(plane, tmp_path, name, minutes=0))
     assert caught.value.title == "0 of 2 lines are trained"
     assert str(tmp_path / "out") in caught.value.detail
@@ -60,7 +60,7 @@ def test_a_study_tells_every_line_and_reports_and_goes_on_where_it_stopped(
 
     plane.executor.fail[StageKind.TRAIN_BRANCH].append(RunError("", "worker_lost", "gone", retryable=False))
     with plane.orchestrated():
-        with pytest.raises(Problem) as failed:
+        with pytest.raises(CliError) as failed:
             study(options(plane, tmp_path, name))
         [(model, why)] = failed.value.errors
         assert re.fullmatch(r"path\.s0\.[0-9a-f]{8}", model)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study.config import StudyConfig, load_config
 from api.cli.study.lines import study_lines
 from service.core.paradigms import PARADIGMS
@@ -53,17 +53,17 @@ def test_the_studies_that_ship_have_no_row_twice_and_but_for_one_every_paradigm(
 def test_what_is_wrong_with_a_study_is_named(tmp_path: Path, config: dict[str, Any], finding: str) -> None:
     path = tmp_path / "study.json"
     path.write_text(json.dumps(config))
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(CliError) as caught:
         load_config(path)
     assert caught.value.title == f"{path} is not the configuration of a study"
     assert finding in caught.value.block()
 
 
 def test_a_file_that_is_not_there_or_is_not_json_is_a_problem(tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="cannot be read"):
+    with pytest.raises(CliError, match="cannot be read"):
         load_config(tmp_path / "nowhere.json")
     (tmp_path / "study.json").write_text("{")
-    with pytest.raises(Problem, match="is not the configuration of a study"):
+    with pytest.raises(CliError, match="is not the configuration of a study"):
         load_config(tmp_path / "study.json")
 
 

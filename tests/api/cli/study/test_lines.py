@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study.config import StudyConfig, load_config
 from api.cli.study.lines import (
-    Line,
+    StudyLine,
     missing_lines,
     num_lines,
     peak_of,
@@ -18,7 +18,7 @@ from api.cli.study.lines import (
     tuned_peaks,
     tuning_lines,
 )
-from api.cli.study.results import LineResult, Part, Results, open_results, save_results
+from api.cli.study.results import CommandRun, LineResult, Results, open_results, save_results
 from tests.support.study import data_of, measuring, no_results, result_of, study_of, trained, with_lines
 
 PEAKS = (0.001, 0.002, 0.004)
@@ -35,11 +35,11 @@ def study(**changes: Any) -> StudyConfig:
     return study_of(*ROWS, **({"seeds": [0, 1], "tuning": tuning} | changes))
 
 
-def told(lines: list[Line]) -> list[tuple[str, int, float]]:
+def told(lines: list[StudyLine]) -> list[tuple[str, int, float]]:
     return [(line.row.name, line.seed, line.peak_lr) for line in lines]
 
 
-def missing(results: Results) -> list[Line]:
+def missing(results: Results) -> list[StudyLine]:
     return list(missing_lines(results.config, results))
 
 
@@ -215,7 +215,7 @@ def test_as_many_lines_are_trained_as_were_said_and_none_twice(config: StudyConf
     make_up = measuring(lambda line, version, on: 40 + abs(line.peak_lr - 0.003), 1)
     asked: list[str] = []
 
-    def noted(line: Line) -> LineResult:
+    def noted(line: StudyLine) -> LineResult:
         asked.append(line.name)
         return make_up(line)
 
@@ -257,7 +257,7 @@ def test_results_are_read_as_they_were_written_and_stay_under_a_changed_configur
     fresh = open_results(tmp_path, study(), data)
     assert (fresh.labels, fresh.lines, fresh.parts) == (("v1", "v2"), {}, ())
     results = trained(fresh, measuring(lambda line, version, on: None if on == 2 else 1 / 3, 2))
-    part = Part(command="pathswitch study", began="then", ended="later", lines=3, machine="2 CPU cores")
+    part = CommandRun(command="pathswitch study", began="then", ended="later", lines=3, machine="2 CPU cores")
     results = results.model_copy(update={"parts": (part,)})
     save_results(tmp_path / "deep" / "er", results)
     assert open_results(tmp_path / "deep" / "er", study(), data) == results
@@ -278,13 +278,13 @@ def test_results_of_other_data_are_refused(tmp_path: Path) -> None:
         data_of(["a"], slices=[["c"]]),
     ]
     for other in others:
-        with pytest.raises(Problem, match="has the results of other data"):
+        with pytest.raises(CliError, match="has the results of other data"):
             open_results(tmp_path, study(), other)
 
 
 def test_a_file_that_holds_no_results_is_a_problem_not_a_fresh_start(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"lines"')
-    with pytest.raises(Problem, match="has no results of a study"):
+    with pytest.raises(CliError, match="has no results of a study"):
         open_results(tmp_path, study(), data_of(["a"]))
 
 

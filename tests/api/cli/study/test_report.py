@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from api.cli.study.config import StudyConfig
-from api.cli.study.lines import Line
+from api.cli.study.lines import StudyLine
 from api.cli.study.report import write_report
-from api.cli.study.results import Part, Results
+from api.cli.study.results import CommandRun, Results
 from tests.support.study import (
     FIXED,
     Quality,
@@ -46,14 +46,16 @@ def study(**changes: Any) -> StudyConfig:
     )
 
 
-def quality(line: Line, version: int, on: int) -> float:
+def quality(line: StudyLine, version: int, on: int) -> float:
     """Two rows are so far off that their heat maps are alike."""
     far = {"continual": 2.0, "low": 3.0}.get(line.row.name, 1.0)
     return far * (100 + 7 * version - 5 * on + len(line.row.name) + line.seed)
 
 
 def whole(make_up: Quality = quality, config: StudyConfig | None = None) -> Results:
-    part = Part(command="pathswitch study a|b.json", began="then", ended="later", lines=17, machine="2 cores")
+    part = CommandRun(
+        command="pathswitch study a|b.json", began="then", ended="later", lines=17, machine="2 cores"
+    )
     results = trained(no_results(config or study(), VERSIONS), measuring(make_up, VERSIONS))
     return results.model_copy(update={"parts": (part,)})
 
@@ -197,7 +199,7 @@ def test_without_a_complete_line_there_is_no_report(tmp_path: Path) -> None:
 def test_what_is_not_finite_is_a_dash(tmp_path: Path) -> None:
     """And a tuned line that diverged says so."""
 
-    def make_up(line: Line, version: int, on: int) -> float | None:
+    def make_up(line: StudyLine, version: int, on: int) -> float | None:
         bad = line.row.name == "path" and line.seed == 1 and (version, on) == (VERSIONS, 2)
         return None if bad else quality(line, version, on)
 
@@ -223,7 +225,7 @@ def test_the_table_of_peaks_says_what_was_not_tried_and_what_was_not_finite(tmp_
     """A row whose grid went on has a peak that another's has not."""
     tuning = {"rows": ["scratch", "path"], "peak_lrs": [0.001, 0.002], "widen": 1}
 
-    def make_up(line: Line, version: int, on: int) -> float | None:
+    def make_up(line: StudyLine, version: int, on: int) -> float | None:
         bad = line.row.name == "path" and line.peak_lr == 0.001
         return None if bad else 1000 * line.peak_lr + 90
 
@@ -265,7 +267,7 @@ def test_one_version_without_tuning_and_without_curves_has_a_report_too(tmp_path
     results = no_results(config, 1)
     make_up = measuring(quality, 1)
 
-    def bare(line: Line) -> Any:
+    def bare(line: StudyLine) -> Any:
         return result_of(
             line, *(version.model_copy(update={"curves": ()}) for version in make_up(line).versions)
         )

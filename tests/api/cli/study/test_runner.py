@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study import runner
 from api.cli.study.config import StudyConfig
 from api.cli.study.data import StudyData
 from api.cli.study.results import LineResult, Results
-from api.cli.study.runner import Progress, StudyRun
+from api.cli.study.runner import StudyProgress, StudyRun
 from api.client import ApiError, Client
 from api.schemas.models import Model
 from api.schemas.updates import MetricPoint, Update
@@ -37,7 +37,7 @@ class Study:
         texts = [[f"{name} {version} {n}" for n in range(9)] for version in "ab"]
         self.data: StudyData = data_of(*texts, slices=[[f"{name} a"], [f"{name} b"]])
         self.results: Results = no_results(self.config)
-        self.shown: list[Progress] = []
+        self.shown: list[StudyProgress] = []
 
     def run(self, client: Client | None = None, *, seconds: float = 60) -> bool:
         run = StudyRun(
@@ -205,5 +205,5 @@ def test_a_dataset_of_the_same_name_with_other_data_is_refused(study: Study) -> 
     dataset = f"{other.config.name}.{other.data.digest}"
     study.plane.client.create_dataset(dataset, holdout_fraction=0.0)
     study.plane.push(dataset, "another's").raise_for_status()
-    with pytest.raises(Problem, match="v1 is data version 2 there, not 1"):
+    with pytest.raises(CliError, match="v1 is data version 2 there, not 1"):
         other.run(seconds=-1)

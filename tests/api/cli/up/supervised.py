@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from api.cli.problems import Problem
-from api.cli.up.record import Record
+from api.cli.errors import CliError
+from api.cli.up.record import ProcessRecord
 from api.cli.up.supervisor import Part, Supervisor
 
 # Tells that it is ready by a file, after it has started a child, and one that loses its parent.
@@ -50,8 +50,8 @@ def main(home: Path, broken: bool) -> None:
         print(f"{name}: {text}", flush=True)
 
     try:
-        Supervisor([base, upper], Record(home), say, lambda: say("all", "ready")).run()
-    except Problem as problem:
+        Supervisor([base, upper], ProcessRecord(home), say, lambda: say("all", "ready")).run()
+    except CliError as problem:
         print(problem.block(), flush=True)
         sys.exit(1)
 

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import ports
 
 
@@ -22,7 +22,7 @@ def test_free_ports_are_none_that_the_kernel_gives_to_connections() -> None:
 def test_a_port_in_use_is_named_with_the_flag_that_changes_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(Problem) as caught:
+        with pytest.raises(CliError) as caught:
             ports.chosen("control plane", "127.0.0.1", port, "--api-port", "PATHSWITCH_API_PORT")
     assert f"port {port} of 127.0.0.1, where the control plane should listen" in caught.value.title
     assert "--api-port" in caught.value.detail
@@ -34,5 +34,5 @@ def test_zero_means_any() -> None:
 
 
 def test_a_host_that_is_not_of_this_machine_is_a_problem() -> None:
-    with pytest.raises(Problem, match="cannot listen on"):
+    with pytest.raises(CliError, match="cannot listen on"):
         ports.chosen("control plane", "203.0.113.1", 0, "", "")

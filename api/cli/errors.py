@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-class Problem(Exception):
+class CliError(Exception):
     """What is wrong, what is known or can be done about it, and where there are several findings, each."""
 
     def __init__(self, title: str, detail: str = "", errors: Sequence[tuple[str, str]] = ()) -> None:
@@ -21,9 +21,9 @@ class Problem(Exception):
         return "\n".join(lines)
 
 
-def explain(error: Exception) -> Problem | None:
+def explain(error: Exception) -> CliError | None:
     """The error as a problem; None where it is a defect of ours, which deserves its traceback."""
-    if isinstance(error, Problem):
+    if isinstance(error, CliError):
         return error
     # Here, so that a command that goes well does not pay for what it never used.
     import httpx
@@ -35,33 +35,33 @@ def explain(error: Exception) -> Problem | None:
     if isinstance(error, ApiError):
         problem = error.problem
         findings = [(item.location, item.message) for item in problem.errors or ()]
-        return Problem(f"{problem.title} ({problem.status})", problem.detail, findings)
+        return CliError(f"{problem.title} ({problem.status})", problem.detail, findings)
     if isinstance(error, httpx.TransportError):
         return _unreachable(error)
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, PathswitchError):
-        return Problem(error.detail, errors=error.errors)
+        return CliError(error.detail, errors=error.errors)
     if isinstance(error, OSError) and error.filename is not None:
-        return Problem(f"{error.filename}: {error.strerror}")
+        return CliError(f"{error.filename}: {error.strerror}")
     return None
 
 
-def _unreachable(error: Exception) -> Problem:
+def _unreachable(error: Exception) -> CliError:
     import httpx
 
     try:
         where = str(error.request.url.join("/")) if isinstance(error, httpx.RequestError) else ""
     except RuntimeError:  # it was not raised by a request
         where = ""
-    return Problem(
+    return CliError(
         f"the control plane does not answer{' at ' + where if where else ''}",
         f"{error or type(error).__name__}\n"
         "Start it with `pathswitch up`, or say where it is with --api or PATHSWITCH_API_URL.",
     )
 
 
-def _invalid(error: Exception) -> Problem:
+def _invalid(error: Exception) -> CliError:
     """Settings that cannot be: everything else that is validated here was made here."""
     from pydantic import ValidationError
 
@@ -73,4 +73,4 @@ def _invalid(error: Exception) -> Problem:
         else (".".join(str(part) for part in item["loc"]), item["msg"])
         for item in error.errors(include_url=False)
     ]  # fmt: skip
-    return Problem(what, errors=findings)
+    return CliError(what, errors=findings)

@@ -10,15 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import processes
 
 READY = "pathswitch: ready"
 START_SECONDS = 300.0
 
 
-class Service:
-    """Runs while the block does. Raises Problem where it does not become ready."""
+class ChildService:
+    """Runs while the block does. Raises CliError where it does not become ready."""
 
     def __init__(
         self, home: Path, tell: Callable[[str], None], settings: Mapping[str, str] | None = None
@@ -59,9 +59,9 @@ class Service:
 
     def _wait_until_ready(self) -> None:
         if not self._settled.wait(START_SECONDS):
-            raise Problem(f"the service is not ready after {START_SECONDS:.0f} s")
+            raise CliError(f"the service is not ready after {START_SECONDS:.0f} s")
         if self._child.poll() is not None:
-            raise Problem("the service did not start", f"Its logs are in {self._home / 'logs'}.")
+            raise CliError("the service did not start", f"Its logs are in {self._home / 'logs'}.")
         urls = json.loads((self._home / "processes.json").read_text())["urls"]
         self.api_url, self.inference_url = urls["api"], urls["serve"]
 

@@ -1,4 +1,4 @@
-"""Made-up studies: configurations of a few rows, and what their lines would measure, without a service that trains."""
+"""Synthetic studies: configurations of a few rows, and results of their lines without training."""
 
 import json
 import math
@@ -20,7 +20,7 @@ CURVE_STRIDE = 10
 FIXED = {"name": "path_switching", "decay": {"length": {"rule": "fixed", "fraction": 0.6}}}
 SCRATCH = {"name": "scratch", "paradigm": {"name": "from_scratch", "schedule": "wsd"}}
 
-# What a line's version has on a slice; both count from 1. None: it is not finite.
+# Perplexity of a line's version on a slice, both numbered from 1. None: not finite.
 Quality = Callable[[StudyLine, int, int], float | None]
 MakeUp = Callable[[StudyLine], LineResult]
 
@@ -30,7 +30,7 @@ def study_of(*rows: dict[str, Any], **changes: Any) -> StudyConfig:
 
 
 def plain_study(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """As the file has it; by default beside one from-scratch row, under one seed, in lines that do not replay."""
+    """The JSON of a study; by default with one from-scratch row, one seed and no replay."""
     model = {"training": {"sequence_length": 100, "batch_tokens": STEP_TOKENS, "replay_fraction": 0.0}}
     plain = {"name": "made-up", "model": model, "rows": [SCRATCH, *rows], "baselines": ["scratch"]}
     return plain | changes
@@ -57,7 +57,7 @@ def write_documents(path: Path, documents: Sequence[dict[str, Any]]) -> None:
 
 
 def trained(results: Results, make_up: MakeUp) -> Results:
-    """The study at its end: whatever it asks for is made up, whole rounds at a time, and asked for once."""
+    """Results of a finished study, with synthetic results for every line that it needs."""
     asked: set[str] = set()
     while lines := [line for line in missing_lines(results.config, results) if line.name not in asked]:
         asked |= {line.name for line in lines}
@@ -70,7 +70,7 @@ def with_lines(results: Results, lines: dict[str, LineResult]) -> Results:
 
 
 def measuring(quality: Quality, versions: int) -> MakeUp:
-    """Lines of versions of VERSION_STEPS each, which cost what their paradigm does."""
+    """A function that makes results of lines. Versions have VERSION_STEPS steps and the cost of their paradigm."""
 
     def make_up(line: StudyLine) -> LineResult:
         numbers = [versions] if line.only_newest else range(1, versions + 1)

@@ -17,9 +17,9 @@ from pathlib import Path
 from service.artifacts import Artifacts, open_artifacts
 from service.core.executor import Executor
 from service.core.serving import Serving
+from service.core.stopping import set_exit_deadline
 from service.orchestrator.loop import Orchestrator
 from service.settings import Settings
-from service.stopping import end_in_time
 from service.store.database import Database
 
 logger = logging.getLogger("pathswitch.orchestrator")
@@ -41,7 +41,7 @@ def main() -> None:
     def stop(number: int, frame: object) -> None:
         logger.info("stopping on signal %d", number)
         stopping.set()
-        end_in_time()
+        set_exit_deadline()
 
     # After ray.init, which installs its own handler.
     signal.signal(signal.SIGTERM, stop)
@@ -55,7 +55,7 @@ def main() -> None:
         # If the parent that owns the Ray cluster was killed, the cluster is ending too, and waiting for it would hang.
         if not (RAY_ENDS_VARIABLE in os.environ and os.getppid() != parent):
             close_workers(executor, serving)
-            orchestrator.let_go()
+            orchestrator.release_leases()
         database.close()
 
 
@@ -82,7 +82,7 @@ def close_workers(executor: Executor, serving: Serving) -> None:
 def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, Serving]:
     """Build the executor and the serving side that the settings ask for, importing only what these need."""
     if settings.executor == "local":
-        from workers.local_executor import LocalExecutor
+        from workers.executors.local_executor import LocalExecutor
         from workers.serving.local_serving import LocalServing
 
         executor = LocalExecutor(artifacts, settings.local_processes)
@@ -91,9 +91,9 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
 
     import ray
 
-    from workers.ray_executor import RayExecutor
-    from workers.run_board import NAMESPACE
-    from workers.serving.ray_serving import RayServing
+    from workers.executors.ray_executor import RayExecutor
+    from workers.executors.run_board import NAMESPACE
+    from workers.serving.ray.serving import RayServing
 
     context = ray.init(address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False)
     jobs_url = f"http://{context.dashboard_url}"

@@ -9,9 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.artifacts.s3 import s3_url
 from service.core.serving import EngineName
-
-MIB = 1 << 20
-GIB = 1 << 30
+from service.ingest.formats import Limits
 
 
 class Settings(BaseSettings):
@@ -38,9 +36,9 @@ class Settings(BaseSettings):
     engine_kv_cache_bytes: int | None = Field(None, ge=1)
     engine_max_waiting: int | None = Field(None, ge=1)
     import_roots: tuple[Path, ...] = ()
-    max_line_bytes: int = Field(64 * MIB, ge=1)
-    max_document_bytes: int = Field(64 * MIB, ge=1)
-    max_decoded_bytes: int = Field(256 * GIB, ge=1)
+    max_line_bytes: int = Field(Limits.max_line_bytes, ge=1)
+    max_document_bytes: int = Field(Limits.max_document_bytes, ge=1)
+    max_decoded_bytes: int = Field(Limits.max_decoded_bytes, ge=1)
     lease_seconds: float = Field(15.0, gt=0)
     tick_seconds: float = Field(0.5, gt=0)
 

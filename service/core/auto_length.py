@@ -1,4 +1,4 @@
-"""A branch length that chooses itself: the cheapest that is predicted to be nearly as good as the best."""
+"""The rule ``auto``: the shortest branch that is predicted to be nearly as good as the best."""
 
 import math
 from collections.abc import Sequence
@@ -8,28 +8,29 @@ from service.core.spec import Spec
 
 
 class AutoChoice(Spec):
-    """``steps`` None: nothing to learn from yet, the rule's own fallback holds. ``notes`` say why, for the update's."""
+    """A chosen length in steps, None for the rule's fallback, with notes that explain it in the update."""
 
     steps: int | None
     notes: dict[str, Any]
 
 
 class Prediction(Spec):
-    """Loss in nats per token at the end of a branch of so many steps."""
+    """Predicted loss, in nats per token, at the end of a branch of ``steps`` steps."""
 
     steps: int
     loss: float
 
 
 def cheapest(predictions: Sequence[Prediction], tolerance: float) -> tuple[Prediction, Prediction]:
-    """The shortest branch whose perplexity is within ``tolerance`` (a fraction) of the best one's; and the best one."""
-    best = min(predictions, key=lambda one: (one.loss, one.steps))
+    """The shortest branch within ``tolerance`` (a fraction) of the lowest perplexity, and the lowest."""
+    best = min(predictions, key=lambda prediction: (prediction.loss, prediction.steps))
     limit = best.loss + math.log1p(tolerance)
-    return min((one for one in predictions if one.loss <= limit), key=lambda one: one.steps), best
+    good_enough = [prediction for prediction in predictions if prediction.loss <= limit]
+    return min(good_enough, key=lambda prediction: prediction.steps), best
 
 
 def candidate_lengths(shortest: int, longest: int, count: int = 30) -> list[int]:
-    """Lengths to choose from, each about as much longer than the one before, both ends included."""
+    """At most ``count`` lengths in geometric progression from ``shortest`` to ``longest``, both included."""
     if longest <= shortest:
         return [longest]
     ratio = (longest / shortest) ** (1 / (count - 1))

@@ -1,6 +1,6 @@
-"""What training costs: in floating point operations, and a line of versions beside other ways of making them.
+"""The cost of training, and how a line of versions compares with other ways of making them.
 
-Closed forms after Wang et al. 2024 (arXiv 2410.04103), with T_i steps in data version i and E_i = T_1 + … +
+Closed forms follow Wang et al. 2024 (arXiv 2410.04103). Data version i has T_i steps, and E_i = T_1 + … +
 T_i.
 """
 
@@ -14,18 +14,18 @@ from service.core.stage_specs import TrainStage
 def training_flops(
     *, non_embedding: int, output_head: int, layers: int, hidden: int, context: int, tokens: int
 ) -> float:
-    """FLOPs, both ways, of training on ``tokens``: 6·(non-embedding + output head)·tokens + attention.
+    """Forward and backward FLOPs of ``tokens`` tokens: 6·(non-embedding + output head)·tokens + attention.
 
-    Attention is counted as 6·layers·hidden·context·tokens: half of 12·…, because the causal kernels that
-    are used skip the masked half. A tied output head counts as an output head: it is multiplied with, an
-    embedding only looked up.
+    The first two arguments count parameters. Attention counts as 6·layers·hidden·context·tokens, half of the
+    usual 12·…, because the causal kernels skip the masked half. A tied output head counts: it is a matrix
+    product, while an embedding is only a lookup.
     """
     return 6.0 * (non_embedding + output_head) * tokens + 6.0 * layers * hidden * context * tokens
 
 
 @dataclass(frozen=True)
 class Amount:
-    """``device_seconds``: devices × wall-clock of training."""
+    """An amount of training. ``device_seconds`` is the number of devices times the wall-clock seconds."""
 
     tokens: int = 0
     flops: float = 0.0
@@ -39,14 +39,17 @@ class Amount:
         )
 
     def scaled_to(self, tokens: int) -> "Amount":
-        """What ``tokens`` take at this amount's own rates per token, where it has tokens to go by."""
+        """The cost of ``tokens`` tokens at this amount's cost per token; zero if it has no tokens."""
         share = tokens / self.tokens if self.tokens else 0.0
         return Amount(tokens, self.flops * share, self.device_seconds * share)
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """All that a training stage takes, and what of it was trained anew: the rest had been trained already."""
+    """The cost of a whole training stage, and the part that was trained anew.
+
+    The rest had been trained before.
+    """
 
     whole: Amount
     anew: Amount
@@ -58,10 +61,11 @@ class StageCost:
 
 
 def stage_cost(stage: TrainStage, result: Mapping[str, Any], *, reused: bool) -> StageCost:
-    """By the ``result`` of the training that published the stage's end, whoever's that was and wherever it began.
+    """The cost of a stage, given the ``result`` of the training that published its end.
 
-    ``trained_tokens`` and ``device_seconds`` of the result are of the same steps: those since the checkpoint that it
-    began at, and those of its own earlier attempts before. They give the rates for all tokens of the stage.
+    That training may be another stage's and may have begun at another step. ``trained_tokens`` and
+    ``device_seconds`` of the result cover the same steps: those since the checkpoint it started from, plus
+    those of its own earlier attempts. Their ratio is the cost per token for the whole stage.
     """
     line = stage.line
     published = Amount(result["tokens"], result["flops"])
@@ -74,21 +78,24 @@ def stage_cost(stage: TrainStage, result: Mapping[str, Any], *, reused: bool) ->
 def from_scratch(ends: Sequence[int]) -> int:
     """Σ E_i: every version trains on all data up to it. T·N(N+1)/2 for N equal versions.
 
-    ``ends`` are E_i of the versions that a line made, in steps or tokens. A line whose first version came
-    when there were three data versions begins with E_3: the first two are part of what it trained on, but
-    as it made no version of them alone, it would not have from scratch either.
+    ``ends`` are the E_i of the versions that a line made, in steps or tokens. A line that made its first
+    version when there were three data versions starts with E_3: it made no version of the first two alone,
+    and would not have made one from scratch either.
     """
     return sum(ends)
 
 
 def continual(ends: Sequence[int]) -> int:
-    """E_N: every version trains on what is new since the last one, once. T·N for N equal versions."""
+    """E_N: every version trains once on the data that is new since the last version.
+
+    T·N for N equal versions.
+    """
     return max(ends, default=0)
 
 
 def path_switching(ends: Sequence[int], branches: Sequence[int]) -> int:
-    """E_N + Σ_(i<N) d_i: the trunk reads everything once, and again what every branch but the last has read.
+    """E_N + Σ_(i<N) d_i: the trunk reads again what every branch but the last has read.
 
-    ``branches`` are the d_i. Holds where no branch is clamped and none replays. T·(N + a(N-1)) with d = aT.
+    ``branches`` are the d_i. Exact if no branch is clamped and none replays. T·(N + a(N-1)) with d = aT.
     """
     return max(ends, default=0) + sum(branches[:-1])

@@ -1,4 +1,4 @@
-"""The one error tree. The API renders it as RFC 9457; the orchestrator reads ``retryable``.
+"""The one error tree. The API renders errors as RFC 9457; the orchestrator reads ``retryable``.
 
 PathswitchError
 ├── InvalidRequest            422  the caller's input is wrong; nothing was stored
@@ -7,15 +7,15 @@ PathswitchError
 │   └── UnsupportedMediaType  415  a data body of a type or encoding that cannot be read
 ├── NotFound                  404
 ├── Conflict                  409  the name is taken, or the state does not allow it
-├── Unavailable               503  a part of the service does not answer yet; come back
+├── Unavailable               503  a part of the service does not answer yet: try again
 │   ├── DiskFull              503  a disk of the service is full
-│   ├── DatabaseAway          503  whether a commit that was under way was carried out, only rows can tell
-│   └── DatabaseBehind        503  the database lacks what this version of the code relies on, until it is migrated
+│   ├── DatabaseAway          503  the database does not answer; a pending commit may have succeeded
+│   └── DatabaseBehind        503  the database must be migrated before this version of the code can use it
 └── StageError                500  a stage could not finish
-    ├── Diverged                   loss or gradient norm not finite: never retried
+    ├── Diverged                   the loss or gradient norm is not finite: never retried
     ├── StageInputInvalid          the inputs can never work: never retried
-    ├── ArtifactCorrupt            bytes differ from the manifest
-    ├── ArtifactMissing            no manifest under that key
+    ├── ArtifactCorrupt            the bytes differ from the manifest
+    ├── ArtifactMissing            there is no manifest under that key
     ├── WorkerLost                 the process that ran the stage is gone
     └── Stopped                    asked to stop (cancel, drain)
 """
@@ -25,13 +25,15 @@ from typing import NamedTuple
 
 
 class ErrorItem(NamedTuple):
-    """One finding inside a request body, e.g. ``("line 7", "no field 'text'")``."""
+    """One error inside a request body, e.g. ``("line 7", "no field 'text'")``."""
 
     location: str
     message: str
 
 
 class PathswitchError(Exception):
+    """Base of the tree. ``code`` is stable and machine-readable, ``detail`` is for people."""
+
     code = "internal"
     status = 500
     retryable = False
@@ -81,17 +83,17 @@ class DiskFull(Unavailable):
 
 
 class DatabaseAway(Unavailable):
-    """Its cause says what the driver said, which is not for callers."""
+    """``__cause__`` holds the driver's error, which callers of the API must not see."""
 
     def __init__(self) -> None:
         super().__init__("the database does not answer")
 
 
 class DatabaseBehind(Unavailable):
-    """``pathswitch db upgrade`` brings it there, by whoever rolls this version out."""
+    """The operator who deploys this version must run ``pathswitch db upgrade``."""
 
     def __init__(self, revision: str | None, needed: str) -> None:
-        at = f"is at revision {revision}" if revision else "has no tables of ours"
+        at = f"is at revision {revision}" if revision else "has no Pathswitch tables"
         super().__init__(f"the database {at}, and this version needs {needed}: run `pathswitch db upgrade`")
 
 

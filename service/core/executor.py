@@ -1,18 +1,22 @@
-"""The port through which the orchestrator has stages run: submit a chain, poll it, cancel it.
+"""The port through which the orchestrator runs stages: submit a run, poll it, cancel it.
 
-A run is a chain of one or two stages (a trunk segment and the branch that leaves it share one start-up). The executor
-never decides whether a stage *counts*: a stage is finished when its artifact's manifest exists, and the orchestrator
-records it only under the current epoch. Both executors (in process, Ray) pass the same contract tests.
+A run is a chain of stages that share one start-up, such as a trunk segment and the branch that leaves it. The
+executor never decides whether a stage counts: a stage has finished when its artifact's manifest exists, and
+the orchestrator records it only under the current epoch. Both executors (in process, over Ray) pass the same
+contract tests.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Protocol
 
 
 class RunState(StrEnum):
-    """Where a run stands. ``LOST`` covers "never heard of it" and "its process is gone": the orchestrator may resubmit."""
+    """State of a run.
+
+    LOST means that the executor does not know it or its process is gone: it may be submitted again.
+    """
 
     RUNNING = "running"
     SUCCEEDED = "succeeded"
@@ -22,7 +26,10 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True)
 class StageCall:
-    """One stage to run: ``kind`` picks the function from ``STAGES``, ``spec`` is its JSON, ``key`` the artifact it publishes."""
+    """One stage to run.
+
+    ``kind`` picks the function in STAGES; the stage publishes its artifact under ``key``.
+    """
 
     stage_id: str
     attempt: int
@@ -33,7 +40,7 @@ class StageCall:
 
 @dataclass(frozen=True)
 class Run:
-    """A chain of stages under one external name. ``workers`` is the number of data-parallel training processes."""
+    """A chain of stages under one external name. ``workers`` counts data-parallel training processes."""
 
     id: str
     calls: tuple[StageCall, ...]
@@ -41,23 +48,36 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Point:
-    """Progress of one optimizer step. ``step`` is the line's global step; ``stage_step`` counts within the stage."""
+class StepMetrics:
+    """Measurements of one optimizer step: the columns of a metric point. ``loss`` is in nats per token."""
 
-    stage_id: str
-    step: int
-    stage_step: int
-    total_steps: int
+    step: int  # global: counted from the start of the line's stream
     loss: float
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
+
+    def as_row(self) -> dict[str, int | float]:
+        """The metric columns alone, by name."""
+        return {name: getattr(self, name) for name in METRIC_COLUMNS}
+
+
+METRIC_COLUMNS = tuple(field.name for field in fields(StepMetrics))
+
+
+@dataclass(frozen=True)
+class Point(StepMetrics):
+    """Progress of a training stage after one optimizer step. ``stage_step`` of ``total_steps`` are done."""
+
+    stage_id: str
+    stage_step: int
+    total_steps: int
     eta_seconds: float
 
 
 @dataclass(frozen=True)
 class RunError:
-    """Why a run failed: the code and retryability of the error tree, and which stage it was."""
+    """Why a run failed, and in which stage: ``code`` and ``retryable`` are those of the error tree."""
 
     stage_id: str
     code: str
@@ -67,7 +87,10 @@ class RunError:
 
 @dataclass(frozen=True)
 class RunReport:
-    """What ``poll`` returns. ``cursor`` is handed back at the next poll; ``points`` are those after the cursor given."""
+    """The state of a run.
+
+    ``points`` are those since the cursor of the last poll; ``cursor`` is the one for the next.
+    """
 
     state: RunState
     finished: frozenset[str] = frozenset()
@@ -78,33 +101,36 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What the training hardware is: everything about it that changes bits. Resolved once for a model line."""
+    """Everything about the training hardware that changes bits. Read once per model line."""
 
     device: str  # "cpu" | "cuda"
-    bf16: bool  # bf16 autocast is supported and measured faster than fp32
-    threads: int  # intra-op threads of one training worker
+    bf16: bool  # bf16 autocast is supported, and was measured to be faster than fp32
+    threads: int  # intra-op threads of one training process
 
 
 class Executor(Protocol):
     def capabilities(self, workers: int) -> Capabilities:
-        """Describe one of ``workers`` training processes. Raises Unavailable while the cluster does not answer."""
+        """Describe one of ``workers`` training processes.
+
+        Raises Unavailable while the cluster does not answer.
+        """
         ...
 
     def submit(self, run: Run) -> None:
-        """Start the run, or adopt it where a run of that id exists. Raises Unavailable when neither could be done."""
+        """Start the run, or adopt the existing run of that id. Raises Unavailable if neither was possible."""
         ...
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
-        """Observe the run. Raises Unavailable when the answer is not known (never LOST for a mere time-out)."""
+        """Observe the run. Raises Unavailable if its state is unknown: a time-out alone is never LOST."""
         ...
 
     def cancel(self, run_id: str) -> None:
-        """Ask the run to end. Returns at once; poll tells when it is gone. Unknown ids are fine."""
+        """Ask the run to end, without waiting: poll tells when it has. Ignores ids that it does not know."""
         ...
 
     def close(self) -> None:
-        """Let go of runs that outlive this process. Have the others stop at the next step, and wait until polls say so.
+        """Stop the runs that end with this process at their next step, and wait until they have ended.
 
-        A run that is stopped fails with the code of ``Stopped``.
+        A stopped run fails with the code of ``Stopped``. Runs that outlive this process go on.
         """
         ...

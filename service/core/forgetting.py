@@ -1,8 +1,8 @@
-"""What a line has forgotten: every version on every slice as matrices, and how old slices fared since they were new.
+"""What a line has forgotten: the measures of every version on every slice, and its backward transfer.
 
-Backward transfer is the mean change of the loss on old slices. Lopez-Paz & Ranzato 2017 (GEM, arXiv 1706.08840) define
-it on accuracy, where forgetting is negative; with a loss the sign turns: negative means that the line got better on
-old text.
+Backward transfer is the mean change of the loss on old slices. Lopez-Paz & Ranzato 2017 (GEM, arXiv
+1706.08840) define it on accuracy, where forgetting is negative. A loss turns the sign: negative means that
+the line got better on old text.
 """
 
 import math
@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from service.core.json_floats import finite_or_none
+
 Matrix = tuple[tuple[float | None, ...], ...]
 
 
 class Measure(StrEnum):
-    """What an evaluation tells of a slice; the lower, the better."""
+    """A measure of a version on a slice. Lower is better."""
 
     LOSS = "loss"  # in nats per token
     PERPLEXITY = "perplexity"
@@ -23,7 +25,10 @@ class Measure(StrEnum):
 
 @dataclass(frozen=True)
 class MeasuredVersion:
-    """``evaluations``: by slice name, every measure by its name. A ``one_off`` version is no part of the line."""
+    """A version and its ``evaluations``: slice name -> measure -> value.
+
+    A ``one_off`` version is not part of the line.
+    """
 
     number: int
     data_version: int
@@ -31,14 +36,13 @@ class MeasuredVersion:
     one_off: bool = False
 
     def on(self, slice_name: str, measure: Measure) -> float | None:
-        """None where it was not measured, or not finite."""
-        value = self.evaluations.get(slice_name, {}).get(measure)
-        return value if value is not None and math.isfinite(value) else None
+        """The value on a slice; None if it was not measured or is not finite."""
+        return finite_or_none(self.evaluations.get(slice_name, {}).get(measure))
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """Matrices of a row a version and a column a slice; ``backward_transfers`` has one number a version."""
+    """Matrices with a row per version and a column per slice, and the backward transfer of each version."""
 
     slices: tuple[str, ...]
     versions: tuple[int, ...]
@@ -49,7 +53,7 @@ class Forgetting:
 
     @property
     def backward_transfer(self) -> float | None:
-        """The newest version's."""
+        """The backward transfer of the newest version."""
         return self.backward_transfers[-1] if self.backward_transfers else None
 
     def backward_transfer_of(self, number: int) -> float | None:
@@ -57,7 +61,10 @@ class Forgetting:
 
 
 def forgetting(versions: Sequence[MeasuredVersion], slices: Mapping[str, int | None]) -> Forgetting:
-    """``versions`` by number; ``slices``: the data version of each, None where it belongs to none, in column order."""
+    """Compute the matrices.
+
+    ``versions`` are in order of number; ``slices`` maps each name to its data version, if any.
+    """
     return Forgetting(
         slices=tuple(slices),
         versions=tuple(version.number for version in versions),
@@ -71,10 +78,11 @@ def forgetting(versions: Sequence[MeasuredVersion], slices: Mapping[str, int | N
 def backward_transfers(
     versions: Iterable[MeasuredVersion], slices: Mapping[str, int | None]
 ) -> tuple[float | None, ...]:
-    """Of every version: the mean of loss now - loss when new over slices of older data versions, in nats per token.
+    """For every version, the mean of (loss now - loss when new) over old slices, in nats per token.
 
-    A slice was new to the line's first version, by number, that was made for its data version or a later one; that
-    version itself has no change on it. None where no old slice has both losses.
+    A slice is old if its data version is older than the version's own. It was new to the line's first
+    version, by number, that was made for the slice's data version or a later one; for that version itself the
+    slice has no change. None if no old slice has both losses.
     """
     of_data = {name: number for name, number in slices.items() if number is not None}
     when_new: dict[str, float | None] = {}

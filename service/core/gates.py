@@ -1,15 +1,26 @@
-"""The gate: whether a candidate may take over from the served version, and why, in nats per token on every slice."""
+"""The gate: whether a candidate may replace the served version, and why. Losses are in nats per token."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from service.core.spec import Spec
 from service.core.specs import GateSpec
 
 
-class Verdict(Spec):
+class GateVerdict(Spec):
+    """``reasons`` lists every failed check, or, if the candidate passed, every check."""
+
     passed: bool
     reasons: tuple[str, ...]
+
+
+def losses_by_slice(evaluations: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Slice name -> loss, from stored evaluations.
+
+    A loss that is stored as null was not finite and comes back as NaN.
+    """
+    return {row["slice"]: math.nan if row["loss"] is None else row["loss"] for row in evaluations}
 
 
 def judge(
@@ -18,11 +29,12 @@ def judge(
     served: Mapping[str, float] | None,
     newest_slice: str | None,
     backward_transfer: float | None = None,
-) -> Verdict:
-    """Compare losses by slice name. ``served`` is None for a first version, which has nothing to lose against.
+) -> GateVerdict:
+    """Compare the losses of the candidate with those of the served version, slice by slice.
 
-    A loss that is not finite never passes. A slice on which the served version was never measured cannot be compared,
-    and the reasons say so. ``backward_transfer`` is the candidate's; a first version has none.
+    ``served`` is None for a first version, which has nothing to compare with. A loss that is not finite never
+    passes. A slice on which the served version was not measured cannot be compared; the reasons mention it.
+    ``backward_transfer`` is the candidate's, None for a first version.
     """
     failures: list[str] = []
     remarks: list[str] = []
@@ -38,22 +50,22 @@ def judge(
         if before is None:
             remarks.append(f"{name}: {loss:.4f}, the served version was not measured on it")
             continue
-        newest = name == newest_slice
-        allowed = gate.max_new_loss_increase if newest else gate.max_old_loss_increase
+        is_newest = name == newest_slice
+        allowed = gate.max_new_loss_increase if is_newest else gate.max_old_loss_increase
         text = f"{name}: {loss:.4f}, {loss - before:+.4f} against the served version, allowed {allowed:+.4f}"
         if math.isfinite(before) and loss - before > allowed:
             failures.append(text)
         else:
             remarks.append(text)
-    most = gate.max_backward_transfer
-    if most is not None and backward_transfer is None:
+    limit = gate.max_backward_transfer
+    if limit is not None and backward_transfer is None:
         remarks.append("backward transfer: none, no older slice was measured when it was new")
-    elif most is not None and backward_transfer is not None:
-        text = f"backward transfer: {backward_transfer:+.4f} nats per token, allowed {most:+.4f}"
-        if backward_transfer <= most:  # false of NaN
+    elif limit is not None and backward_transfer is not None:
+        text = f"backward transfer: {backward_transfer:+.4f} nats per token, allowed {limit:+.4f}"
+        if backward_transfer <= limit:  # false for NaN
             remarks.append(text)
         else:
             failures.append(text)
     if served is None:
-        remarks.append("first version: nothing is served that it could be worse than")
-    return Verdict(passed=not failures, reasons=tuple(failures or remarks))
+        remarks.append("first version: there is no served version to compare with")
+    return GateVerdict(passed=not failures, reasons=tuple(failures or remarks))

@@ -1,7 +1,8 @@
-"""The ledger: data versions in order, as training reads them, and how steps and rows of the line's stream correspond.
+"""The ledger: data versions in training order, and which steps of the stream read which rows.
 
-The stream is what the trunk reads: version after version. A version without replay has as many steps as its own rows
-fill; what it has above them is filled with rows of older versions, so that its own are spread evenly over its steps.
+The stream is what the trunk reads, one data version after another. Without replay, a version has as many
+steps as its own rows fill. With replay it has more, and rows of older versions fill the difference, so that
+its own rows are spread evenly over its steps.
 """
 
 import math
@@ -22,7 +23,7 @@ class LedgerEntry(Spec):
 
 
 class Batching(Protocol):
-    """What of a line decides how many steps its rows fill."""
+    """The settings of a line that decide how many steps its rows fill."""
 
     @property
     def batch_rows(self) -> int: ...
@@ -31,9 +32,11 @@ class Batching(Protocol):
 
 
 def steps_of(rows: int, batch_rows: int, epochs: int, replay_fraction: float = 0.0) -> int:
-    """T_i: optimizer steps of a data version, of whose rows ``replay_fraction`` are replayed ones.
+    """T_i: optimizer steps of a data version with ``rows`` rows of its own.
 
-    Each pass is filled up from its first rows, and is at least one step.
+    Rows of older versions come on top, so that ``replay_fraction`` of all rows in these steps are replayed.
+    The last batch of each pass over the own rows is filled up with the first of them; a pass takes at least
+    one step.
     """
     own = epochs * max(1, -(-rows // batch_rows))
     return math.ceil(own / (1 - Fraction(str(replay_fraction)))) if replay_fraction else own
@@ -45,12 +48,15 @@ def total_steps(ledger: Sequence[LedgerEntry]) -> int:
 
 
 def own_steps(line: Batching, ledger: Sequence[LedgerEntry]) -> int:
-    """E_i as it would be without replay."""
+    """E_i without replay."""
     return sum(steps_of(entry.rows, line.batch_rows, line.epochs) for entry in ledger)
 
 
 def ledger_up_to(ledger: Sequence[LedgerEntry], step: int) -> tuple[LedgerEntry, ...]:
-    """The entries that the first ``step`` steps of the stream read from (E_i ≥ step for the last of them)."""
+    """The entries that the first ``step`` steps of the stream read: E_i ≥ step for the last of them.
+
+    Raises ValueError if the ledger ends before ``step``.
+    """
     read: list[LedgerEntry] = []
     total = 0
     for entry in ledger:
@@ -64,12 +70,12 @@ def ledger_up_to(ledger: Sequence[LedgerEntry], step: int) -> tuple[LedgerEntry,
 
 
 def new_rows_of(line: Batching, entry: LedgerEntry) -> int:
-    """Rows of the version's own that the stream reads, every pass and what fills up its last batch included."""
+    """Number of own rows that the stream reads of a version, filled-up last batches included."""
     return steps_of(entry.rows, line.batch_rows, line.epochs) * line.batch_rows
 
 
 def new_rows_before(line: Batching, ledger: Sequence[LedgerEntry], step: int) -> int:
-    """How many rows that are not replayed ones the first ``step`` steps of the stream read."""
+    """Number of rows that are not replayed in the first ``step`` steps of the stream."""
     rows = 0
     for entry in ledger:
         inside = min(step, entry.steps)
@@ -81,7 +87,7 @@ def new_rows_before(line: Batching, ledger: Sequence[LedgerEntry], step: int) ->
 
 
 def steps_that_end_with(line: Batching, ledger: Sequence[LedgerEntry], rows: int) -> int:
-    """The fewest last steps of the stream that hold ``rows`` new rows; all of it where there are fewer."""
+    """The smallest number of last steps of the stream with ``rows`` new rows, or all steps."""
     steps = 0
     for entry in reversed(ledger):
         own = new_rows_of(line, entry)
@@ -89,7 +95,7 @@ def steps_that_end_with(line: Batching, ledger: Sequence[LedgerEntry], rows: int
             rows -= own
             steps += entry.steps
             continue
-        # The first k steps hold floor(k·own/T): the last T-k hold at least ``rows`` up to k = floor(…) below.
+        # The first k steps hold floor(k·own/T) rows, so the last T-k hold at least ``rows`` up to this k.
         first = ((own - rows + 1) * entry.steps - 1) // own
         return steps + entry.steps - min(first, entry.steps)
     return steps
@@ -98,7 +104,7 @@ def steps_that_end_with(line: Batching, ledger: Sequence[LedgerEntry], rows: int
 def unread_rows(
     line: Batching, ledger: Sequence[LedgerEntry], from_step: int, steps: int, replay_fraction: float
 ) -> int:
-    """New rows that a branch of budget ``kept`` leaves to the trunk: all that it replaces."""
+    """Number of new rows that a branch with budget "kept" replaces, and so leaves to the trunk."""
     if all(entry.steps * line.batch_rows == new_rows_of(line, entry) for entry in ledger):
         return math.floor(steps * Fraction(str(replay_fraction)) * line.batch_rows)
     return sum(replaced_rows(line, ledger, from_step, k, replay_fraction) for k in range(1, steps + 1))
@@ -107,12 +113,13 @@ def unread_rows(
 def replaced_rows(
     line: Batching, ledger: Sequence[LedgerEntry], from_step: int, k: int, replay_fraction: float
 ) -> int:
-    """Of the stream's batch at ``from_step + k``: new rows that a branch of budget ``kept`` replaces by old ones.
+    """Number of new rows of the batch at ``from_step + k`` that a branch with budget "kept" replaces.
 
-    Over the branch's steps old rows make up their share to the row; those that the trunk replays count as old.
+    Over the branch, old rows make up ``replay_fraction`` exactly to the row; rows that the trunk replays
+    count as old.
     """
     share = Fraction(str(replay_fraction)) * line.batch_rows
-    wanted = math.floor(k * share) - math.floor((k - 1) * share)
+    old = math.floor(k * share) - math.floor((k - 1) * share)
     step = from_step + k
     new = new_rows_before(line, ledger, step) - new_rows_before(line, ledger, step - 1)
-    return max(0, wanted - (line.batch_rows - new))
+    return max(0, old - (line.batch_rows - new))

@@ -1,8 +1,8 @@
-"""From a ledger of data versions to the stages of one update, in two parts, and the keys under which stages publish.
+"""Plans: the stages of one update, in two parts, and the keys under which stages publish.
 
-Part one (tokenizer once, packs) can be written at once; part two needs to know how many steps each version has, which
-only the packs tell. Both are pure: the same ledger gives the same stages with the same keys, so work that was done
-before, by whichever model, is found by its key and not done again.
+Part one, the tokenizer and the packs, can be written at once. Part two needs the number of steps of each
+version, which only the packs tell. Both parts are pure: the same ledger gives the same stages with the same
+keys. So work that any model has done before is found by its key and not repeated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ from typing import Any
 
 from service.core.auto_length import AutoChoice
 from service.core.ledger import LedgerEntry, ledger_up_to, total_steps
+from service.core.paradigm_specs import ParadigmSpec
 from service.core.spec import Spec, canonical_json, fingerprint
-from service.core.specs import GateSpec, ParadigmSpec
+from service.core.specs import GateSpec
 from service.core.stage_specs import (
     LineSpec,
     MergeStage,
@@ -24,56 +25,63 @@ from service.core.stage_specs import (
 
 
 class PlannedStage(Spec):
-    """One node of an update. ``name`` is unique in the update; ``needs`` names the nodes that must succeed before."""
+    """One node of an update.
+
+    ``name`` is unique in the update; ``needs`` names the nodes that must succeed first.
+    """
 
     name: str
     kind: StageKind
     needs: tuple[str, ...]
     spec: dict[str, Any]
-    key: str | None = None  # where it publishes; None for decisions that publish nothing
+    key: str | None = None  # None for decisions, which publish nothing
 
 
 class DataRef(Spec):
-    """A data version as planning sees it."""
+    """A data version as planning sees it: its number and its artifact."""
 
     number: int
     key: str
 
 
 class LineEnd(Spec):
-    """Where a line without a trunk stands: the state that its newest version was made from, and what it has read."""
+    """The end of a line without a trunk: the state of its newest version, from which it continues."""
 
     checkpoint_key: str
     data_version: int
-    resumable: bool = True  # whether the optimizer's state is there, too
+    resumable: bool = True  # whether it includes the optimizer's state
 
 
 class BranchFrom(Spec):
-    """The trunk checkpoint that a branch on request leaves."""
+    """The trunk checkpoint at which a requested branch starts."""
 
     checkpoint_key: str
     step: int
 
 
 class PlanContext(Spec):
-    """All that part two of a plan may depend on."""
+    """Everything that part two of a plan depends on.
+
+    The fields from ``slices`` on only shape the evaluation and the release. A forecast, which counts training
+    steps alone, leaves them at their defaults.
+    """
 
     line: LineSpec
     model: str
     ledger: tuple[LedgerEntry, ...]
-    trunk_step: int  # where the trunk stands: b_(i-1), 0 before the first update
+    trunk_step: int  # the trunk's newest step b_(i-1), 0 before the first update
     previous: LineEnd | None = None  # None before the first version
-    branch_from: BranchFrom | None = None
-    auto_length: AutoChoice | None = None  # where the paradigm's branch chooses its length
+    branch_from: BranchFrom | None = None  # for a requested branch
+    auto_length: AutoChoice | None = None  # for a branch length with the rule auto
     paradigm: ParadigmSpec
     gate: GateSpec
-    slices: tuple[SliceRef, ...]
-    newest_slice: str | None
-    served_number: int | None
-    served_export_key: str | None
-    served_missing_slices: tuple[SliceRef, ...]
-    auto_release: bool
     checkpoint_every: int
+    slices: tuple[SliceRef, ...] = ()
+    newest_slice: str | None = None
+    served_number: int | None = None
+    served_export_key: str | None = None
+    served_missing_slices: tuple[SliceRef, ...] = ()
+    auto_release: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -81,14 +89,14 @@ class PlanContext(Spec):
 
     @property
     def previous_step(self) -> int:
-        """Step of the stream at which the previous version ended."""
+        """Step of the stream at which the previous version ended, 0 if there is none."""
         if self.previous is None:
             return 0
         return total_steps([e for e in self.ledger if e.number <= self.previous.data_version])
 
 
 class Plan(Spec):
-    """The stages of part two, and what a reader should know about how they came out."""
+    """The stages of part two. ``notes`` explain them to a reader of the update."""
 
     stages: tuple[PlannedStage, ...]
     branch_point: int
@@ -105,7 +113,10 @@ def pack_key(stage: PackStage) -> str:
 
 
 def trunk_key(line: LineSpec, ledger: Sequence[LedgerEntry], step: int) -> str:
-    """Key of the trunk checkpoint at ``step``: it depends on the packs read up to there and on nothing that came later."""
+    """Key of the trunk checkpoint at ``step``.
+
+    It depends on the packs read up to there, and on nothing later.
+    """
     read = [canonical_json(entry, exclude={"number"}) for entry in ledger_up_to(ledger, step)]
     return f"{trunk_prefix(line)}/{step:09d}-{fingerprint('trunk', line, read, step)}"
 
@@ -115,7 +126,10 @@ def trunk_prefix(line: LineSpec) -> str:
 
 
 def run_key(kind: StageKind, stage: TrainStage) -> str:
-    """Key of a training stage's end: the trunk's is every model's on that line, any other belongs to what it computes."""
+    """Key of a training stage's end.
+
+    All models on a line share the trunk's; any other stage is keyed by its own spec.
+    """
     if kind == StageKind.TRAIN_TRUNK:
         return trunk_key(stage.line, stage.ledger, stage.to_step)
     prefix = "branch" if kind == StageKind.TRAIN_BRANCH else "train"
@@ -123,7 +137,7 @@ def run_key(kind: StageKind, stage: TrainStage) -> str:
 
 
 def own_checkpoint_key(stage: TrainStage, step: int) -> str:
-    """Key of the checkpoint at ``step`` of a stage that is not the trunk, from which it resumes when interrupted."""
+    """Key of the checkpoint from which a stage that is not the trunk resumes after an interruption."""
     return f"{own_checkpoint_prefix(stage)}/{step:09d}"
 
 
@@ -132,14 +146,17 @@ def own_checkpoint_prefix(stage: TrainStage) -> str:
 
 
 def checkpoint_key(stage: TrainStage, step: int) -> str:
-    """Where a training stage's state at ``step`` is published: the trunk's for all, any other for itself."""
+    """Key of a training stage's checkpoint at ``step``. All models on a line share the trunk's."""
     if stage.path is None:
         return trunk_key(stage.line, stage.ledger, step)
     return own_checkpoint_key(stage, step)
 
 
 def checkpoint_prefix(stage: TrainStage) -> str:
-    """Of the keys of all checkpoints that the stage may go on from; among the trunk's are some that have read other data."""
+    """Prefix of the keys of all checkpoints that the stage may continue from.
+
+    Some trunk checkpoints under the prefix have read other data: compare the whole key.
+    """
     return trunk_prefix(stage.line) if stage.path is None else own_checkpoint_prefix(stage)
 
 
@@ -153,14 +170,14 @@ def merge_key(stage: MergeStage) -> str:
 
 
 def _run_fingerprint(stage: TrainStage) -> str:
-    # How often it is checkpointed does not change what it computes.
+    # The interval between checkpoints does not change the result.
     return fingerprint("run", canonical_json(stage, exclude={"checkpoint_every"}))
 
 
 def plan_tokenizer(
     *, vocab_size: int | None, source_key: str | None, data: Sequence[DataRef], slice_keys: Sequence[str]
 ) -> PlannedStage:
-    """The tokenizer of a line: trained on the first data version, or taken over from ``source_key``."""
+    """The tokenizer of a line, trained on the first data version or copied from ``source_key``."""
     if source_key is not None:
         stage = TokenizerStage(source_key=source_key)
     else:
@@ -184,7 +201,7 @@ def plan_packs(
     sequence_length: int,
     needs: Sequence[str],
 ) -> list[PlannedStage]:
-    """One pack per data version of the ledger; those that exist already will be found by their keys."""
+    """One pack per data version of the ledger. Packs that exist already are found by their keys."""
     stages = []
     for index, version in enumerate(data):
         stage = PackStage(
@@ -211,14 +228,17 @@ def pack_name(number: int) -> str:
 
 
 def topological(stages: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names in an order in which everything comes after what it needs. Raises ValueError on a cycle or unknown need."""
+    """Names in an order that puts every name after its needs.
+
+    Raises ValueError on a cycle or an unknown need.
+    """
     order: list[str] = []
     placed: set[str] = set()
     waiting = dict(stages)
     while waiting:
         ready = [name for name, needs in waiting.items() if placed.issuperset(needs)]
         if not ready:
-            raise ValueError(f"stages {sorted(waiting)} need each other or something unknown")
+            raise ValueError(f"stages {sorted(waiting)} form a cycle or need an unknown stage")
         for name in ready:
             order.append(name)
             placed.add(name)

@@ -1,15 +1,43 @@
-"""When a failed stage is worth another attempt, and how long it waits for it."""
+"""Whether a failed stage gets another attempt, and how long it waits for it."""
+
+from dataclasses import dataclass
+
+from service.core.errors import Stopped, Unavailable
+from service.core.executor import RunError
 
 MAX_ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 2.0
 LONGEST_WAIT_SECONDS = 120.0
 
 
+@dataclass(frozen=True)
+class Retry:
+    """What follows a failed attempt. ``wait_seconds`` is None if there is no further attempt."""
+
+    wait_seconds: float | None
+    max_attempts: int
+
+
+def after_failure(attempt: int, max_attempts: int, error: RunError, *, advanced: bool) -> Retry:
+    """What follows failed attempt number ``attempt`` (1, 2, …) of a stage that is allowed ``max_attempts``.
+
+    Some failures do not count and raise ``max_attempts`` by one. A full disk, a store that does not answer or
+    a stopped process says nothing about the stage. An attempt that ``advanced`` left a checkpoint, from which
+    the next attempt continues.
+    """
+    max_attempts += advanced or error.code in (Unavailable.code, Stopped.code)
+    if not worth_another(attempt, max_attempts, error.retryable):
+        return Retry(None, max_attempts)
+    if error.code == Stopped.code:
+        return Retry(0.0, max_attempts)
+    return Retry(wait_before(2 if advanced else attempt + 1), max_attempts)
+
+
 def wait_before(attempt: int) -> float:
-    """Seconds before ``attempt`` (2, 3, …): doubling from two seconds, at most two minutes."""
+    """Seconds to wait before ``attempt`` (2, 3, …): doubling from two seconds, at most two minutes."""
     return min(LONGEST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2.0 ** max(0, attempt - 2))
 
 
 def worth_another(attempt: int, max_attempts: int, retryable: bool) -> bool:
-    """Whether a stage that failed in its ``attempt``-th try gets one more."""
+    """Whether a stage that failed on ``attempt`` gets another one."""
     return retryable and attempt < max_attempts

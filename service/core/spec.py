@@ -13,8 +13,8 @@ from pydantic_core import to_jsonable_python
 class AddedAfter020:
     """Marks a field that did not exist in 0.2.0: ``field: Annotated[bool, ADDED_AFTER_0_2_0] = False``.
 
-    A fingerprint leaves the field out while it has its default, so the default must mean what 0.2.0 did. Otherwise
-    existing lines would lose their trunk, which is found by its fingerprint.
+    A fingerprint leaves the field out while it has its default, so the default must mean what 0.2.0 did.
+    Otherwise existing lines would lose their trunk, which is found by its fingerprint.
     """
 
 
@@ -46,7 +46,7 @@ class Spec(BaseModel):
                     yield item
 
     def fields_of(self, base: "type[Spec]") -> dict[str, Any]:
-        """The values of the fields that ``base`` declares, with which to make another spec that extends ``base``."""
+        """The values of the fields that ``base`` declares, for another spec that extends ``base``."""
         assert isinstance(self, base)
         return {name: getattr(self, name) for name in base.model_fields}
 

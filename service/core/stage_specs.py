@@ -1,49 +1,40 @@
-"""What a model line is to its workers, and what every kind of stage is asked to do: the JSON that goes with a run.
+"""Specs of a model line and of each kind of stage: the JSON that workers receive with a run.
 
-``LineSpec`` is what of a model, resolved once, decides the bits of its line. Stages name their inputs by artifact key, so a
-stage's fingerprint covers everything that went into it.
+Stages name their inputs by artifact key, so a stage's fingerprint covers everything that went into it.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Literal
 
 from service.core.ledger import LedgerEntry
+from service.core.paradigm_specs import Decay
 from service.core.spec import ArtifactKey, Spec, fingerprint
-from service.core.specs import ArchitectureSpec, GateSpec
+from service.core.specs import ArchitectureSpec, GateSpec, TrainingRecipe
 
-# --- what decides the bits of a line ----------------------------------------------------------------------------------
+# --- what decides the bits of a line ------------------------------------------------------------------------
 
 
 class Numerics(Spec):
-    """Everything outside the model's own description that changes bits, resolved once per line."""
+    """Everything outside a model's own description that changes bits, resolved once per line."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
-    threads: int = 1
+    threads: int = 1  # intra-op threads of one training process
     attention: str = "sdpa"
     deterministic: bool = True
 
 
-class LineSpec(Spec):
+class LineSpec(TrainingRecipe):
     """The identity of a model line: two lines with equal specs share every stage."""
 
     architecture: ArchitectureSpec  # ``base`` is an artifact key here
     tokenizer_key: ArtifactKey
     numerics: Numerics
-    sequence_length: int
-    batch_rows: int
-    micro_batch_rows: int | None
-    peak_lr: float
-    warmup_steps: int
-    optimizer: str
-    betas: tuple[float, float]
-    weight_decay: float
-    grad_clip: float
-    replay_mixture: str
-    epochs: int
-    seed: int
+    batch_rows: int  # rows of one optimizer step, over all workers
+    micro_batch_rows: int | None  # rows per forward pass; None for all rows of a process at once
 
     @property
     def fingerprint(self) -> str:
@@ -56,7 +47,7 @@ class LineSpec(Spec):
             yield self.architecture.base
 
 
-# --- stages -----------------------------------------------------------------------------------------------------------
+# --- stages -------------------------------------------------------------------------------------------------
 
 
 class StageKind(StrEnum):
@@ -68,18 +59,15 @@ class StageKind(StrEnum):
     MERGE = "merge"
     EXPORT = "export"
     EVALUATE = "evaluate"
-    GATE = "gate"
-    RELEASE = "release"
+    GATE = "gate"  # the orchestrator decides it, without a run
+    RELEASE = "release"  # ends with its release, without a run
 
 
 TRAINING_KINDS = frozenset({StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH, StageKind.TRAIN})
-IN_ORCHESTRATOR_KINDS = frozenset(
-    {StageKind.GATE, StageKind.RELEASE}
-)  # decisions about rows: nothing to execute
 
 
 class TokenizerStage(Spec):
-    """Train a byte-level BPE on the training documents of one data version, or take over a given one."""
+    """Train a byte-level BPE on the training documents of one data version, or copy an existing tokenizer."""
 
     vocab_size: int | None = None
     data_key: ArtifactKey | None = None
@@ -97,13 +85,16 @@ class PackStage(Spec):
     sequence_length: int
 
 
-class RunPath(Spec):
-    """How a stage goes that is not the trunk: a branch that leaves it, or a run of its own.
+class RunPath(Decay):
+    """The rates and rows of a training stage that is not the trunk: a branch, or a run of its own.
 
-    Rate, H being the line's peak: ``warmup_steps`` rise linearly from ``warmup_from``·H to H, ``hold_steps`` stay at
-    ``level``·H, and ``decay_steps`` fall from H to ``floor``·H in the ``shape``. Rows: of the next ``stream_steps`` of the
-    line's stream, replay mixed in; or ``shuffled``, every row of the ledger in one order. A ``resumable`` end keeps
-    the optimizer's state, for a stage that goes on from it.
+    Rates: with H the line's peak rate, ``warmup_steps`` rise linearly from ``warmup_from``·H to H,
+    ``hold_steps`` stay at ``level``·H, and ``decay_steps`` fall from H to ``floor``·H in the given ``shape``.
+
+    Rows: the next ``stream_steps`` steps of the line's stream, with replayed rows mixed in; or, if the order
+    is "shuffled", every row of the ledger in one order.
+
+    A ``resumable`` stage keeps the optimizer's state at its end, for a stage that continues from it.
     """
 
     warmup_steps: int = 0
@@ -111,16 +102,10 @@ class RunPath(Spec):
     hold_steps: int = 0
     level: float = 1.0
     decay_steps: int = 0
-    shape: str = "1-sqrt"
-    floor: float = 0.0
-    cuts: tuple[float, ...] = ()
-    beta2: float | None = None
     fresh_optimizer: bool = False
     resumable: bool = False
     order: Literal["stream", "shuffled"] = "stream"
     stream_steps: int
-    replay_fraction: float = 0.0
-    replay_budget: Literal["grown", "kept"] = "grown"
 
     @property
     def steps(self) -> int:
@@ -128,16 +113,16 @@ class RunPath(Spec):
 
 
 class TrainStage(Spec):
-    """Train the line from ``from_step`` of its stream to ``to_step``: the trunk where there is no ``path``.
+    """Train the line from step ``from_step`` of its stream to ``to_step``, along the trunk or along ``path``.
 
-    ``ledger`` holds the data versions up to the one the last step lies in, and nothing after it.
+    ``ledger`` ends with the data version that the last step lies in. ``checkpoint_every`` is in steps.
     """
 
     line: LineSpec
     ledger: tuple[LedgerEntry, ...]
     from_step: int
     to_step: int
-    start_key: ArtifactKey | None  # the state at ``from_step``; None: initial weights at step 0
+    start_key: ArtifactKey | None  # the state at ``from_step``; None for initial weights at step 0
     path: RunPath | None = None
     checkpoint_every: int
 
@@ -147,7 +132,10 @@ class TrainStage(Spec):
 
 
 class MergeStage(Spec):
-    """Weighted sum of the weights of checkpoints, the oldest first. ``weights`` add up to 1."""
+    """Add up the weights of checkpoints, oldest first, each times its share in ``weights``.
+
+    The shares sum to 1.
+    """
 
     line: LineSpec
     checkpoint_keys: tuple[ArtifactKey, ...]
@@ -155,12 +143,14 @@ class MergeStage(Spec):
 
 
 class ExportStage(Spec):
+    """Write the weights of a checkpoint in the Hugging Face layout."""
+
     line: LineSpec
     checkpoint_key: ArtifactKey
 
 
 class SliceRef(Spec):
-    """A fixed evaluation set: ``file`` inside the artifact ``key``."""
+    """A slice: the file ``file`` of the artifact ``key``."""
 
     name: str
     key: ArtifactKey
@@ -169,7 +159,7 @@ class SliceRef(Spec):
 
 
 class EvaluateStage(Spec):
-    """Measure the export on every slice, and the served version on those where it was never measured."""
+    """Measure the export on every slice, and the served version on those where it was not measured yet."""
 
     export_key: ArtifactKey
     slices: tuple[SliceRef, ...]
@@ -180,12 +170,16 @@ class EvaluateStage(Spec):
 
 
 class GateStage(Spec):
+    """Compare the candidate with the version that was served when the plan was written."""
+
     gate: GateSpec
     newest_slice: str | None
     served_number: int | None
 
 
 class ReleaseStage(Spec):
+    """Release the candidate of the model and wait until it is live."""
+
     model: str
 
 
@@ -204,5 +198,18 @@ STAGE_SPECS: Mapping[StageKind, type[Spec]] = {
 
 
 def parse_stage_spec(kind: str, document: Mapping[str, Any]) -> Spec:
-    """The stored JSON of a stage as the spec of its kind. Raises ValidationError."""
+    """The spec of a stage from its stored JSON. Raises pydantic's ValidationError."""
     return STAGE_SPECS[StageKind(kind)].model_validate(document)
+
+
+# --- holdouts as slices -------------------------------------------------------------------------------------
+
+
+def holdout_name(number: int) -> str:
+    """Name of the slice made of the holdout of data version ``number``."""
+    return f"v{number}"
+
+
+def is_holdout_name(name: str) -> bool:
+    """Whether ``name`` is reserved for the holdout of some data version."""
+    return re.fullmatch(r"v[0-9]+", name) is not None

@@ -1,70 +1,100 @@
-"""Every state a row can be in, what it means, and who moves it on. ``MOVES`` is the one table of legal moves."""
+"""The states of rows: what each means, who moves a row on, and MOVES, the one table of legal moves."""
 
 from collections.abc import Mapping
 from enum import StrEnum
 
 
 class UpdateState(StrEnum):
+    """State of an update, which turns one data version into one model version."""
+
     PENDING = "pending"
-    """Written with its data version. Waits until the model's earlier updates have ended; the orchestrator starts it."""
+    """Registering the data version wrote the update, or a user requested it. It waits until the model's
+    earlier updates have ended. Then the orchestrator resolves the model line, writes the tokenizer and pack
+    stages, and moves the update to running. If that fails for good, the update fails."""
     RUNNING = "running"
-    """Its stages are written, some have not ended. At most one a model. The last stage's end moves it on."""
+    """Its stages are written and not all of them have ended. A model has at most one running update. The
+    transaction that records the end of its last stage moves it on."""
     SUCCEEDED = "succeeded"
-    """The gate passed, and the version is served, unless the model does not release by itself. Final."""
+    """The gate passed the version and, unless the model's ``auto_release`` is off, the version is live.
+    Final."""
     REJECTED = "rejected"
-    """Trained and measured, and the gate said no: what is served stays. Final."""
+    """The version was trained and evaluated, and the gate rejected it. The served version stays. Final."""
     FAILED = "failed"
-    """A stage failed for good. A retry moves it back to running, from its last good stage."""
+    """A stage ran out of attempts or failed with an error that is never retried; ``error`` names the stage. A
+    user can retry the update, which moves it back to running from its last good stage, or to pending if it
+    has no stages yet."""
     CANCELLED = "cancelled"
-    """Ended by a user, or by the exclusion of its data version. Final."""
+    """A user cancelled it or excluded its data version. Artifacts that it published stay, and the next update
+    continues from them. Final."""
 
 
 class StageState(StrEnum):
+    """State of a stage, one node of an update. A stage that is held has an owner, a lease and an epoch."""
+
     PENDING = "pending"
-    """Needs stages that have not succeeded yet. The last of them to succeed makes it ready. Training stages that wait only
-    for one another are claimed with the first of them, as one run."""
+    """Some of the stages that it needs have not succeeded. The transaction that records the last of them
+    makes it ready. A training stage that needs only the training stage before it is claimed together with
+    that stage, as one run."""
     READY = "ready"
-    """May run once ``ready_at`` has come (a retry waits there). An orchestrator claims it."""
+    """Everything it needs has succeeded. An orchestrator claims it once ``ready_at`` has come; after a failed
+    attempt that time lies in the future. If its artifact exists already, it succeeds at once, without a
+    run."""
     RUNNING = "running"
-    """Held under a lease by one orchestrator, which polls its run. An expired lease is taken over under a new epoch. A
-    failed attempt goes back to ready; a branch whose trunk failed in the same run goes back to pending."""
+    """One orchestrator holds it under a lease and polls its run. When the lease expires, another orchestrator
+    takes it over under a new epoch. A failed attempt moves it back to ready. If the stage before it in the
+    same run failed, it moves back to pending, and the attempt does not count."""
     SUCCEEDED = "succeeded"
-    """Its artifact is published (or its decision is written). Final, unless a stage that reads it finds it damaged."""
+    """Its artifact is published, or its decision is recorded. Final, unless a stage that reads the artifact
+    finds it damaged: then it becomes ready again and makes the artifact once more."""
     FAILED = "failed"
-    """Out of attempts, or not worth another. A retry of the update makes it ready again."""
+    """It ran out of attempts, or its error is never retried. Its update fails with it. Retrying the update
+    makes it ready again with a fresh number of attempts."""
     CANCELLED = "cancelled"
-    """Its update ended before it could. Final unless the update failed and is retried."""
+    """Its update ended before it did. The orchestrator ends its run. If the update failed, a retry makes the
+    stage pending or ready again; otherwise final."""
 
 
 class ModelVersionState(StrEnum):
+    """State of a model version, a finished, exported and evaluated branch."""
+
     CANDIDATE = "candidate"
-    """Exported and evaluated; not served, or not yet."""
+    """Exported and evaluated, and not served. The gate judges it; if it passes, a release serves it."""
     REJECTED = "rejected"
-    """The gate said no. A user may still release it."""
+    """The gate rejected it. A user may release it anyway."""
     RELEASED = "released"
-    """Every replica answers with it. At most one a model."""
+    """Every replica answers with it. A model has at most one released version. The next release to go live
+    retires it."""
     RETIRED = "retired"
-    """Was released, until another version was."""
+    """It was released until another version was. A rollback releases it again."""
 
 
 class ReleaseState(StrEnum):
+    """State of a release, one line of the history of what a model served."""
+
     PENDING = "pending"
-    """Asked for: being loaded, on trial, or not yet what all replicas answer with. At most one a model."""
+    """Requested by an update or a user: its version is being loaded, is on trial, or is not yet what every
+    replica answers with. A model has at most one pending release. The orchestrator moves it on by what the
+    replicas report."""
     LIVE = "live"
-    """Every replica answers with it. At most one a model."""
+    """Every replica answers with its version. A model has at most one live release. The next one to go live
+    ends it."""
     ENDED = "ended"
-    """Was live until another release was. Final."""
+    """It was live until another release was. Final."""
     SUPERSEDED = "superseded"
-    """A later request came before it was live. Final."""
+    """A later release was requested before it went live. Final."""
     FAILED = "failed"
-    """It was not loaded, or did not stand its trial; the replicas kept what they had. Final."""
+    """Its version did not load in time or failed its trial; ``error`` says which. The replicas kept what they
+    served. Final."""
 
 
 class CheckpointState(StrEnum):
+    """State of a trunk checkpoint."""
+
     LIVE = "live"
-    """On the trunk's present lineage."""
+    """It is part of the trunk's current lineage, so the trunk and branches may continue from it."""
     ABANDONED = "abandoned"
-    """Lies after a point that the trunk was rewound to."""
+    """The trunk was rewound to a step before it, because it has read a data version that was excluded later.
+    Nothing continues from it any more. Final."""
 
 
 U, S, V, R = UpdateState, StageState, ModelVersionState, ReleaseState
@@ -101,15 +131,15 @@ MOVES: Mapping[type[StrEnum], Mapping[StrEnum, frozenset[StrEnum]]] = {
     },
     CheckpointState: {
         CheckpointState.LIVE: frozenset({CheckpointState.ABANDONED}),
-        CheckpointState.ABANDONED: frozenset({CheckpointState.LIVE}),
+        CheckpointState.ABANDONED: frozenset(),
     },
 }
 
-# States that carry ``finished_at``; the tables check that it is set in these and in no other.
+# States in which ``finished_at`` is set. The tables check that it is set in no other state.
 FINISHED_UPDATES = frozenset({U.SUCCEEDED, U.REJECTED, U.FAILED, U.CANCELLED})
 FINISHED_STAGES = frozenset({S.SUCCEEDED, S.FAILED, S.CANCELLED})
 
 
 def sources(target: StrEnum) -> frozenset[StrEnum]:
-    """The states from which ``target`` may be reached: what a guarded UPDATE names in its WHERE."""
+    """The states from which a row may move to ``target``. A guarded UPDATE names them in its WHERE clause."""
     return frozenset(state for state, targets in MOVES[type(target)].items() if target in targets)

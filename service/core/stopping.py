@@ -1,10 +1,21 @@
-"""How long a stop takes at most, from SIGTERM on: 30 s, for one process as for all of `pathswitch up`.
+"""Shutdown deadlines, in seconds after SIGTERM. They hold for one process and for all of ``pathswitch up``.
 
-18 s  what was accepted may finish: requests, streams, the training step and its checkpoint
-23 s  a process that has not ended ends at once; what is on disk and in the rows is whole at any time
-30 s  what the processes of `up` stood on (Ray) has ended too
+18 s  accepted work may finish: requests, streams, the current training step and its checkpoint
+23 s  a process that is still running ends immediately; files and rows are consistent at any time
+30 s  the processes that the others depend on under ``up`` (Ray) have ended too
 """
+
+import signal
 
 DRAIN_SECONDS = 18
 PROCESS_SECONDS = 23
 ALL_SECONDS = 30
+
+
+def set_exit_deadline() -> None:
+    """Have the kernel end this process in PROCESS_SECONDS, whatever it is waiting for.
+
+    Safe in a signal handler.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(PROCESS_SECONDS)

@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 from service.core.auto_length import AutoChoice
 from service.core.costs import Amount, StageCost, continual, from_scratch, stage_cost
 from service.core.ledger import LedgerEntry, own_steps, steps_of
+from service.core.paradigm_specs import ParadigmSpec
 from service.core.paradigms import PARADIGMS
 from service.core.plan import LineEnd, PlanContext
-from service.core.specs import ModelSpec, ParadigmSpec
+from service.core.specs import ModelSpec
 from service.core.stage_specs import TRAINING_KINDS, LineSpec, StageKind, TrainStage
 from service.core.states import FINISHED_UPDATES, StageState
 from service.store import datasets, lines, models, updates
@@ -248,12 +249,6 @@ def _forecast(
             auto_length=_same_share(spec.paradigm, newest, ledger[-1].steps, steps),
             paradigm=spec.paradigm,
             gate=spec.gate,
-            slices=(),
-            newest_slice=None,
-            served_number=None,
-            served_export_key=None,
-            served_missing_slices=(),
-            auto_release=False,
             checkpoint_every=spec.training.checkpoint_every,
         )
     )

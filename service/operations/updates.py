@@ -4,9 +4,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.core.errors import Conflict, InvalidRequest, StageInputInvalid
+from service.core.paradigm_specs import BranchSpec, ParadigmSpec, PathSwitchingSpec
 from service.core.paradigms.branching import branch_from_geometry
 from service.core.retry import MAX_ATTEMPTS
-from service.core.specs import BranchSpec, ModelSpec, ParadigmSpec, PathSwitchingSpec
+from service.core.specs import ModelSpec
 from service.core.stage_specs import LineSpec
 from service.core.states import CheckpointState, StageState, UpdateState
 from service.store import datasets, lines, models, updates

@@ -1,9 +1,9 @@
-"""One result, one transaction: a stage's end, what it makes ready, and what it means for the update.
+"""One result, one transaction: the end of a stage, the stages it makes ready, and the end of the update.
 
-Whoever calls these holds the stage under ``epoch``; where that is not so any more they raise Fenced and write nothing.
+The caller holds the stage under ``epoch``. If it no longer does, these functions raise Fenced and write
+nothing.
 """
 
-import math
 from datetime import timedelta
 from typing import Any
 
@@ -11,32 +11,42 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from service.core import retry
-from service.core.errors import StageInputInvalid, Stopped, Unavailable
+from service.core.errors import StageInputInvalid
 from service.core.executor import RunError
+from service.core.json_floats import replace_non_finite
 from service.core.manifest import Manifest
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import StageState, UpdateState
-from service.orchestrator.planning import write_part_two
 from service.orchestrator.versions import record_candidate
+from service.planning.training_stages import write_training_stages
 from service.store import datasets, events, models, stages, updates
 from service.store.database import now
 from service.store.tables import Checkpoint, Stage, Update
 
 
 def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> None:
-    """A stage that was held has published its artifact."""
+    """Record that a held stage has published its artifact."""
     stage = stages.get(session, stage_id)
     run_id, wasted = stage.run_id, stage.wasted_seconds
-    # What failed attempts had trained up to the checkpoint that this one went on from was not wasted.
+    # The training of failed attempts up to the checkpoint from which this one continued was not wasted.
     carried = manifest.result.get("carried_device_seconds", 0.0) / manifest.result.get("devices", 1)
-    _end_well(session, stage_id, epoch, _finite(manifest.result), wasted_seconds=max(0.0, wasted - carried))
+    _set_succeeded(
+        session,
+        stage_id,
+        epoch,
+        replace_non_finite(manifest.result),
+        wasted_seconds=max(0.0, wasted - carried),
+    )
     if run_id is not None:
         stages.start_next_of_run(session, run_id)
     _after_success(session, stages.get(session, stage_id), manifest)
 
 
 def reuse(session: Session, stage_id: str, manifest: Manifest) -> bool:
-    """A ready stage whose artifact exists already succeeds at once. False where it is not ready any more."""
+    """Have a ready stage succeed at once, because its artifact exists already.
+
+    Returns False if it is no longer ready.
+    """
     row = session.execute(
         sa.update(Stage)
         .where(Stage.id == stage_id, Stage.state == StageState.READY)
@@ -44,7 +54,7 @@ def reuse(session: Session, stage_id: str, manifest: Manifest) -> bool:
             state=StageState.SUCCEEDED,
             reused=True,
             epoch=Stage.epoch + 1,
-            result=_finite(manifest.result),
+            result=replace_non_finite(manifest.result),
             finished_at=now(session),
             ready_at=None,
         )
@@ -56,15 +66,18 @@ def reuse(session: Session, stage_id: str, manifest: Manifest) -> bool:
     return True
 
 
-def decided(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
-    """A stage that is a decision of the orchestrator's own, and publishes nothing, has ended well."""
-    _end_well(session, stage_id, epoch, result)
+def succeed_decision(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
+    """Record that a gate or release stage, which publishes nothing, has succeeded."""
+    _set_succeeded(session, stage_id, epoch, result)
     _after_success(session, stages.get(session, stage_id), None)
 
 
 def reject(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) -> None:
-    """The gate has said no: the decision is made, and the update ends with it."""
-    _end_well(session, stage_id, epoch, result)
+    """Record that the gate rejected the candidate.
+
+    The gate stage has succeeded, and the update ends as rejected.
+    """
+    _set_succeeded(session, stage_id, epoch, result)
     update = updates.update(session, stages.get(session, stage_id).update_id)
     updates.move(session, update, UpdateState.REJECTED)
     updates.cancel_open_stages(session, update.id)
@@ -73,10 +86,11 @@ def reject(session: Session, stage_id: str, epoch: int, result: dict[str, Any]) 
 def fail_attempt(
     session: Session, stage_id: str, epoch: int, error: RunError, *, advanced: bool = False
 ) -> None:
-    """A try has ended badly and its run is gone: another one after a while, or the end of the update.
+    """Record a failed attempt whose run has ended: the stage gets another attempt later, or the update fails.
 
-    A stage whose needs have not all succeeded was claimed behind them in one chain and never had its turn: it waits
-    again, and no try is counted. Nor is one that has ``advanced``: it was interrupted, and the next one goes on from there.
+    ``advanced`` attempts left a checkpoint from which the next attempt continues. A stage whose needs have
+    not all succeeded was claimed behind them in one run and never started: it waits again, and the attempt
+    does not count.
     """
     at = now(session)
     stage = stages.get(session, stage_id)
@@ -90,13 +104,10 @@ def fail_attempt(
             **stages.RELEASED_CLAIM,
         )
         return
-    written, wasted = stages.lost_attempt(stage, error, at)
-    # A full disk, a store that is away or a process that had to stop says nothing about the stage: it is tried until it can be.
-    max_attempts = stage.max_attempts + (advanced or error.code in (Unavailable.code, Stopped.code))
-    again = retry.worth_another(stage.attempt, max_attempts, error.retryable)
-    if again:
-        wait = 0.0 if error.code == Stopped.code else retry.wait_before(2 if advanced else stage.attempt + 1)
-        ready_at = at + timedelta(seconds=wait)
+    error_document, wasted_seconds = stages.lost_attempt(stage, error, at)
+    follow_up = retry.after_failure(stage.attempt, stage.max_attempts, error, advanced=advanced)
+    if follow_up.wait_seconds is not None:
+        ready_at = at + timedelta(seconds=follow_up.wait_seconds)
         values: dict[str, Any] = {"state": StageState.READY, "ready_at": ready_at}
     else:
         values = {"state": StageState.FAILED, "finished_at": at}
@@ -104,31 +115,33 @@ def fail_attempt(
         session,
         stage_id,
         epoch,
-        error=written,
-        wasted_seconds=wasted,
-        max_attempts=max_attempts,
+        error=error_document,
+        wasted_seconds=wasted_seconds,
+        max_attempts=follow_up.max_attempts,
         **values,
         **stages.RELEASED_CLAIM,
     )
+    again = follow_up.wait_seconds is not None
     events.append(
-        session, "stage.attempt_failed", stage=stage_id, update=stage.update_id, again=again, **written
+        session, "stage.attempt_failed", stage=stage_id, update=stage.update_id, again=again, **error_document
     )
     if not again:
-        _fail_update(session, updates.update(session, stage.update_id), written | {"stage": stage.name})
+        update = updates.update(session, stage.update_id)
+        _fail_update(session, update, error_document | {"stage": stage.name})
 
 
 def plan(session: Session, update: Update) -> None:
-    """All packs are there: write part two of the plan, or fail the update with the reason why there is none."""
+    """Write part two of the plan once all packs have succeeded, or fail the update if no plan is possible."""
     try:
         with session.begin_nested():
-            write_part_two(session, update)
+            write_training_stages(session, update)
     except StageInputInvalid as error:
         _fail_update(session, update, {"code": error.code, "detail": error.detail, "stage": "plan"})
 
 
 def make_ready(session: Session, update_id: str) -> None:
-    """Pending stages whose needs have all succeeded become ready."""
-    # Without their specs: each pack's names all packs before it, and this is asked after every one of them.
+    """Make pending stages ready whose needs have all succeeded."""
+    # Without specs: each pack's spec names all packs before it, and this query runs after every one of them.
     rows = session.execute(
         sa.select(Stage.id, Stage.state, Stage.needs).where(Stage.update_id == update_id)
     ).all()
@@ -142,7 +155,9 @@ def make_ready(session: Session, update_id: str) -> None:
     )
 
 
-def _end_well(session: Session, stage_id: str, epoch: int, result: dict[str, Any], **values: Any) -> None:
+def _set_succeeded(
+    session: Session, stage_id: str, epoch: int, result: dict[str, Any], **values: Any
+) -> None:
     stages.guarded_update(
         session,
         stage_id,
@@ -194,14 +209,3 @@ def _record_checkpoint(session: Session, update: Update, stage: Stage, manifest:
 def _fail_update(session: Session, update: Update, error: dict[str, Any]) -> None:
     updates.move(session, update, UpdateState.FAILED, error)
     updates.cancel_open_stages(session, update.id)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: a number that is not finite is stored as null, and the gate reads it as NaN."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return value

@@ -1,10 +1,9 @@
-"""Poll the runs of what is held; write down progress, results and failures, each under the epoch that was claimed."""
+"""Poll the runs of held stages, and record progress, results and failures under the epoch of the claim."""
 
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sqlalchemy.orm import Session
 
@@ -15,60 +14,63 @@ from service.core.executor import Executor, Point, RunError, RunReport, RunState
 from service.core.manifest import Manifest
 from service.core.plan import checkpoint_key, checkpoint_prefix, checkpoint_step
 from service.core.stage_specs import TRAINING_KINDS, TrainStage
-from service.orchestrator import advance, heal
-from service.orchestrator.holding import Held, Holding
+from service.orchestrator import advance, repair
+from service.orchestrator.leases import Lease, LeaseTable
 from service.store import metrics, stages
 from service.store.database import Database
 
 logger = logging.getLogger(__name__)
 
 
-def collect(database: Database, artifacts: Artifacts, executor: Executor, holding: Holding) -> bool:
-    """Observe every run once. Returns whether a stage ended."""
-    if holding.renewal_is_due():
-        _renew(database, holding)
+def collect(database: Database, artifacts: Artifacts, executor: Executor, leases: LeaseTable) -> bool:
+    """Poll every run once. Returns whether a stage ended."""
+    if leases.renewal_is_due():
+        _renew(database, leases)
     moved = False
-    for run_id, members in holding.by_run().items():
+    for run_id, members in leases.by_run().items():
         try:
-            report = executor.poll(run_id, holding.cursors.get(run_id, 0))
+            report = executor.poll(run_id, leases.cursors.get(run_id, 0))
         except Unavailable as error:
             logger.warning("run %s: %s", run_id, error.detail)
             continue
-        _record_progress(database, holding, members, report)
-        holding.has_read(run_id, report.cursor)
-        gone = report.state != RunState.RUNNING
-        for held in members:
-            if held.stage_id in report.finished or gone:
-                _settle(database, artifacts, holding, held, report)
+        _record_progress(database, leases, members, report)
+        leases.set_cursor(run_id, report.cursor)
+        has_ended = report.state != RunState.RUNNING
+        for lease in members:
+            if lease.stage_id in report.finished or has_ended:
+                _settle(database, artifacts, leases, lease, report)
                 moved = True
         if report.state == RunState.LOST:
-            # Whoever had claimed it and was slow may have submitted it since we looked; dispatch looks after it submits.
+            # A slow claimant may have submitted the run since this poll. Dispatch checks the claim after
+            # submitting.
             executor.cancel(run_id)
     return moved
 
 
-def _renew(database: Database, holding: Holding) -> None:
+def _renew(database: Database, leases: LeaseTable) -> None:
     with database.transaction() as session:
-        lost = stages.renew(
-            session, {held.stage_id: held.epoch for held in holding.stages.values()}, holding.lease_seconds
-        )
-    holding.renewed()
-    for stage_id in lost:  # cancelled (rescue ends its run) or taken over (its new holder polls it)
-        holding.drop(stage_id)
+        lost = stages.renew(session, leases.epochs(), leases.lease_seconds)
+    leases.set_renewed()
+    for stage_id in lost:  # cancelled, and rescue ends its run; or taken over, and its new holder polls it
+        leases.drop(stage_id)
 
 
-def _record_progress(database: Database, holding: Holding, members: list[Held], report: RunReport) -> None:
-    for held in members:
-        points = [point for point in report.points if point.stage_id == held.stage_id]
+def _record_progress(
+    database: Database, leases: LeaseTable, members: Sequence[Lease], report: RunReport
+) -> None:
+    for lease in members:
+        points = [point for point in report.points if point.stage_id == lease.stage_id]
         if points:
-            held.first_step = held.first_step or points[0].stage_step
-            _guarded(database, holding, held, partial(_write_progress, held, points))
+            lease.first_step = lease.first_step or points[0].stage_step
+            with _guarded(database, leases, lease) as session:
+                progress = _progress(points[-1], lease.first_step)
+                stages.guarded_update(session, lease.stage_id, lease.epoch, progress=progress)
+                metrics.record_points(session, lease.stage_id, [point.as_row() for point in points])
 
 
-def _write_progress(held: Held, points: list[Point], session: Session) -> None:
-    last = points[-1]
-    progress = {
-        "first_step": held.first_step,
+def _progress(last: Point, first_step: int) -> dict[str, object]:
+    return {
+        "first_step": first_step,
         "step": last.stage_step,
         "total_steps": last.total_steps,
         "loss": last.loss,
@@ -76,74 +78,82 @@ def _write_progress(held: Held, points: list[Point], session: Session) -> None:
         "tokens_per_second": last.tokens_per_second,
         "eta_seconds": last.eta_seconds,
     }
-    stages.guarded_update(session, held.stage_id, held.epoch, progress=progress)
-    metrics.record_points(session, held.stage_id, [asdict(point) for point in points])
 
 
 def _settle(
-    database: Database, artifacts: Artifacts, holding: Holding, held: Held, report: RunReport
+    database: Database, artifacts: Artifacts, leases: LeaseTable, lease: Lease, report: RunReport
 ) -> None:
-    """The stage's part of the run is over: it has published, or it has failed."""
-    assert held.key is not None
-    key = held.key
+    """Record the end of a stage's part of its run: it has published its artifact, or it has failed."""
+    assert lease.key is not None
     error = report.error
     try:
-        manifest = artifacts.manifest(key)
+        manifest = artifacts.manifest(lease.key)
     except ArtifactCorrupt as corrupt:
-        artifacts.unpublish([key])  # nobody can use it, and it is in the way of the next attempt's
-        manifest, error = None, RunError(held.stage_id, corrupt.code, corrupt.detail, retryable=True)
+        # Unpublish it, because it is useless and would block the next attempt's artifact.
+        artifacts.unpublish([lease.key])
+        manifest, error = None, RunError(lease.stage_id, corrupt.code, corrupt.detail, retryable=True)
     if manifest is not None:
-        points = _settled_points(artifacts, manifest) if held.kind in TRAINING_KINDS else []
-
-        def succeed(session: Session) -> None:
-            metrics.record_points(session, held.stage_id, points)
-            advance.succeed(session, held.stage_id, held.epoch, manifest)
-
-        _guarded(database, holding, held, succeed)
+        _settle_success(database, artifacts, leases, lease, manifest)
     else:
-        failure = error or RunError(
-            held.stage_id, WorkerLost.code, f"run {held.run_id} is gone ({report.state})", retryable=True
+        error = error or RunError(
+            lease.stage_id, WorkerLost.code, f"run {lease.run_id} is gone ({report.state})", retryable=True
         )
-        logger.warning("stage %s failed: %s", held.stage_id, failure.detail)
-        damaged = []
-        if failure.code in heal.DAMAGE_CODES and failure.stage_id == held.stage_id:
-            damaged = heal.damaged_inputs(database, artifacts, held.stage_id)
-        advanced = failure.code == WorkerLost.code and _has_advanced(database, artifacts, held)
-
-        def fail(session: Session) -> None:
-            healed = damaged and heal.make_again(session, held.stage_id, held.epoch, damaged, failure)
-            if not healed:
-                advance.fail_attempt(session, held.stage_id, held.epoch, failure, advanced=advanced)
-
-        _guarded(database, holding, held, fail)
-    holding.drop(held.stage_id)
+        _settle_failure(database, artifacts, leases, lease, error)
+    leases.drop(lease.stage_id)
 
 
-def _has_advanced(database: Database, artifacts: Artifacts, held: Held) -> bool:
-    """Whether the attempt has left a checkpoint beyond where it began: the next one need not repeat all of it."""
-    if held.first_step is None:
+def _settle_success(
+    database: Database, artifacts: Artifacts, leases: LeaseTable, lease: Lease, manifest: Manifest
+) -> None:
+    points = _published_points(artifacts, manifest) if lease.kind in TRAINING_KINDS else []
+    with _guarded(database, leases, lease) as session:
+        metrics.record_points(session, lease.stage_id, points)
+        advance.succeed(session, lease.stage_id, lease.epoch, manifest)
+
+
+def _settle_failure(
+    database: Database, artifacts: Artifacts, leases: LeaseTable, lease: Lease, error: RunError
+) -> None:
+    logger.warning("stage %s failed: %s", lease.stage_id, error.detail)
+    makers = []
+    if error.code in repair.DAMAGE_CODES and error.stage_id == lease.stage_id:
+        makers = repair.unpublish_damaged_inputs(database, artifacts, lease.stage_id)
+    advanced = error.code == WorkerLost.code and _has_advanced(database, artifacts, lease)
+    with _guarded(database, leases, lease) as session:
+        repaired = makers and repair.rerun_makers(session, lease.stage_id, lease.epoch, makers, error)
+        if not repaired:
+            advance.fail_attempt(session, lease.stage_id, lease.epoch, error, advanced=advanced)
+
+
+def _has_advanced(database: Database, artifacts: Artifacts, lease: Lease) -> bool:
+    """Whether the attempt published a checkpoint past its start, from which the next one can continue."""
+    if lease.first_step is None:
         return False
     with database.reading() as session:
-        spec = TrainStage.model_validate(stages.get(session, held.stage_id).spec)
-    published = set(artifacts.keys(checkpoint_prefix(spec)))
-    steps = range(spec.from_step + held.first_step, spec.to_step)
+        spec = TrainStage.model_validate(stages.get(session, lease.stage_id).spec)
+    published = artifacts.keys(checkpoint_prefix(spec))
+    steps = range(spec.from_step + lease.first_step, spec.to_step)
     return any(
         checkpoint_step(key) in steps and checkpoint_key(spec, checkpoint_step(key)) == key
         for key in published
     )
 
 
-def _settled_points(artifacts: Artifacts, manifest: Manifest) -> list[dict[str, object]]:
-    """The points as the artifact has them: complete, whatever of the live ones got lost on the way."""
+def _published_points(artifacts: Artifacts, manifest: Manifest) -> list[dict[str, object]]:
+    """The metric points in the artifact.
+
+    They are complete, while live points may have been lost on the way.
+    """
     lines = artifacts.path(manifest, METRICS).read_text().splitlines()
     return [json.loads(line) for line in lines if line]
 
 
-def _guarded(database: Database, holding: Holding, held: Held, write: Callable[[Session], None]) -> None:
-    """Write under the held epoch; where it is not ours any more nothing is written and we let go of it."""
+@contextmanager
+def _guarded(database: Database, leases: LeaseTable, lease: Lease) -> Iterator[Session]:
+    """A transaction for guarded writes. If one is fenced, nothing is written and the lease is dropped."""
     try:
         with database.transaction() as session:
-            write(session)
+            yield session
     except stages.Fenced:
-        logger.info("stage %s is not held under epoch %d any more", held.stage_id, held.epoch)
-        holding.drop(held.stage_id)
+        logger.info("stage %s is no longer held under epoch %d", lease.stage_id, lease.epoch)
+        leases.drop(lease.stage_id)

@@ -1,4 +1,4 @@
-"""Claim what is ready and have it run: at once where its artifact exists, here where it is a decision, else by the executor."""
+"""Claim ready stages: reuse their artifact if it exists, decide gates and releases here, run the rest."""
 
 import logging
 import time
@@ -15,8 +15,8 @@ from service.core.specs import ModelSpec
 from service.core.stage_specs import TRAINING_KINDS, StageKind
 from service.core.states import StageState
 from service.orchestrator import advance
-from service.orchestrator.holding import Holding
-from service.orchestrator.versions import pass_judgement
+from service.orchestrator.leases import LeaseTable
+from service.orchestrator.versions import judge_candidate
 from service.store import models, releases, stages, updates
 from service.store.database import Database
 from service.store.tables import Stage
@@ -24,54 +24,58 @@ from service.store.tables import Stage
 logger = logging.getLogger(__name__)
 
 
-def dispatch(database: Database, artifacts: Artifacts, executor: Executor, holding: Holding) -> bool:
-    """Move every ready stage on as far as it goes now. Returns whether any moved."""
+def dispatch(database: Database, artifacts: Artifacts, executor: Executor, leases: LeaseTable) -> bool:
+    """Move every ready stage on as far as possible. Returns whether any moved."""
     with database.reading() as session:
-        ours = stages.ids_running_of(session, holding.owner)
+        owned = stages.ids_running_of(session, leases.owner)
         ready = list(stages.ready(session))
-    moved = _take_back(
-        database, executor, holding, [stage_id for stage_id in ours if stage_id not in holding.stages]
-    )
+    orphans = [stage_id for stage_id in owned if stage_id not in leases.stages]
+    moved = _reclaim(database, executor, leases, orphans)
     for stage in ready:
-        if stage.kind == StageKind.GATE:
-            moved |= _judge(database, stage, holding)
-        elif stage.kind == StageKind.RELEASE:
-            moved |= _ask_for_release(database, stage, holding)
+        if stage.kind in (StageKind.GATE, StageKind.RELEASE):
+            moved |= _decide(database, leases, stage)
         else:
-            moved |= _run(database, artifacts, executor, holding, stage)
+            moved |= _run(database, artifacts, executor, leases, stage)
     return moved
 
 
 def run_id(stage: Stage) -> str:
-    """The external name of the stage's next attempt: a duplicate means that it runs already."""
+    """The external name of the stage's next attempt.
+
+    The executor refuses a duplicate, which means that it runs already.
+    """
     return f"run-{stage.id}-a{stage.attempt + 1}"
 
 
 def _run(
-    database: Database, artifacts: Artifacts, executor: Executor, holding: Holding, stage: Stage
+    database: Database, artifacts: Artifacts, executor: Executor, leases: LeaseTable, stage: Stage
 ) -> bool:
+    """Succeed at once if the stage's artifact exists.
+
+    Otherwise claim the stage, with the training stages behind it, as a run.
+    """
     assert stage.key is not None
     try:
         manifest = artifacts.manifest(stage.key)
     except ArtifactCorrupt as error:
-        # Nobody can use it, and it is in the way of the one that this stage makes.
-        logger.error("made again: %s", error.detail)
+        # Unpublish it, because it is useless and would block the artifact that this stage makes.
+        logger.error("unpublished, to be made again: %s", error.detail)
         artifacts.unpublish([stage.key])
         manifest = None
     if manifest is not None:
         with database.transaction() as session:
             return advance.reuse(session, stage.id, manifest)
     with database.reading() as session:
-        behind = _training_behind(session, stage)
-    # The artifacts are asked before the transaction: an object store may take its time.
-    chain = [stage.id, *(row.id for row in takewhile(partial(_is_missing, artifacts), behind))]
+        followers = _training_behind(session, stage)
+    # Look for artifacts outside the transaction, because an object store may be slow.
+    chain = [stage.id, *(row.id for row in takewhile(partial(_is_missing, artifacts), followers))]
     began = time.monotonic()
     with database.transaction() as session:
         claimed = stages.claim(
             session,
             chain,
-            owner=holding.owner,
-            lease_seconds=holding.lease_seconds,
+            owner=leases.owner,
+            lease_seconds=leases.lease_seconds,
             run_id=run_id(stage),
             from_states=(StageState.READY, StageState.PENDING),
         )
@@ -79,31 +83,32 @@ def _run(
             return False
         run = _run_of(session, run_id(stage), claimed)
     for row in claimed:
-        holding.add(row)
-    _submit(database, executor, holding, run, began)
+        leases.add(row)
+    _submit(database, executor, leases, run, began)
     return True
 
 
-def _take_back(database: Database, executor: Executor, holding: Holding, stage_ids: Sequence[str]) -> bool:
-    """Go on with stages that rows say are ours, though we do not hold them: the answer to the claim was lost on its way.
+def _reclaim(database: Database, executor: Executor, leases: LeaseTable, stage_ids: Sequence[str]) -> bool:
+    """Resume stages that this orchestrator owns without a lease in memory: the answer to a claim was lost.
 
-    So nothing was submitted; or, where we had taken them over, it was, and submitting it again adopts it.
+    After a lost claim nothing was submitted yet. After a lost take-over the run exists, and submitting it
+    again adopts it.
     """
     if not stage_ids:
         return False
     began = time.monotonic()
     with database.transaction() as session:
-        rows = stages.reclaim(session, stage_ids, owner=holding.owner, lease_seconds=holding.lease_seconds)
+        rows = stages.reclaim(session, stage_ids, owner=leases.owner, lease_seconds=leases.lease_seconds)
         chains: dict[str | None, list[Stage]] = {}
         for row in rows:
             chains.setdefault(row.run_id, []).append(row)
         runs = {name: _run_of(session, name, chain) for name, chain in chains.items() if name is not None}
     for name, chain in chains.items():
         if name is not None:
-            logger.info("run %s is ours: the answer to its claim was lost", name)
-            _submit(database, executor, holding, runs[name], began)
+            logger.info("resuming run %s: the answer to its claim was lost", name)
+            _submit(database, executor, leases, runs[name], began)
         for row in chain:
-            holding.add(row)
+            leases.add(row)
     return bool(rows)
 
 
@@ -116,28 +121,32 @@ def _run_of(session: Session, name: str, claimed: Sequence[Stage]) -> Run:
     )
 
 
-def _submit(database: Database, executor: Executor, holding: Holding, run: Run, began: float) -> None:
-    """Have a run that was claimed at ``began`` or later carried out."""
-    if time.monotonic() - began > holding.lease_seconds:
-        # We were stopped meanwhile. Whoever has taken the stage over may have found no run, and begun its next attempt.
-        logger.warning("run %s: the claim has run out before it was submitted", run.id)
+def _submit(database: Database, executor: Executor, leases: LeaseTable, run: Run, began: float) -> None:
+    """Submit a run whose stages were claimed at the monotonic time ``began`` or later."""
+    if time.monotonic() - began > leases.lease_seconds:
+        # This process was suspended. Another one may have taken the stage over, found no run and begun the
+        # next attempt.
+        logger.warning("run %s: its lease expired before it was submitted", run.id)
         return
     try:
         executor.submit(run)
         with database.reading() as session:
-            wanted = stages.any_running(session, run.id)
-        if not wanted:
+            is_needed = stages.any_running(session, run.id)
+        if not is_needed:
             logger.warning("run %s was given up before it was submitted", run.id)
             executor.cancel(run.id)
     except DatabaseAway:
         raise
     except Unavailable as error:
-        # The claim stands. A poll will not know the run and hand the stage its next attempt.
+        # The claim stands. The next poll reports the run as lost, and the stage gets its next attempt.
         logger.warning("run %s: %s", run.id, error.detail)
 
 
 def _is_missing(artifacts: Artifacts, stage: Stage) -> bool:
-    """Whether nothing is published under the stage's key. What cannot be read is for the stage's own turn to tell."""
+    """Whether nothing is published under the stage's key.
+
+    A corrupt manifest is left for the stage's own dispatch.
+    """
     assert stage.key is not None
     try:
         return artifacts.manifest(stage.key) is None
@@ -146,44 +155,49 @@ def _is_missing(artifacts: Artifacts, stage: Stage) -> bool:
 
 
 def _training_behind(session: Session, stage: Stage) -> list[Stage]:
-    """Training stages that wait for this one, or for one another in turn, and for nothing else: one start-up does for all."""
+    """Training stages that wait for this one or for each other in turn, and for nothing else.
+
+    They can share its run.
+    """
     chain: list[Stage] = []
     if stage.kind not in TRAINING_KINDS:
         return chain
     for other in updates.stages(session, stage.update_id):
         last = chain[-1] if chain else stage
-        waits = other.state == StageState.PENDING and other.needs == [last.id]
-        if waits and other.kind in TRAINING_KINDS:
+        waits_for_last = other.state == StageState.PENDING and other.needs == [last.id]
+        if waits_for_last and other.kind in TRAINING_KINDS:
             chain.append(other)
     return chain
 
 
-def _judge(database: Database, stage: Stage, holding: Holding) -> bool:
+def _decide(database: Database, leases: LeaseTable, stage: Stage) -> bool:
+    """Claim a gate or release stage and carry it out, in one transaction."""
     with database.transaction() as session:
         claimed = stages.claim(
-            session, [stage.id], owner=holding.owner, lease_seconds=holding.lease_seconds, run_id=None
+            session, [stage.id], owner=leases.owner, lease_seconds=leases.lease_seconds, run_id=None
         )
         if claimed is None:
             return False
-        update = updates.update(session, stage.update_id)
-        verdict = pass_judgement(session, update, claimed[0])
-        end = advance.decided if verdict.passed else advance.reject
-        end(session, stage.id, claimed[0].epoch, verdict.model_dump(mode="json"))
+        [row] = claimed
+        if row.kind == StageKind.GATE:
+            _judge(session, row)
+        else:
+            _request_release(session, row)
+    if row.kind == StageKind.RELEASE:  # it runs on until its release has ended
+        leases.add(row)
     return True
 
 
-def _ask_for_release(database: Database, stage: Stage, holding: Holding) -> bool:
-    with database.transaction() as session:
-        claimed = stages.claim(
-            session, [stage.id], owner=holding.owner, lease_seconds=holding.lease_seconds, run_id=None
-        )
-        if claimed is None:
-            return False
-        update = updates.update(session, stage.update_id)
-        version = models.version_of_update(session, update.id)
-        assert version is not None
-        model = models.by_id(session, update.model_id)
-        row = releases.request(session, model, version, by="update", reason=f"update {update.id}")
-        stages.guarded_update(session, stage.id, claimed[0].epoch, progress={"release": row.id})
-    holding.add(claimed[0])
-    return True
+def _judge(session: Session, stage: Stage) -> None:
+    verdict = judge_candidate(session, updates.update(session, stage.update_id), stage)
+    end = advance.succeed_decision if verdict.passed else advance.reject
+    end(session, stage.id, stage.epoch, verdict.model_dump(mode="json"))
+
+
+def _request_release(session: Session, stage: Stage) -> None:
+    update = updates.update(session, stage.update_id)
+    version = models.version_of_update(session, update.id)
+    assert version is not None
+    model = models.by_id(session, update.model_id)
+    release = releases.request(session, model, version, by="update", reason=f"update {update.id}")
+    stages.guarded_update(session, stage.id, stage.epoch, progress={"release": release.id})

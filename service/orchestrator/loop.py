@@ -1,14 +1,16 @@
-"""The durable loop. Every tick could be the first after a crash: it reads rows, observes the world, closes the difference.
+"""The durable loop. Every tick could be the first after a crash: read rows, observe the world, act.
 
-    rescue      take over what was held under an expired lease, end the runs of what was cancelled
-    collect     poll the runs of what is held; record progress, results and failures
-    start       move pending updates to running and write part one of their plans
-    dispatch    claim what is ready and have it run
-    serve       make what should be served desired, and record what is
+    rescue      take over stages whose lease has expired; end the runs of cancelled stages
+    collect     poll the runs of held stages; record progress, results and failures
+    start       begin pending updates: move them to running and write part one of their plans
+    dispatch    claim ready stages and run them
+    serve       tell replicas what to serve; record what they serve
 
-What is held in memory (epoch and poll cursor per stage) may be lost at any time: leases run out and rescue finds it again.
-So a commit whose answer is lost does no harm: carried out, it is found in the rows; not carried out, it is done again. Also of
-a claim: what runs under this orchestrator's name, and is not held in memory, is held and submitted at the next tick.
+The loop may lose everything that it holds in memory (leases, epochs, poll cursors) at any time: leases
+expire, and rescue takes the stages over. For the same reason a commit whose answer is lost does no harm. If
+it was carried out, the next tick finds it in the rows; if not, the next tick repeats the work. That includes
+claims: dispatch looks for stages that run under this orchestrator's name without a lease in memory, and
+submits their runs.
 """
 
 import logging
@@ -19,8 +21,8 @@ from service.core.errors import DatabaseAway, DatabaseBehind, PathswitchError, U
 from service.core.executor import Executor
 from service.core.serving import Serving
 from service.orchestrator import advance, collect, dispatch, release, rescue
-from service.orchestrator.holding import Holding
-from service.orchestrator.start import start_update
+from service.orchestrator.leases import LeaseTable
+from service.planning.data_stages import begin_update
 from service.store import migrate, stages, updates
 from service.store.database import Database
 
@@ -29,7 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Orchestrator:
-    """One orchestrator process. ``owner`` names it and no other, ever, in leases; several may share one database."""
+    """One orchestrator process.
+
+    Several may share a database. ``owner`` names this process in leases: never reuse a name.
+    """
 
     database: Database
     artifacts: Artifacts
@@ -39,57 +44,70 @@ class Orchestrator:
     lease_seconds: float = 15.0
 
     def __post_init__(self) -> None:
-        self.holding = Holding(self.owner, self.lease_seconds)
+        self.leases = LeaseTable(self.owner, self.lease_seconds)
         self.serving_answers = False
         self._database_answers = True
         self._database_is_migrated = False
 
     def tick(self) -> bool:
-        """One pass. Returns whether any row moved. A part of the world that does not answer is tried again next tick."""
+        """One pass.
+
+        Returns whether any row moved. Whatever does not answer is tried again at the next tick.
+        """
         moved = False
-        for step in (self._look, self._rescue, self._collect, self._start, self._dispatch, self._serve):
+        for part in (
+            self.check_database,
+            self.rescue,
+            self.collect,
+            self.start,
+            self.dispatch,
+            self.serve,
+        ):
             try:
-                moved |= step()
+                moved |= part()
             except (DatabaseAway, DatabaseBehind) as error:
                 if self._database_answers:
                     logger.error("waiting for the database: %s", error.__cause__ or error.detail)
                 self._database_answers = False
                 return False
             except Unavailable as error:
-                logger.warning("%s: %s", step.__name__.strip("_"), error.detail)
+                logger.warning("%s: %s", part.__name__, error.detail)
         if not self._database_answers:
             logger.info("the database answers again")
         self._database_answers = True
         return moved
 
-    def let_go(self) -> None:
-        """The last thing a process does, when the executor is closed: write down what has ended, and end the leases of the rest.
+    def release_leases(self) -> None:
+        """Record what has ended and end all leases. Call it last in a process, after closing the executor.
 
-        What runs elsewhere is adopted by whoever comes next, at once instead of when the leases have run out.
+        The next orchestrator then adopts the runs that go on elsewhere at once, instead of waiting for leases
+        to expire.
         """
         try:
-            collect.collect(self.database, self.artifacts, self.executor, self.holding)
+            collect.collect(self.database, self.artifacts, self.executor, self.leases)
             with self.database.transaction() as session:
-                held = {stage.stage_id: stage.epoch for stage in self.holding.stages.values()}
-                stages.renew(session, held, lease_seconds=0)
+                stages.renew(session, self.leases.epochs(), lease_seconds=0)
         except PathswitchError as error:
-            logger.warning("what is held stays so until the leases have run out: %s", error.detail)
+            logger.warning("leases are kept until they expire: %s", error.detail)
 
-    def _look(self) -> bool:
-        """Not before the migrations that this code relies on; from then on the database only goes further ahead."""
+    def check_database(self) -> bool:
+        """Raise DatabaseBehind until the database has the migrations that this code needs.
+
+        Later migrations do no harm.
+        """
         if not self._database_is_migrated:
             migrate.check(self.database)
             self._database_is_migrated = True
         return False
 
-    def _rescue(self) -> bool:
-        moved = rescue.take_over(self.database, self.holding)
+    def rescue(self) -> bool:
+        moved = rescue.take_over(self.database, self.leases)
         return rescue.end_cancelled_runs(self.database, self.executor) or moved
 
-    def _collect(self) -> bool:
-        return collect.collect(self.database, self.artifacts, self.executor, self.holding)
+    def collect(self) -> bool:
+        return collect.collect(self.database, self.artifacts, self.executor, self.leases)
 
-    def _start(self) -> bool:
+    def start(self) -> bool:
         with self.database.reading() as session:
             ids = [row.id for row in updates.startable(session)]
             unplanned = updates.unplanned(session)
@@ -99,7 +117,7 @@ class Orchestrator:
                 advance.plan(session, updates.update(session, update_id))
         for update_id in ids:
             try:
-                moved |= start_update(self.database, self.executor, update_id)
+                moved |= begin_update(self.database, self.executor, update_id)
             except Unavailable:
                 raise
             except PathswitchError as error:
@@ -107,10 +125,10 @@ class Orchestrator:
                 moved = True
         return moved
 
-    def _dispatch(self) -> bool:
-        return dispatch.dispatch(self.database, self.artifacts, self.executor, self.holding)
+    def dispatch(self) -> bool:
+        return dispatch.dispatch(self.database, self.artifacts, self.executor, self.leases)
 
-    def _serve(self) -> bool:
+    def serve(self) -> bool:
         moved = release.reconcile(self.database, self.serving)
         self.serving_answers = True
         return moved

@@ -1,79 +1,84 @@
-"""Serving, level by level: what rows say should be served is desired, what replicas report is observed."""
+"""Level-triggered serving: tell replicas what the rows say should be served, and record what they report."""
 
 import logging
 from dataclasses import dataclass
 from datetime import datetime
 
+from service.core import rollout
 from service.core.executor import RunError
+from service.core.rollout import Action, Decision, PendingRelease
 from service.core.serving import ServedTarget, ServedVersion, Serving
 from service.core.stage_specs import StageKind
 from service.core.states import ReleaseState
-from service.orchestrator import advance, rollout
-from service.orchestrator.rollout import Move, Pending, Step
+from service.orchestrator import advance
 from service.store import models, observations, releases, stages
 from service.store.database import Database, now
 from service.store.tables import Release
 
 logger = logging.getLogger(__name__)
 
-MOST_STEPS = 4  # of a release: begun, tried, promoted, live
-OBSERVE_SECONDS = 5.0  # how old may be what is known of replicas that nothing is being asked of
+MAX_ACTIONS = 4  # the actions of one release: begin, try, promote, go live
+OBSERVE_SECONDS = 5.0  # interval between observations of lines without a pending release
 
 
 @dataclass(frozen=True)
-class Line:
-    """What a model line should answer with, what is on its way, and when its replicas were asked last."""
+class ServedLine:
+    """What a model line should serve, its pending release, and when its replicas were last observed."""
 
     model_id: str
     target: ServedTarget
-    pending: Pending | None
+    pending: PendingRelease | None
     observed_at: datetime | None
 
 
 def reconcile(database: Database, serving: Serving) -> bool:
-    """Make desired what should be served, write down what is, and let the release stages that waited for it end."""
+    """Apply what should be served, record what is, and end the release stages whose release has ended.
+
+    Returns whether any row moved.
+    """
     moved = False
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_ACTIONS):
         if not _advance(database, serving):
             break
-        moved = True  # and what has changed is made desired at once
+        moved = True  # apply the change at once, rather than at the next tick
     return _end_release_stages(database) or moved
 
 
 def _advance(database: Database, serving: Serving) -> bool:
     lines, at = lines_of(database)
     serving.apply([line.target for line in lines])
-    asked = [line for line in lines if line.pending is not None or _is_old(line, at)]
-    observed = serving.observe([line.target.model for line in asked]) if asked else {}
+    due = [line for line in lines if line.pending is not None or _is_stale(line, at)]
+    observed = serving.observe([line.target.model for line in due]) if due else {}
     moved = False
-    for line in asked:
+    for line in due:
         reports = list(observed.get(line.target.model, ()))
         pending = line.pending
-        if pending is not None and (move := rollout.next_move(pending, line.target, reports, at)):
-            moved |= _carry_out(database, line, pending, move)
-        if _is_old(line, at):
+        if pending is not None and (decision := rollout.next_action(pending, line.target, reports, at)):
+            moved |= _carry_out(database, line, pending, decision)
+        if _is_stale(line, at):
             with database.transaction() as session:
                 models.model(session, line.target.model, lock=True)
                 observations.put(session, line.model_id, reports)
     return moved
 
 
-def lines_of(database: Database) -> tuple[list[Line], datetime]:
-    """What every model should answer with, and what time it is."""
+def lines_of(database: Database) -> tuple[list[ServedLine], datetime]:
+    """What every model line should serve, and the database's time."""
     with database.reading() as session:
-        seen = observations.times(session)
+        observed_at = observations.times(session)
         lines = []
         for model in models.all_models(session):
             spec = models.serving_spec(model)
-            asked, live = releases.pending(session, model.id), releases.live(session, model.id)
+            requested, live = releases.pending(session, model.id), releases.live(session, model.id)
             ended = releases.ended(session, model.id, spec.keep)
-            ids = {row.model_version_id for row in (asked, live) if row is not None} | set(ended)
+            ids = {row.model_version_id for row in (requested, live) if row is not None} | set(ended)
             rows = models.versions_by_ids(session, ids) if ids else {}
             version = {id: ServedVersion(row.number, row.export_key) for id, row in rows.items()}
             pending = None
-            if asked is not None:
-                pending = _pending(asked, version[asked.model_version_id], first=live is None)
-            target = rollout.target(
+            if requested is not None:
+                served = version[requested.model_version_id]
+                pending = _pending_release(requested, served, is_first=live is None)
+            target = rollout.served_target(
                 model.name,
                 spec,
                 releases.decisions(session, model.id),
@@ -81,51 +86,54 @@ def lines_of(database: Database) -> tuple[list[Line], datetime]:
                 pending=pending,
                 earlier=[version[id] for id in ended],
             )
-            lines.append(Line(model.id, target, pending, seen.get(model.id)))
+            lines.append(ServedLine(model.id, target, pending, observed_at.get(model.id)))
         return lines, now(session)
 
 
-def _pending(row: Release, version: ServedVersion, *, first: bool) -> Pending:
+def _pending_release(row: Release, version: ServedVersion, *, is_first: bool) -> PendingRelease:
     spec = None if row.rollout is None else rollout.ROLLOUT.validate_python(row.rollout)
-    tried_as = spec if spec is not None and spec.strategy in ("canary", "shadow") else None
-    return Pending(row.id, version, first, tried_as, row.begun_at, row.tried_at, row.promoted_at)
+    trial_spec = spec if spec is not None and spec.strategy in ("canary", "shadow") else None
+    return PendingRelease(row.id, version, is_first, trial_spec, row.begun_at, row.tried_at, row.promoted_at)
 
 
-def _is_old(line: Line, at: datetime) -> bool:
+def _is_stale(line: ServedLine, at: datetime) -> bool:
     if line.target.stable is None:
         return False
     return line.observed_at is None or (at - line.observed_at).total_seconds() > OBSERVE_SECONDS
 
 
-def _carry_out(database: Database, line: Line, pending: Pending, move: Move) -> bool:
+def _carry_out(database: Database, line: ServedLine, pending: PendingRelease, decision: Decision) -> bool:
     name, number = line.target.model, pending.version.number
     with database.transaction() as session:
         model = models.model(session, name, lock=True)
         row = releases.get(session, pending.release_id)
         if row.state != ReleaseState.PENDING:
             return False
-        if move.trial is not None:
-            row.trial = move.trial
-        match move.step:
-            case Step.BEGIN:
+        if decision.trial is not None:
+            row.trial = decision.trial
+        match decision.action:
+            case Action.BEGIN:
                 row.begun_at = row.begun_at or now(session)
-            case Step.TRY:
+            case Action.TRY:
                 row.tried_at = row.tried_at or now(session)
-            case Step.PROMOTE:
+            case Action.PROMOTE:
                 releases.promote(session, model, row)
-            case Step.GO_LIVE:
+            case Action.GO_LIVE:
                 releases.go_live(session, model, row)
-            case Step.FAIL:
-                releases.fail(session, model, row, move.error or "")
-    if move.step == Step.FAIL:
-        logger.warning("%s@%d is not released: %s", name, number, move.error)
-    elif move.step == Step.GO_LIVE:
+            case Action.FAIL:
+                releases.fail(session, model, row, decision.error or "")
+    if decision.action == Action.FAIL:
+        logger.warning("%s@%d is not released: %s", name, number, decision.error)
+    elif decision.action == Action.GO_LIVE:
         logger.info("%s@%d is served", name, number)
     return True
 
 
 def _end_release_stages(database: Database) -> bool:
-    """Release stages wait for their release's row, not for a run, so whoever sees the row end may end the stage."""
+    """End the release stages whose release has ended.
+
+    They wait for its row, not for a run, so any orchestrator may do it.
+    """
     with database.reading() as session:
         waiting = [
             (stage.id, stage.epoch, stage.progress["release"])
@@ -141,7 +149,9 @@ def _end_release_stages(database: Database) -> bool:
                     error = RunError(stage_id, "release_failed", row.error or "", retryable=False)
                     advance.fail_attempt(session, stage_id, epoch, error)
                 else:
-                    advance.decided(session, stage_id, epoch, {"release": row.id, "state": row.state})
+                    advance.succeed_decision(
+                        session, stage_id, epoch, {"release": row.id, "state": row.state}
+                    )
         except stages.Fenced:
-            logger.info("release stage %s is not held under epoch %d any more", stage_id, epoch)
+            logger.info("release stage %s is no longer held under epoch %d", stage_id, epoch)
     return bool(waiting)

@@ -1,35 +1,36 @@
-"""Recovery goes through the same door as a first run: take over leases, and end what nobody wants any more."""
+"""Recovery: take over expired leases, and end runs that nothing needs any more."""
 
 import logging
 
 from service.core.errors import PathswitchError
 from service.core.executor import Executor, RunState
 from service.core.states import UpdateState
-from service.orchestrator.holding import Holding
+from service.orchestrator.leases import LeaseTable
 from service.store import stages, updates
 from service.store.database import Database
 
 logger = logging.getLogger(__name__)
 
 
-def take_over(database: Database, holding: Holding) -> bool:
-    """Hold what was held under a lease that has run out. Its run may well live: collect will see.
+def take_over(database: Database, leases: LeaseTable) -> bool:
+    """Take over stages whose lease has expired. Their runs may still be alive: collect polls them.
 
-    An expired lease of our own is taken over too, under a new epoch: we may have been stopped for a while.
+    This orchestrator's own expired leases count too and get a new epoch, because the process may have been
+    suspended.
     """
     with database.reading() as session:
-        if not stages.any_expired(session, holding.lease_seconds):
+        if not stages.any_expired(session, leases.lease_seconds):
             return False
     with database.transaction() as session:
-        rows = stages.take_over_expired(session, owner=holding.owner, lease_seconds=holding.lease_seconds)
+        rows = stages.take_over_expired(session, owner=leases.owner, lease_seconds=leases.lease_seconds)
     for row in rows:
         logger.info("took over stage %s (attempt %d, run %s)", row.id, row.attempt, row.run_id)
-        holding.add(row)
+        leases.add(row)
     return bool(rows)
 
 
 def end_cancelled_runs(database: Database, executor: Executor) -> bool:
-    """Cancel the runs of cancelled stages until they are gone."""
+    """Cancel the runs of cancelled stages, and forget those that have ended. Returns whether any has."""
     with database.reading() as session:
         run_ids = stages.runs_to_end(session)
     moved = False
@@ -43,7 +44,7 @@ def end_cancelled_runs(database: Database, executor: Executor) -> bool:
 
 
 def fail_unstarted(database: Database, update_id: str, error: PathswitchError) -> None:
-    """An update that could not even be planned ends as failed, with its reason."""
+    """Fail an update that could not start, with the reason."""
     with database.transaction() as session:
         row = updates.update(session, update_id)
         updates.move(

@@ -1,28 +1,27 @@
-"""Model versions: a candidate when it is measured, judged by the gate."""
+"""Model versions: record a candidate once it is evaluated, and judge it."""
 
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from service.core.costs import stage_cost
-from service.core.gates import Verdict, judge
+from service.core.gates import GateVerdict, judge, losses_by_slice
 from service.core.stage_specs import TRAINING_KINDS, GateStage, StageKind, TrainStage
 from service.core.states import ModelVersionState
-from service.orchestrator.planning import losses
 from service.store import datasets, events, forgetting, lines, models, updates
 from service.store.database import now
 from service.store.tables import ModelVersion, Stage, Update
 
 
 def record_candidate(session: Session, update: Update, evaluate: Stage) -> ModelVersion:
-    """Write the model version that an update has exported and measured, and what was measured of the served one."""
-    rows = {stage.kind: stage for stage in updates.stages(session, update.id)}
-    export, result = rows[StageKind.EXPORT], evaluate.result
+    """Write the model version that an update has made. Adds the new evaluations of the served version."""
+    by_kind = {stage.kind: stage for stage in updates.stages(session, update.id)}
+    export, result = by_kind[StageKind.EXPORT], evaluate.result
     assert export.key is not None
     assert export.result is not None
     assert result is not None
     assert update.final_step is not None
-    left = [
+    branch_checkpoints = [
         row.id
         for row in lines.live_checkpoints(session, update.model_id)
         if row.id == update.branch_from or (row.step == update.branch_point and not update.branch_from)
@@ -32,7 +31,7 @@ def record_candidate(session: Session, update: Update, evaluate: Stage) -> Model
         number=models.next_number(session, update.model_id),
         data_version=datasets.version_by_id(session, update.data_version_id).number,
         update_id=update.id,
-        checkpoint_id=left[0] if left else None,
+        checkpoint_id=branch_checkpoints[0] if branch_checkpoints else None,
         branch_point=update.branch_point,
         final_step=update.final_step,
         parameters=int(export.result["parameters"]),
@@ -45,26 +44,29 @@ def record_candidate(session: Session, update: Update, evaluate: Stage) -> Model
     session.flush()
     served = models.served(session, update.model_id)
     if served is not None and result["served_evaluations"]:
-        known = losses(served.evaluations)
-        fresh = [row for row in result["served_evaluations"] if row["slice"] not in known]
-        served.evaluations = [*served.evaluations, *fresh]
+        known = losses_by_slice(served.evaluations)
+        added = [row for row in result["served_evaluations"] if row["slice"] not in known]
+        served.evaluations = [*served.evaluations, *added]
         session.flush()
     events.append(session, "version.candidate", update=update.id, number=version.number)
     return version
 
 
-def pass_judgement(session: Session, update: Update, gate: Stage) -> Verdict:
-    """Hold the update's candidate against the version that was served when the plan was written."""
+def judge_candidate(session: Session, update: Update, gate: Stage) -> GateVerdict:
+    """Judge the update's candidate against the version that was served at planning time.
+
+    Records the verdict.
+    """
     spec = GateStage.model_validate(gate.spec)
     candidate = models.version_of_update(session, update.id)
     assert candidate is not None
     served = None
     if spec.served_number is not None:
-        served = losses(models.version(session, update.model_id, spec.served_number).evaluations)
+        served = losses_by_slice(models.version(session, update.model_id, spec.served_number).evaluations)
     line = forgetting.of_model(session, models.by_id(session, update.model_id))
     verdict = judge(
         spec.gate,
-        losses(candidate.evaluations),
+        losses_by_slice(candidate.evaluations),
         served,
         spec.newest_slice,
         backward_transfer=line.backward_transfer_of(candidate.number),
@@ -85,16 +87,19 @@ def pass_judgement(session: Session, update: Update, gate: Stage) -> Verdict:
 
 
 def cost_of(session: Session, update_id: str) -> dict[str, Any]:
-    """What an update's training stages cost: all that its plan asked for, and of that what was trained anew."""
+    """Cost of an update's training stages.
+
+    ``device_seconds`` covers only what was trained anew; ``tokens`` and ``flops`` cover the whole plan.
+    """
     cost = {"tokens": 0, "flops": 0.0, "device_seconds": 0.0, "reused_tokens": 0, "wasted_seconds": 0.0}
     for stage in updates.stages(session, update_id):
         if stage.kind not in TRAINING_KINDS:
             continue
         cost["wasted_seconds"] += stage.wasted_seconds
         spec = TrainStage.model_validate(stage.spec)
-        taken = stage_cost(spec, stage.result or {}, reused=stage.reused)
-        cost["tokens"] += taken.whole.tokens
-        cost["flops"] += taken.whole.flops
-        cost["reused_tokens"] += taken.reused.tokens
-        cost["device_seconds"] += taken.anew.device_seconds
+        stage_total = stage_cost(spec, stage.result or {}, reused=stage.reused)
+        cost["tokens"] += stage_total.whole.tokens
+        cost["flops"] += stage_total.whole.flops
+        cost["reused_tokens"] += stage_total.reused.tokens
+        cost["device_seconds"] += stage_total.anew.device_seconds
     return cost

@@ -8,13 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from service.core.executor import METRIC_COLUMNS
 from service.core.states import ReleaseState, StageState
 from service.store.tables import MetricPoint, Model, ModelVersion, Release, Stage, Update
 
-# The columns of a point, which the table defines.
-METRIC_COLUMNS = tuple(
-    column.key for column in sa.inspect(MetricPoint).column_attrs if column.key != "stage_id"
-)
 _POINT = tuple(getattr(MetricPoint, name) for name in METRIC_COLUMNS)
 
 

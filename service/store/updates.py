@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from service.core.errors import NotFound
-from service.core.specs import ModelSpec, ParadigmSpec
+from service.core.paradigm_specs import ParadigmSpec
+from service.core.specs import ModelSpec
 from service.core.stage_specs import StageKind
 from service.core.states import FINISHED_STAGES, FINISHED_UPDATES, StageState, UpdateState, sources
 from service.store import events

@@ -101,7 +101,7 @@ def serving_world(folder: Path) -> Iterator[World]:
         # Ray reads its token on import, so import it only after the cluster has written one.
         from ray import serve
 
-        from workers.serving.ray_serving import RayServing
+        from workers.serving.ray.serving import RayServing
 
         [port] = free_ports(1)
         serving = RayServing(artifacts.url, "127.0.0.1", port)

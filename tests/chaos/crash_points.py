@@ -111,11 +111,11 @@ def _record_commits(database: Database, points: PointRecorder) -> None:
 
 
 def _transition() -> str:
-    """The orchestrator functions, innermost first, that make the current commit."""
+    """The functions of orchestrator and planning, innermost first, that make the current commit."""
     frame: Any = sys._getframe(1)
     names = []
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("service.orchestrator."):
+        if frame.f_globals.get("__name__", "").startswith(("service.orchestrator.", "service.planning.")):
             names.append(frame.f_code.co_name.strip("_"))
         frame = frame.f_back
     return " < ".join(names[:2])

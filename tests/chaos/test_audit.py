@@ -89,7 +89,7 @@ def _orchestrators_after_a_takeover(audited: Audited) -> tuple[Orchestrator, Orc
 
 def test_the_audit_finds_nothing_while_every_guard_is_in_place(audited: Audited) -> None:
     first, second = _orchestrators_after_a_takeover(audited)
-    first._collect()
+    first.collect()
     audited.finish(second, first)
     findings = audited.findings()
     # The test itself expired the leases, without holding them.
@@ -108,7 +108,7 @@ def test_a_write_under_an_old_epoch_is_found(audited: Audited, monkeypatch: pyte
         )
 
     monkeypatch.setattr(stages, "guarded_update", unguarded)
-    first._collect()
+    first.collect()
     monkeypatch.undo()
     audited.finish(second)
     assert any(

@@ -1,7 +1,7 @@
-"""Training over Ray that writes down what it reads: ``python -m tests.support.recorded_rows <run id> <artifacts url>``.
+"""Training over Ray that records the rows it reads: ``python -m tests.support.recorded_rows <run id> <url>``.
 
-It takes the place of ``workers.ray_job`` by the interpreter that a RayExecutor is given. Every rank has a file of its own
-beside the artifacts, with a line for every step, which outlives a SIGKILL.
+It replaces ``workers.executors.ray_job`` through the interpreter that a RayExecutor is given. Every rank writes a line per step to
+its own file beside the artifacts, which survives a SIGKILL.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import torch
 
 from service.artifacts import Artifacts, open_artifacts
 from service.core.stage_specs import TrainStage
-from workers import ray_job
+from workers.executors import ray_job
 from workers.training.batches import Batches
 from workers.training.ranks import Ranks
 
@@ -26,8 +26,8 @@ FOLDER = "rows-read"
 
 
 @dataclass(frozen=True)
-class Read:
-    """What one rank has read of one step: a hash for each row's tokens, in order."""
+class RankRows:
+    """The rows that one rank read for one step: a hash of each row's tokens, in order."""
 
     step: int
     rank: int
@@ -36,21 +36,21 @@ class Read:
 
 
 def interpreter(path: Path) -> str:
-    """An executable that starts the recorded job where ``python -m workers.ray_job`` is asked of it."""
+    """Write an executable that starts the recording job in place of ``python -m workers.executors.ray_job``."""
     path.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -m {__name__} "$@"\n')
     path.chmod(0o755)
     return str(path)
 
 
-def rows_read(artifacts: Artifacts) -> list[list[Read]]:
-    """By rank of every attempt in the order in which they began, what it has read, step by step."""
+def rows_read(artifacts: Artifacts) -> list[list[RankRows]]:
+    """The recorded rows, one list per rank and attempt, in the order in which the ranks started."""
     files = sorted((artifacts.root.parent / FOLDER).iterdir(), key=lambda file: int(file.stem.split("-")[0]))
     reads = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
-    return [[Read(**(read | {"rows": tuple(read["rows"])})) for read in one] for one in reads]
+    return [[RankRows(**(read | {"rows": tuple(read["rows"])})) for read in one] for one in reads]
 
 
 def rows_of(artifacts: Artifacts, stage: TrainStage, steps: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """The rows of those steps of the stage, in the order in which they are dealt to ranks."""
+    """The rows of these steps of the stage, in the order in which ranks receive them."""
     batches = Batches(stage, artifacts, Ranks(0, 1, torch.device("cpu")))
     return {step: _hashes(batches.of_step(step)) for step in steps}
 
@@ -61,7 +61,7 @@ def main(run_id: str, artifacts_url: str) -> None:
 
 
 def recorded_chain(config: dict[str, Any]) -> None:
-    """In a rank's process, which is the attempt's own: what is changed here ends with it."""
+    """Runs in a rank's own process, so the patched method disappears with the process."""
     folder = open_artifacts(config["artifacts_url"]).root.parent / FOLDER
     folder.mkdir(exist_ok=True)
     of_step = Batches.of_step
@@ -70,7 +70,7 @@ def recorded_chain(config: dict[str, Any]) -> None:
         def recorded(batches: Batches, step: int) -> list[torch.Tensor]:
             tokens = of_step(batches, step)
             ranks = batches._ranks
-            print(json.dumps(vars(Read(step, ranks.rank, ranks.world, _hashes(tokens)))), file=file)
+            print(json.dumps(vars(RankRows(step, ranks.rank, ranks.world, _hashes(tokens)))), file=file)
             return tokens
 
         Batches.of_step = recorded  # type: ignore[method-assign]
@@ -83,7 +83,7 @@ def _hashes(micro_batches: Sequence[torch.Tensor]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    # Under its own name, by which the ranks' processes import it.
+    # Import it under its own name, under which the ranks' processes import it.
     from tests.support import recorded_rows
 
     recorded_rows.main(*sys.argv[1:])

@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.store.migrate import upgrade
 from tests.support.control_plane import ControlPlane, serve
 from tests.support.training import texts_of
-from workers.local_executor import LocalExecutor
+from workers.executors.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
 DATASET = MODEL = "news"

@@ -1,4 +1,4 @@
-"""Rows for tests that need something to stand on, written through the store."""
+"""Rows that tests need in the database, written through the store."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ from tests.support.specs import PLAIN
 
 
 def add_dataset(session: Session, name: str = "d", versions: int = 1) -> Dataset:
-    """A dataset with that many data versions, whose artifacts do not exist."""
+    """A dataset with that many data versions, without their artifacts."""
     row = Dataset(name=name, holdout_fraction=0.02, created_at=now(session))
     session.add(row)
     session.flush()
@@ -68,7 +68,7 @@ def add_running_update(session: Session, model: Model, data_version: DataVersion
 
 
 def add_ready_stages(session: Session, update: Update, keys: Sequence[str]) -> list[Stage]:
-    """Ready pack stages that would publish under ``keys``."""
+    """Ready pack stages that publish under ``keys``."""
     rows = [
         Stage(
             update_id=update.id,

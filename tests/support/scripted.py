@@ -1,6 +1,6 @@
-"""The orchestrator's two ports, scripted: every stage takes no time and publishes a plausible artifact, or fails as told.
+"""Scripted executor and serving: every stage takes no time and publishes a plausible artifact, or fails on request.
 
-For tests of the orchestrator's own mechanics. What stages really do is tested with the real executors.
+They are for tests of the orchestrator itself. Tests of the stages use the real executors.
 """
 
 import json
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.artifacts import Artifacts
+from service.core.artifact_files import METRICS
 from service.core.errors import Unavailable
 from service.core.executor import Capabilities, Point, Run, RunError, RunReport, RunState, StageCall
 from service.core.serving import ReplicaReport, Residence, ServedTarget, VersionReport
@@ -21,7 +22,7 @@ LOSSES_FALL_BY = 0.1
 
 @dataclass
 class ScriptedExecutor:
-    """Runs live outside the orchestrator, as jobs on a cluster do: hand the same one to the next orchestrator.
+    """Keeps its runs outside the orchestrator, as a cluster does: hand the same executor to the next orchestrator.
 
     ``fail`` maps a stage kind to the errors of its next attempts; ``hold`` kinds keep running until released.
     """
@@ -34,7 +35,7 @@ class ScriptedExecutor:
     unavailable: bool = False
     carried_device_seconds: float = 0.0
     submitted: list[str] = field(default_factory=list)
-    executed: list[str] = field(default_factory=list)  # keys, once for every time a stage really ran
+    executed: list[str] = field(default_factory=list)  # one key for every time a stage ran
     cancelled: set[str] = field(default_factory=set)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -43,14 +44,14 @@ class ScriptedExecutor:
 
     def submit(self, run: Run) -> None:
         if self.unavailable:
-            raise Unavailable("the cluster is away")
+            raise Unavailable("the cluster does not answer")
         if run.id not in self.runs:
             self.submitted.append(run.id)
             self.runs[run.id] = {"run": run, "finished": set(), "error": None, "points": []}
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
         if self.unavailable:
-            raise Unavailable("the cluster is away")
+            raise Unavailable("the cluster does not answer")
         entry = self.runs.get(run_id)
         if entry is None:
             return RunReport(state=RunState.LOST)
@@ -70,7 +71,7 @@ class ScriptedExecutor:
         pass
 
     def lose_everything(self) -> None:
-        """The cluster is gone and comes back empty."""
+        """Pretend that the cluster was lost and came back empty."""
         self.runs.clear()
 
     def _go_on(self, run_id: str, entry: dict[str, Any]) -> RunState:
@@ -93,11 +94,9 @@ class ScriptedExecutor:
         self.executed.append(call.key)
         with self.artifacts.writing(call.key) as directory:
             if "line" in call.spec and "ledger" in call.spec:
-                point = Point(call.stage_id, call.spec["to_step"], 1, 1, 3.0, 0.1, 1.0, 100.0, 0.0)
+                point = Point(call.spec["to_step"], 3.0, 0.1, 1.0, 100.0, call.stage_id, 1, 1, 0.0)
                 points.append(point)
-                # Without the stage's id, so that whatever stage trains it publishes the same bytes.
-                kept = {name: value for name, value in vars(point).items() if name != "stage_id"}
-                (directory / "metrics.jsonl").write_text(json.dumps(kept) + "\n")
+                (directory / METRICS).write_text(json.dumps(point.as_row()) + "\n")
             else:
                 (directory / "content").write_text(call.key)
             self.artifacts.publish(call.key, directory, self._result(call))
@@ -130,10 +129,10 @@ class ScriptedExecutor:
 
 @dataclass
 class ScriptedServing:
-    """One replica per model that answers with what it was last told, at once.
+    """One replica per model that switches to its latest target at once.
 
-    Versions in ``broken`` cannot be loaded, those in ``loading`` never are; what a version on trial and the served one have
-    answered is in ``traffic``.
+    Versions in ``broken`` fail to load, and those in ``loading`` never finish loading. ``traffic`` holds the trial
+    traffic to report, by version number.
     """
 
     broken: set[int] = field(default_factory=set)

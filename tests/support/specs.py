@@ -2,19 +2,14 @@
 
 from typing import Any
 
+from service.core.artifact_files import HOLDOUT
 from service.core.ledger import LedgerEntry, steps_of
+from service.core.paradigm_specs import BranchSpec, DecaySpec, ParadigmSpec, PathSwitchingSpec
 from service.core.plan import PlanContext
-from service.core.specs import (
-    ArchitectureSpec,
-    BranchSpec,
-    DecaySpec,
-    GateSpec,
-    ParadigmSpec,
-    PathSwitchingSpec,
-)
-from service.core.stage_specs import LineSpec, Numerics, SliceRef
+from service.core.specs import ArchitectureSpec, GateSpec
+from service.core.stage_specs import LineSpec, Numerics, SliceRef, holdout_name
 
-# Of a model whose steps are easy to count: nothing is replayed, and a branch is a tenth of all steps.
+# Settings of a model whose steps are easy to count: no replay, and branches of a tenth of all steps.
 PLAIN: dict[str, Any] = {
     "training": {"replay_fraction": 0.0},
     "paradigm": {
@@ -49,7 +44,7 @@ def line_spec(**changes: Any) -> LineSpec:
 def ledger_of(
     *batches: int, batch_rows: int = 16, epochs: int = 1, replay: float = 0.0
 ) -> tuple[LedgerEntry, ...]:
-    """A ledger of data versions that fill so many batches; from the second on, ``replay`` of the rows read are old."""
+    """A ledger of data versions that fill these numbers of batches. From the second on, ``replay`` of the rows are old."""
     return tuple(
         LedgerEntry(
             number=i,
@@ -64,17 +59,15 @@ def ledger_of(
 def plan_context(
     ledger: tuple[LedgerEntry, ...], how: DecaySpec | ParadigmSpec, **changes: Any
 ) -> PlanContext:
-    """What a plan of the ledger's last version is made from, with its holdouts as slices.
+    """The context of a plan for the ledger's last version, with the holdouts as slices.
 
-    ``how``: a paradigm, or a decay of path switching.
+    ``how`` is a paradigm, or a decay of path switching.
     """
     paradigm = how
     if isinstance(how, DecaySpec):
         paradigm = PathSwitchingSpec(decay=BranchSpec(**how.model_dump()))
     slices = tuple(
-        SliceRef(
-            name=f"v{e.number}", key=f"data/d{e.number}", file="holdout.ndjson.zst", data_version=e.number
-        )
+        SliceRef(name=holdout_name(e.number), key=f"data/d{e.number}", file=HOLDOUT, data_version=e.number)
         for e in ledger
     )
     values: dict[str, Any] = {

@@ -24,7 +24,7 @@ from service.store.tables import Stage
 from tests.support.control_plane import ndjson, serve, settings_of
 from tests.support.story import DATASET, DOCUMENTS, SPEC, push_and_release
 from tests.support.training import SMALL_CONFIG, texts_of
-from workers.local_executor import LocalExecutor
+from workers.executors.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
 PATIENCE_SECONDS = 120.0

@@ -1,4 +1,4 @@
-"""PARADIGMS: name -> the pure function that turns a ledger with known steps into the stages of one update.
+"""PARADIGMS: name -> the pure function that turns a plan's context into the stages of one update.
 
 A new paradigm is one file here, one line in this table, and one golden plan in ``tests/golden``.
 """

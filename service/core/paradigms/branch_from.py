@@ -1,15 +1,18 @@
-"""A branch on request: from any trunk checkpoint, under any decay. The trunk is not touched, and nothing is released by it."""
+"""A requested branch: from any trunk checkpoint, with any decay.
 
+It leaves the trunk as it is and releases nothing.
+"""
+
+from service.core.paradigm_specs import PathSwitchingSpec
 from service.core.paradigms.branching import branch_from_geometry, decay_path, geometry_notes
 from service.core.paradigms.finish import plan_finish
 from service.core.paradigms.training import packs, run
 from service.core.plan import Plan, PlanContext
-from service.core.specs import PathSwitchingSpec
 from service.core.stage_specs import StageKind
 
 
 def plan_branch_from(context: PlanContext) -> Plan:
-    """The branch, its export and its evaluation: what becomes of the version is for a user to say."""
+    """The branch, its export and its evaluation. Whether to release the version is up to the user."""
     assert isinstance(context.paradigm, PathSwitchingSpec)
     assert context.branch_from is not None
     decay, start = context.paradigm.decay, context.branch_from

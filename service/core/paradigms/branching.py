@@ -8,6 +8,7 @@ import math
 from bisect import bisect_left
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 from service.core.errors import StageInputInvalid
 from service.core.ledger import (
@@ -18,36 +19,36 @@ from service.core.ledger import (
     total_steps,
     unread_rows,
 )
+from service.core.paradigm_specs import BranchLength, Decay, DecaySpec, FixedLength, ProportionalLength
 from service.core.schedules import warmup_steps
 from service.core.spec import Spec
-from service.core.specs import BranchLength, DecaySpec, FixedLength, ProportionalLength
 from service.core.stage_specs import LineSpec, RunPath
 
 SHORTEST_BRANCH = 8  # below this a decay is a handful of steps and the shape means nothing
-# Of all steps: how long the rule auto makes a branch before it has learned.
+# Branch length under the rule auto, as a fraction of all steps, until there is a branch to learn from.
 UNLEARNED_FRACTION = Fraction(1, 10)
 
 
 class BranchGeometry(Spec):
-    """Where a branch leaves the stream and how long it is, in steps, and why it is not what the rule alone would give.
+    """Where a branch leaves the stream, how long it is in steps, and what bounded it.
 
-    It reads the new rows of the ``stream_steps`` that follow the point.
+    The branch reads the new rows of the ``stream_steps`` steps of the stream after ``point``.
     """
 
     point: int
     steps: int
     stream_steps: int
     replay_fraction: float
-    held: str | None  # "min", "max" or "shortest": which bound set the length
-    clamped: bool  # the line already stood past the point the rule asked for
+    held: str | None  # the bound that set the length: "min", "max" or "shortest"
+    clamped: bool  # the line was already past the branch point that the rule gives
 
 
 def branch_length(
     length: BranchLength, version_steps: int, all_steps: int, chosen: int | None = None
 ) -> tuple[int, str | None]:
-    """d_i and which bound, if any, set it. Fractions count as the decimals they were written as, so 0.1 of 30 is 3.
+    """d_i, and the bound that set it, if one did. Fractions are exact decimals, so 0.1 of 30 is 3.
 
-    ``chosen``: what the rule auto has come to, if it has.
+    ``chosen`` is the length that the rule auto chose, if it could.
     """
     held = None
     if isinstance(length, FixedLength):
@@ -73,24 +74,24 @@ def branch_length(
 def branch_geometry(
     decay: DecaySpec,
     ledger: tuple[LedgerEntry, ...],
-    stands_at: int,
+    line_step: int,
     line: LineSpec,
     chosen: int | None = None,
 ) -> BranchGeometry:
-    """b_i and d_i for the last version of the ledger, given the step of the stream at which the line stands.
+    """b_i and d_i for the last version of the ledger. ``line_step`` is the line's current step in the stream.
 
-    ``chosen``: the length that the rule auto has come to, if it has.
+    ``chosen`` is the length that the rule auto chose, if it could.
     """
     end = total_steps(ledger)
     length, held = branch_length(decay.length, ledger[-1].steps, end, chosen)
-    # There is nothing old to replay while the ledger has one version.
+    # The first version has nothing older to replay.
     replay = Fraction(str(decay.replay_fraction)) if len(ledger) > 1 else Fraction(0)
     grown = replay > 0 and decay.replay_budget == "grown"
     wanted = length
     if grown:
         rows = max(1, math.ceil((1 - replay) * length)) * line.batch_rows
         wanted = steps_that_end_with(line, ledger, rows)
-    point = max(stands_at, warmup_steps(line.warmup_steps, ledger[0].steps), end - wanted)
+    point = max(line_step, warmup_steps(line.warmup_steps, ledger[0].steps), end - wanted)
     clamped = point > end - wanted
     if grown:
         unread = new_rows_before(line, ledger, end) - new_rows_before(line, ledger, point)
@@ -111,13 +112,16 @@ def branch_geometry(
 def branch_from_geometry(
     decay: DecaySpec, ledger: tuple[LedgerEntry, ...], point: int, line: LineSpec
 ) -> BranchGeometry:
-    """A branch on request from any step of the trunk: its rule counts the version that the step lies in.
+    """A requested branch from step ``point`` of the trunk.
 
-    Raises StageInputInvalid where the ledger ends before the branch.
+    Its length rule refers to the version that the next step lies in. Raises StageInputInvalid if the ledger
+    ends before the branch does.
     """
     end = total_steps(ledger)
     if point >= end:
-        raise StageInputInvalid(f"step {point} is the end of the data: there is nothing to read after it")
+        raise StageInputInvalid(
+            f"step {point} is the end of the data: a branch from there has nothing to read"
+        )
     until = ledger_up_to(ledger, point + 1)
     length, held = branch_length(decay.length, until[-1].steps, total_steps(until))
     replay = Fraction(str(decay.replay_fraction)) if len(until) > 1 else Fraction(0)
@@ -144,26 +148,30 @@ def branch_from_geometry(
 def decay_path(
     decay: DecaySpec, geometry: BranchGeometry, *, resumable: bool = False, fresh_optimizer: bool = False
 ) -> RunPath:
-    """The complete decay along the geometry's steps."""
+    """The path of a complete decay over the steps of the geometry."""
     return RunPath(
+        **decay_fields(decay, geometry.replay_fraction),
         decay_steps=geometry.steps,
-        shape=decay.shape,
-        floor=decay.floor,
-        cuts=decay.cuts,
-        beta2=decay.beta2,
         resumable=resumable,
         fresh_optimizer=fresh_optimizer,
         stream_steps=geometry.stream_steps,
-        replay_fraction=geometry.replay_fraction,
-        # Branches that replay nothing are equal, whatever their budget would be.
-        replay_budget=decay.replay_budget if geometry.replay_fraction else "grown",
     )
+
+
+def decay_fields(decay: DecaySpec, replay_fraction: float) -> dict[str, Any]:
+    """The fields that a run's path takes over from its decay, with the run's actual share of replay."""
+    # Without replay the budget means nothing: runs with either budget are the same and share a key.
+    budget = decay.replay_budget if replay_fraction else "grown"
+    return decay.fields_of(Decay) | {"replay_fraction": replay_fraction, "replay_budget": budget}
 
 
 def geometry_notes(
     decay: DecaySpec, geometry: BranchGeometry, ledger: tuple[LedgerEntry, ...], line: LineSpec
 ) -> dict[str, object]:
-    """What a reader should know of a branch. ``unread_rows``: new rows that a kept budget leaves to the trunk."""
+    """The geometry as notes of the update.
+
+    ``unread_rows`` counts the new rows that a kept budget leaves to the trunk.
+    """
     notes = geometry.model_dump(mode="json", include={"steps", "held", "clamped", "replay_fraction"})
     unread = 0
     if geometry.replay_fraction and decay.replay_budget == "kept":

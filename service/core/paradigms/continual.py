@@ -1,19 +1,20 @@
-"""Continual pre-training: every version goes on from the one before, on the new data, under a schedule of its own.
+"""Continual pre-training: every version continues from the one before, on the new data.
 
-N versions cost E_N. ``reset`` starts at the peak at once and decays along a cosine again, ``rewarm`` rises to it from
-the floor first (Gupta et al. 2023, arXiv 2308.04014), ``low`` stays at the floor where the version before ended.
+N versions cost E_N. ``reset`` starts at the peak and decays along a cosine, ``rewarm`` first rises to the
+peak from the floor (Gupta et al. 2023, arXiv 2308.04014), and ``low`` stays at the floor at which the
+previous version ended.
 """
 
+from service.core.paradigm_specs import ContinualSpec
 from service.core.paradigms.finish import plan_finish
 from service.core.paradigms.training import packs, require_unread, run
 from service.core.plan import LineEnd, Plan, PlanContext
 from service.core.schedules import warmup_steps
-from service.core.specs import ContinualSpec
 from service.core.stage_specs import RunPath
 
 
 def plan_continual(context: PlanContext) -> Plan:
-    """One run over the rows that no version of the line has read."""
+    """One run over the rows that no version of the line has read yet."""
     assert isinstance(context.paradigm, ContinualSpec)
     start = context.previous_step
     require_unread(context, start)
@@ -46,11 +47,11 @@ def _path(paradigm: ContinualSpec, steps: int, warmup: int, previous: LineEnd | 
             resumable=True,
             stream_steps=steps,
         )
-    rise = 0 if not first and paradigm.restart == "reset" else warmup
+    rising_steps = 0 if not first and paradigm.restart == "reset" else warmup
     return RunPath(
-        warmup_steps=rise,
+        warmup_steps=rising_steps,
         warmup_from=0.0 if first else paradigm.floor,
-        decay_steps=steps - rise,
+        decay_steps=steps - rising_steps,
         shape="cosine",
         floor=paradigm.floor,
         fresh_optimizer=fresh,

@@ -1,4 +1,4 @@
-"""What every update ends with, whatever trained it: export, evaluate, gate, release."""
+"""The stages that every update ends with, whatever its paradigm: export, evaluate, gate, release."""
 
 from service.core.plan import PlanContext, PlannedStage
 from service.core.spec import Spec, fingerprint
@@ -6,7 +6,10 @@ from service.core.stage_specs import EvaluateStage, ExportStage, GateStage, Rele
 
 
 def plan_finish(context: PlanContext, last: PlannedStage) -> list[PlannedStage]:
-    """The stages from the weights that ``last`` ends with to a released version. Without ``auto_release`` the gate ends it."""
+    """The stages that turn the weights of the stage ``last`` into a released version.
+
+    Without ``auto_release`` the update ends with the gate.
+    """
     assert last.key is not None
     export = ExportStage(line=context.line, checkpoint_key=last.key)
     export_key = f"export/{fingerprint('export', export)}"

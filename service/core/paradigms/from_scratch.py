@@ -1,19 +1,19 @@
-"""Training from scratch: every version from initial weights, on all data of its ledger, shuffled, under one full schedule.
+"""Training from scratch: every version from initial weights, on all data, shuffled.
 
-N versions cost Σ E_i. It is what the others are measured against.
+N versions cost Σ E_i. The other paradigms are compared with this one.
 """
 
-from service.core.paradigms.branching import branch_length
+from service.core.paradigm_specs import FromScratchSpec
+from service.core.paradigms.branching import branch_length, decay_fields
 from service.core.paradigms.finish import plan_finish
 from service.core.paradigms.training import packs, run
 from service.core.plan import Plan, PlanContext
 from service.core.schedules import warmup_steps
-from service.core.specs import FromScratchSpec
 from service.core.stage_specs import RunPath
 
 
 def plan_from_scratch(context: PlanContext) -> Plan:
-    """One run of E_i steps."""
+    """One run of E_i steps from initial weights."""
     assert isinstance(context.paradigm, FromScratchSpec)
     trained = run(
         context,
@@ -45,12 +45,10 @@ def _path(paradigm: FromScratchSpec, steps: int, requested_warmup: int) -> RunPa
     decay = paradigm.decay
     decay_steps = min(branch_length(decay.length, steps, steps)[0], steps - warmup)
     return RunPath(
+        **decay_fields(decay, 0.0),
         warmup_steps=warmup,
         hold_steps=steps - warmup - decay_steps,
         decay_steps=decay_steps,
-        shape=decay.shape,
-        floor=decay.floor,
-        cuts=decay.cuts,
         order="shuffled",
         stream_steps=steps,
     )

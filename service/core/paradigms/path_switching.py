@@ -1,18 +1,19 @@
-"""Learning-rate path switching (arXiv 2410.04103): the trunk at the peak rate to the branch point, then a full decay.
+"""Learning-rate path switching (arXiv 2410.04103): a trunk at the peak rate, and branches that decay fully.
 
-The trunk does not run past a branch point until the next version needs it: N versions cost E_N + Σ_(i<N) d_i.
+The trunk does not run past a branch point until the next version needs it, so N versions cost E_N + Σ_(i<N)
+d_i.
 """
 
+from service.core.paradigm_specs import PathSwitchingSpec
 from service.core.paradigms.branching import branch_geometry, decay_path, geometry_notes
 from service.core.paradigms.finish import plan_finish
 from service.core.paradigms.training import packs, require_unread, run, trunk_segment
 from service.core.plan import Plan, PlanContext, PlannedStage, trunk_key
-from service.core.specs import PathSwitchingSpec
 from service.core.stage_specs import StageKind
 
 
 def plan_path_switching(context: PlanContext) -> Plan:
-    """Trunk segment (unless the trunk stands at the branch point already), branch, and what every update ends with."""
+    """A trunk segment, unless the trunk is at the branch point, then the branch and the final stages."""
     assert isinstance(context.paradigm, PathSwitchingSpec)
     require_unread(context, context.trunk_step)
     decay, line, ledger = context.paradigm.decay, context.line, context.ledger

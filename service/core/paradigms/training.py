@@ -1,4 +1,4 @@
-"""The training stages of every paradigm: segments of the trunk, and runs that leave it or are lines of their own."""
+"""The training stages of every paradigm: segments of the trunk, and runs along another path."""
 
 from collections.abc import Sequence
 
@@ -9,18 +9,19 @@ from service.core.stage_specs import RunPath, StageKind, TrainStage
 
 
 def packs(context: PlanContext) -> tuple[str, ...]:
-    """What the first training stage needs: every pack of the ledger."""
+    """Names of all packs of the ledger: the needs of the first training stage."""
     return tuple(pack_name(entry.number) for entry in context.ledger)
 
 
 def trunk_segment(
     context: PlanContext, *, name: str, from_step: int, to_step: int, needs: Sequence[str]
 ) -> PlannedStage:
-    """The trunk from where it stands to ``to_step``."""
+    """The trunk from ``from_step``, its current step, to ``to_step``."""
     line, ledger = context.line, context.ledger
     stage = TrainStage(
         line=line,
-        # The initial checkpoint at step 0 has read nothing, but its stage still names the line's first version.
+        # The initial checkpoint at step 0 has read nothing, but its stage still names the line's first
+        # version.
         ledger=ledger_up_to(ledger, to_step) or ledger[:1],
         from_step=from_step,
         to_step=to_step,
@@ -40,7 +41,7 @@ def run(
     start_key: str | None,
     needs: Sequence[str],
 ) -> PlannedStage:
-    """A run along ``path`` from the state at ``from_step`` of the stream, or from initial weights."""
+    """A run along ``path`` from the state ``start_key`` at ``from_step``, or from initial weights."""
     stage = TrainStage(
         line=context.line,
         ledger=ledger_up_to(context.ledger, from_step + path.stream_steps),
@@ -54,11 +55,11 @@ def run(
 
 
 def require_unread(context: PlanContext, read_steps: int) -> None:
-    """Raises StageInputInvalid where a line that has read so many steps finds nothing new in the ledger."""
+    """Raise StageInputInvalid if the ledger has nothing new for a line that has read ``read_steps`` steps."""
     total = context.total_steps
     if read_steps >= total:
         raise StageInputInvalid(
-            f"the line stands at step {read_steps}, past the last step {total} of data version "
+            f"the line is at step {read_steps}, past the last step {total} of data version "
             f"{context.ledger[-1].number}"
         )
 

@@ -1,20 +1,20 @@
-"""WSD-S (Wen et al. 2024, arXiv 2410.05192): one line that decays for every version and goes on from the decayed weights.
+"""WSD-S (Wen et al. 2024, arXiv 2410.05192): one line that decays for every version and goes on from there.
 
-No step is trained twice: N versions cost E_N, and what a decay replays. The price is paid in the line itself, which
-is decayed again and again.
+No step is trained twice, so N versions cost E_N plus the replayed rows of their decays. The price is that the
+line itself decays again and again.
 """
 
+from service.core.paradigm_specs import WsdSSpec
 from service.core.paradigms.branching import branch_geometry, decay_path, geometry_notes
 from service.core.paradigms.finish import plan_finish
 from service.core.paradigms.training import packs, require_unread, run
 from service.core.plan import Plan, PlanContext, PlannedStage
 from service.core.schedules import warmup_steps
-from service.core.specs import WsdSSpec
 from service.core.stage_specs import RunPath
 
 
 def plan_wsd_s(context: PlanContext) -> Plan:
-    """The stable part at the peak rate from the end of the previous version, and the decay."""
+    """A stable part at the peak rate from the end of the previous version, and the decay."""
     assert isinstance(context.paradigm, WsdSSpec)
     start = context.previous_step
     require_unread(context, start)

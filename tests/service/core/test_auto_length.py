@@ -1,4 +1,4 @@
-"""The cheapest branch that is nearly as good as the best."""
+"""The shortest branch that is nearly as good as the best is chosen."""
 
 import math
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.core.auto_length import Prediction, candidate_lengths, cheapest
+from service.core.paradigm_specs import AutoLength, paradigm_of
 from service.core.paradigms.branching import branch_length
-from service.core.specs import AutoLength, paradigm_of
 
 
 def predictions(losses: dict[int, float]) -> list[Prediction]:
@@ -24,7 +24,7 @@ def test_the_shortest_within_the_tolerance_of_the_best_is_chosen() -> None:
 
 
 @given(st.dictionaries(st.integers(1, 10**6), st.floats(0.1, 12), min_size=1), st.floats(1e-6, 1))
-def test_nothing_shorter_is_as_good(losses: dict[int, float], tolerance: float) -> None:
+def test_no_shorter_branch_is_good_enough(losses: dict[int, float], tolerance: float) -> None:
     chosen, best = cheapest(predictions(losses), tolerance)
     assert best.loss == min(losses.values())
     assert chosen.loss <= best.loss + math.log1p(tolerance)
@@ -42,7 +42,7 @@ def test_candidates_rise_from_the_shortest_to_the_longest(shortest: int, longest
     assert len(lengths) <= 30
 
 
-def test_before_it_has_learned_a_branch_is_a_tenth_of_all_steps_held_as_the_rule_says() -> None:
+def test_without_a_prediction_a_branch_takes_a_tenth_of_all_steps_within_bounds() -> None:
     assert branch_length(AutoLength(), 100, 300) == (30, None)
     assert branch_length(AutoLength(max=0.2), 100, 300) == (20, "max")
     assert branch_length(AutoLength(), 100, 300, chosen=77) == (77, None)
@@ -58,6 +58,6 @@ def test_before_it_has_learned_a_branch_is_a_tenth_of_all_steps_held_as_the_rule
         {"name": "path_switching", "decay": {"length": {"rule": "auto", "min": 0.5, "max": 0.1}}},
     ],
 )
-def test_only_a_line_with_a_trunk_learns_its_length(paradigm: dict[str, object]) -> None:
+def test_the_rule_auto_needs_a_trunk(paradigm: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         paradigm_of(paradigm)

@@ -1,12 +1,12 @@
-"""Closed forms of what lines of versions cost."""
+"""Closed forms for the cost of a line of versions."""
 
 import random
 
 import pytest
 
 from service.core.costs import Amount, continual, from_scratch, path_switching, stage_cost
+from service.core.paradigm_specs import DecaySpec, FixedLength, ProportionalLength
 from service.core.paradigms.path_switching import plan_path_switching
-from service.core.specs import DecaySpec, FixedLength, ProportionalLength
 from service.core.stage_specs import TRAINING_KINDS, StageKind, TrainStage
 from tests.support.specs import ledger_of, line_spec, plan_context
 
@@ -16,7 +16,7 @@ def ends_of(steps: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("versions", range(1, 65))
-def test_equal_versions_cost_what_the_formulas_say(versions: int) -> None:
+def test_equal_versions_match_the_cost_formulas(versions: int) -> None:
     steps = 1000
     ends = ends_of([steps] * versions)
     assert from_scratch(ends) == steps * versions * (versions + 1) // 2
@@ -28,7 +28,7 @@ def test_equal_versions_cost_what_the_formulas_say(versions: int) -> None:
     ("versions", "fraction", "percent"),
     [(4, 0.6, 58.0), (4, 0.4, 52.0), (4, 0.2, 46.0), (4, 0.1, 43.0), (10, 0.6, 28.0), (20, 0.6, 15.0)],
 )
-def test_ratios_are_those_of_the_method(versions: int, fraction: float, percent: float) -> None:
+def test_ratios_to_from_scratch_match_the_method(versions: int, fraction: float, percent: float) -> None:
     ends = ends_of([1000] * versions)
     cost = path_switching(ends, [round(1000 * fraction)] * versions)
     assert round(100 * cost / from_scratch(ends), 1) == pytest.approx(percent, abs=0.1)
@@ -38,7 +38,7 @@ def test_ratios_are_those_of_the_method(versions: int, fraction: float, percent:
 @pytest.mark.parametrize(
     "length", [FixedLength(fraction=0.6), FixedLength(fraction=0.1), ProportionalLength()]
 )
-def test_plans_of_unequal_versions_cost_what_the_formula_says(
+def test_plans_of_unequal_versions_match_the_cost_formula(
     versions: int, length: FixedLength | ProportionalLength
 ) -> None:
     draw = random.Random(versions)
@@ -82,8 +82,8 @@ def trunk_of(steps: int, from_step: int = 0) -> TrainStage:
     )
 
 
-def test_a_stage_that_was_resumed_counts_its_rates_and_what_it_trained_anew() -> None:
-    """20 steps, of which the last 5 were trained here, in 10 seconds: the rest is another's."""
+def test_a_resumed_stage_counts_what_it_trained_anew() -> None:
+    """20 steps, of which this stage trained the last 5, in 10 seconds."""
     result = {"tokens": 200, "flops": 2000.0, "trained_tokens": 50, "device_seconds": 10.0}
     cost = stage_cost(trunk_of(20), result, reused=False)
     assert cost.whole == Amount(200, 2000.0, 40.0)
@@ -91,7 +91,7 @@ def test_a_stage_that_was_resumed_counts_its_rates_and_what_it_trained_anew() ->
     assert cost.reused == Amount(150, 1500.0, 30.0)
 
 
-def test_a_reused_stage_counts_its_own_steps_by_the_rates_of_whoever_trained_it() -> None:
+def test_a_reused_stage_counts_its_own_steps_at_the_rates_of_the_original_training() -> None:
     result = {"tokens": 300, "flops": 3000.0, "trained_tokens": 300, "device_seconds": 30.0}
     cost = stage_cost(trunk_of(20, from_step=10), result, reused=True)
     assert cost.anew == Amount()

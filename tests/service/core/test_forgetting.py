@@ -1,4 +1,4 @@
-"""The matrices and backward transfer, from numbers made by hand."""
+"""The matrices and backward transfer, from hand-made numbers."""
 
 import math
 
@@ -15,7 +15,7 @@ def version(number: int, data_version: int, one_off: bool = False, **losses: flo
     )
 
 
-def test_the_matrices_have_a_row_a_version_and_a_column_a_slice_of_every_measure() -> None:
+def test_each_measure_has_a_matrix_with_a_row_per_version_and_a_column_per_slice() -> None:
     def all_three(loss: float) -> dict[str, float | None]:
         return {"loss": loss, "perplexity": math.exp(loss), "bits_per_byte": loss / 4}
 
@@ -35,13 +35,13 @@ def test_the_matrices_have_a_row_a_version_and_a_column_a_slice_of_every_measure
     assert found.backward_transfer_of(1) is None
 
 
-def test_a_model_without_versions_has_nothing_to_show() -> None:
+def test_a_model_without_versions_has_empty_matrices() -> None:
     found = forgetting([], {})
     assert (found.slices, found.versions, found.loss, found.backward_transfers) == ((), (), (), ())
     assert found.backward_transfer is None
 
 
-def test_a_figure_that_is_not_finite_is_shown_as_none() -> None:
+def test_a_value_that_is_not_finite_is_none() -> None:
     evaluations = {"v1": {"loss": 800.0, "perplexity": math.inf, "bits_per_byte": math.nan}}
     found = forgetting([MeasuredVersion(1, 1, evaluations)], {"v1": 1})
     assert (found.loss, found.perplexity, found.bits_per_byte) == (((800.0,),), ((None,),), ((None,),))
@@ -49,7 +49,7 @@ def test_a_figure_that_is_not_finite_is_shown_as_none() -> None:
 
 def test_backward_transfer_is_the_mean_change_since_each_slice_was_new() -> None:
     versions = [
-        version(1, 1, v1=4.0, v2=9.0),  # measured on v2 before it was trained on it: not when v2 was new
+        version(1, 1, v1=4.0, v2=9.0),  # measured on v2 before training on it, so v2 was not new then
         version(2, 2, v1=4.5, v2=3.0),
         version(3, 3, v1=4.1, v2=2.5, v3=2.0),
     ]
@@ -58,7 +58,7 @@ def test_backward_transfer_is_the_mean_change_since_each_slice_was_new() -> None
     assert transfers[2] == pytest.approx((0.1 - 0.5) / 2)
 
 
-def test_better_on_old_text_is_negative() -> None:
+def test_backward_transfer_is_negative_if_old_text_improves() -> None:
     assert backward_transfers([version(1, 1, v1=4.0), version(2, 2, v1=3.0)], SLICES) == (None, -1.0)
 
 
@@ -75,7 +75,7 @@ def test_a_slice_that_was_not_measured_is_left_out_of_the_mean() -> None:
     assert backward_transfers(versions, SLICES) == (None, None, 0.25)
 
 
-def test_slices_of_no_data_version_do_not_enter() -> None:
+def test_slices_without_a_data_version_are_ignored() -> None:
     versions = [version(1, 1, v1=4.0, suite=1.0), version(2, 2, v1=4.5, suite=9.0)]
     assert backward_transfers(versions, {"v1": 1, "suite": None}) == (None, 0.5)
     assert backward_transfers(versions, {"suite": None}) == (None, None)
@@ -86,28 +86,28 @@ def test_a_given_slice_of_a_data_version_counts_like_its_holdout() -> None:
     assert backward_transfers(versions, {"v1": 1, "given": 1}) == (None, 0.25)
 
 
-def test_the_first_of_several_versions_for_one_data_version_is_when_it_was_new() -> None:
+def test_a_slice_was_new_to_the_first_of_several_versions_for_its_data_version() -> None:
     versions = [version(1, 1, v1=4.0), version(2, 1, v1=3.0), version(3, 2, v1=4.25)]
-    # A second version for the same data has no older slice itself.
+    # A second version for the same data has no older slice of its own.
     assert backward_transfers(versions, SLICES) == (None, None, 0.25)
 
 
-def test_a_data_version_without_a_version_of_its_own_was_new_to_the_next_one() -> None:
+def test_a_slice_without_a_version_of_its_own_was_new_to_the_next_version() -> None:
     versions = [version(1, 1, v1=4.0), version(2, 3, v1=4.5, v2=3.0, v3=2.0), version(3, 4, v1=4.0, v2=3.5)]
-    # The version to which v2 was new has no change on it, rather than one of nought.
+    # For the version to which v2 was new, v2 has no change, rather than a change of zero.
     assert backward_transfers(versions, SLICES) == (None, 0.5, 0.25)
 
 
-def test_a_first_version_has_none_however_many_data_versions_it_was_made_from() -> None:
+def test_a_first_version_has_no_backward_transfer() -> None:
     assert backward_transfers([version(1, 3, v1=4.0, v2=3.0, v3=2.0)], SLICES) == (None,)
 
 
-def test_a_version_for_older_data_is_held_against_what_is_older_still() -> None:
+def test_a_version_for_older_data_is_compared_on_even_older_slices() -> None:
     versions = [version(1, 1, v1=4.0), version(2, 3, v1=4.5, v2=3.0), version(3, 2, v1=4.25, v2=9.0)]
     assert backward_transfers(versions, SLICES)[2] == 0.25
 
 
-def test_a_one_off_version_is_measured_and_no_measure_for_the_line() -> None:
+def test_a_one_off_version_is_measured_but_sets_no_reference_for_the_line() -> None:
     versions = [
         version(1, 1, v1=4.0),
         version(2, 2, one_off=True, v1=4.75, v2=9.0),

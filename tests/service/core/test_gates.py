@@ -1,4 +1,4 @@
-"""The gate passes and refuses for the reasons it gives."""
+"""The gate passes and rejects candidates, with reasons."""
 
 import math
 
@@ -8,13 +8,13 @@ from service.core.specs import GateSpec
 GATE = GateSpec(max_new_loss_increase=0.0, max_old_loss_increase=0.05)
 
 
-def test_a_first_version_has_nothing_to_lose_against():
+def test_a_first_version_passes_without_comparison():
     verdict = judge(GATE, {"v1": 5.0}, None, "v1")
     assert verdict.passed
     assert "first version" in verdict.reasons[-1]
 
 
-def test_an_old_slice_may_lose_what_the_gate_allows_and_no_more():
+def test_an_old_slice_may_get_worse_up_to_the_limit():
     assert judge(GATE, {"v1": 3.05, "v2": 2.9}, {"v1": 3.01, "v2": 3.0}, "v2").passed
     verdict = judge(GATE, {"v1": 3.07, "v2": 2.9}, {"v1": 3.01, "v2": 3.0}, "v2")
     assert not verdict.passed
@@ -31,26 +31,26 @@ def test_a_loss_that_is_not_finite_never_passes():
         assert not judge(GATE, {"v1": loss}, {"v1": math.nan}, "v1").passed
 
 
-def test_a_slice_the_served_version_was_never_measured_on_is_reported_and_does_not_decide():
+def test_a_slice_without_a_served_loss_is_reported_but_does_not_decide():
     verdict = judge(GATE, {"v1": 3.0, "extra": 9.0}, {"v1": 3.0}, "v1")
     assert verdict.passed
     assert any("not measured" in reason for reason in verdict.reasons)
 
 
-def test_a_version_without_a_holdout_is_said_to_have_none():
+def test_a_missing_holdout_is_reported():
     verdict = judge(GATE, {"v1": 3.0}, {"v1": 3.0}, None)
     assert verdict.passed
     assert "no holdout" in verdict.reasons[0]
 
 
-def test_backward_transfer_is_asked_only_where_the_gate_limits_it():
+def test_backward_transfer_counts_only_if_the_gate_limits_it():
     slices = {"v1": 3.0, "v2": 3.0}
     verdict = judge(GATE, slices, slices, "v2", backward_transfer=9.0)
     assert verdict.passed
     assert not any("backward transfer" in reason for reason in verdict.reasons)
 
 
-def test_old_slices_may_lose_on_average_what_the_gate_allows_and_no_more():
+def test_old_slices_may_get_worse_on_average_up_to_the_limit():
     gate = GateSpec(max_backward_transfer=0.02)
     slices = {"v1": 3.0, "v2": 3.0}
     for transfer in (-0.5, 0.02):
@@ -60,13 +60,13 @@ def test_old_slices_may_lose_on_average_what_the_gate_allows_and_no_more():
     assert verdict.reasons == ("backward transfer: +0.0310 nats per token, allowed +0.0200",)
 
 
-def test_a_line_may_be_asked_to_get_better_on_old_slices():
+def test_a_gate_can_require_improvement_on_old_slices():
     gate = GateSpec(max_backward_transfer=-0.1)
     assert judge(gate, {"v1": 3.0}, {"v1": 3.0}, "v1", backward_transfer=-0.2).passed
     assert not judge(gate, {"v1": 3.0}, {"v1": 3.0}, "v1", backward_transfer=0.0).passed
 
 
-def test_backward_transfer_that_is_not_a_number_never_passes():
+def test_backward_transfer_of_nan_never_passes():
     gate = GateSpec(max_backward_transfer=100.0)
     assert not judge(gate, {"v1": 3.0}, {"v1": 3.0}, "v1", backward_transfer=math.nan).passed
 

@@ -1,4 +1,4 @@
-"""Steps and rows of the stream: what each step reads of new rows, and how many steps hold how many."""
+"""Steps and rows of the stream: how many new rows each step reads."""
 
 import itertools
 
@@ -34,12 +34,12 @@ def made(batches, batch_rows, epochs, replay):
     ("rows", "replay", "expected"),
     [(160, 0.0, 10), (160, 0.5, 20), (160, 0.15, 12), (1, 0.0, 1), (161, 0.0, 11)],
 )
-def test_replay_makes_a_version_longer_by_one_over_one_minus_it(rows, replay, expected):
+def test_replay_lengthens_a_version_by_one_over_one_minus_its_fraction(rows, replay, expected):
     assert steps_of(rows, 16, 1, replay) == expected
 
 
 @given(LEDGERS)
-def test_new_rows_are_spread_evenly_and_all_of_them_are_read(ledger_parts):
+def test_new_rows_are_spread_evenly_and_all_are_read(ledger_parts):
     line, ledger = made(*ledger_parts)
     end = total_steps(ledger)
     counts = [new_rows_before(line, ledger, step) for step in range(end + 1)]
@@ -52,7 +52,7 @@ def test_new_rows_are_spread_evenly_and_all_of_them_are_read(ledger_parts):
 
 
 @given(LEDGERS, st.data())
-def test_the_fewest_last_steps_that_hold_the_rows(ledger_parts, data):
+def test_the_smallest_number_of_last_steps_with_the_rows_is_found(ledger_parts, data):
     line, ledger = made(*ledger_parts)
     end = total_steps(ledger)
     everything = new_rows_before(line, ledger, end)
@@ -67,7 +67,7 @@ def test_the_fewest_last_steps_that_hold_the_rows(ledger_parts, data):
 
 
 @given(LEDGERS, st.sampled_from([0.1, 0.5, 0.75]))
-def test_a_kept_branch_never_replaces_more_than_there_is(ledger_parts, fraction):
+def test_a_kept_budget_never_replaces_more_rows_than_a_batch_has(ledger_parts, fraction):
     line, ledger = made(*ledger_parts)
     total = 0
     for k in range(1, total_steps(ledger) + 1):

@@ -1,4 +1,4 @@
-"""Every paradigm as a plan: golden files, what N versions cost in closed form and stage by stage, and its own rules."""
+"""Plans of every paradigm: golden files, the cost of N versions stage by stage, and its own rules."""
 
 import itertools
 import json
@@ -13,20 +13,20 @@ from pydantic import ValidationError
 from service.core.costs import continual, from_scratch, path_switching
 from service.core.errors import StageInputInvalid
 from service.core.ledger import own_steps, total_steps
-from service.core.paradigms import PARADIGMS
-from service.core.paradigms.merge import merge_points
-from service.core.plan import LineEnd
-from service.core.specs import (
+from service.core.paradigm_specs import (
     BranchSpec,
     ContinualSpec,
     DecaySpec,
     FixedLength,
     FromScratchSpec,
     MergeSpec,
-    ModelSpec,
     PathSwitchingSpec,
     WsdSSpec,
 )
+from service.core.paradigms import PARADIGMS
+from service.core.paradigms.merge import merge_points
+from service.core.plan import LineEnd
+from service.core.specs import ModelSpec
 from service.core.stage_specs import TRAINING_KINDS, MergeStage, StageKind, TrainStage
 from tests.support.specs import ledger_of, line_spec, plan_context
 
@@ -40,13 +40,13 @@ ALL = {
     "wsd_s": WsdSSpec(decay=HALF_REPLAYED),
     "merge": MergeSpec(k=3),
 }
-# Lines of 64 versions are 64 plans: some need more than the 200 ms that are usual.
+# A line of 64 versions takes 64 plans, which may exceed the default deadline of 200 ms.
 BY_EXAMPLE = settings(max_examples=30)
 BATCHES = st.lists(st.integers(1, 900), min_size=1, max_size=64)
 
 
 def make_line(paradigm, batches, *, replay=0.0, **line):
-    """The training stages of every version of a line in turn, each plan made from where the last one ended."""
+    """The training stages of every version of a line in turn, each plan starting where the last one ended."""
     trunk_step, previous, versions = 0, None, []
     for count in range(1, len(batches) + 1):
         context = plan_context(
@@ -73,7 +73,7 @@ def steps_trained(versions):
 
 
 @pytest.mark.parametrize("name", PARADIGMS)
-def test_the_plan_is_the_golden_one(name):
+def test_the_plan_equals_the_golden_plan(name):
     context = plan_context(
         ledger_of(100, 80),
         ALL[name],
@@ -114,7 +114,7 @@ def test_merging_costs_every_step_of_the_stream_once(batches, replay, weights):
 
 @BY_EXAMPLE
 @given(BATCHES, st.sampled_from([0.0, 0.5]))
-def test_wsd_s_costs_every_step_of_the_stream_once_and_what_its_decays_replay(batches, replay):
+def test_wsd_s_costs_the_stream_once_plus_replay_in_its_decays(batches, replay):
     ledger = ledger_of(*batches, replay=replay)
     assert steps_trained(make_line(WsdSSpec(), batches, replay=replay)) == total_steps(ledger)
     grown = WsdSSpec(decay=DecaySpec(replay_fraction=0.5))
@@ -125,7 +125,7 @@ def test_wsd_s_costs_every_step_of_the_stream_once_and_what_its_decays_replay(ba
 
 @BY_EXAMPLE
 @given(BATCHES, st.sampled_from([0.1, 0.6]), st.sampled_from([0.0, 0.25]), st.sampled_from(["grown", "kept"]))
-def test_path_switching_costs_the_stream_once_earlier_branches_again_and_what_branches_replay(
+def test_path_switching_costs_the_stream_once_plus_earlier_branches_plus_replay(
     batches, fraction, in_branch, budget
 ):
     decay = BranchSpec(length=FixedLength(fraction=fraction), replay_fraction=in_branch, replay_budget=budget)
@@ -140,14 +140,14 @@ def test_path_switching_costs_the_stream_once_earlier_branches_again_and_what_br
 
 @BY_EXAMPLE
 @given(BATCHES, st.integers(1, 3))
-def test_epochs_and_replay_are_no_part_of_what_from_scratch_would_read(batches, epochs):
+def test_the_cost_of_from_scratch_excludes_replay(batches, epochs):
     line = line_spec(epochs=epochs)
     ledger = ledger_of(*batches, epochs=epochs, replay=0.5)
     assert own_steps(line, ledger) == epochs * sum(batches)
 
 
 @pytest.mark.parametrize("restart", ["reset", "rewarm", "low"])
-def test_continual_goes_on_from_the_version_before(restart):
+def test_continual_continues_from_the_previous_version(restart):
     first, second = make_line(ContinualSpec(restart=restart, floor=0.2), [100, 80])
     assert (first[0].from_step, first[0].to_step, first[0].start_key) == (0, 100, None)
     assert (second[0].from_step, second[0].to_step) == (100, 180)
@@ -166,7 +166,7 @@ def test_continual_goes_on_from_the_version_before(restart):
     )
 
 
-def test_a_version_that_no_update_was_made_for_is_read_by_the_next():
+def test_a_data_version_without_an_update_is_read_by_the_next_update():
     context = plan_context(
         ledger_of(100, 80, 60), ContinualSpec(), previous=LineEnd(checkpoint_key="train/t1", data_version=1)
     )
@@ -175,7 +175,7 @@ def test_a_version_that_no_update_was_made_for_is_read_by_the_next():
 
 
 @pytest.mark.parametrize("paradigm", [ContinualSpec(), WsdSSpec(), MergeSpec()])
-def test_nothing_unread_means_no_plan(paradigm):
+def test_a_ledger_without_unread_data_has_no_plan(paradigm):
     context = plan_context(
         ledger_of(100),
         paradigm,
@@ -189,8 +189,8 @@ def test_nothing_unread_means_no_plan(paradigm):
 @pytest.mark.parametrize(
     "paradigm", [ContinualSpec(), WsdSSpec(), WsdSSpec(decay=DecaySpec(length=FixedLength(fraction=1.0)))]
 )
-def test_what_goes_on_from_an_end_without_an_optimizer_begins_with_a_fresh_one(paradigm):
-    """As a one-off on a line of path switching does: a branch ends without one."""
+def test_continuing_without_optimizer_state_starts_a_fresh_optimizer(paradigm):
+    """A one-off on a path-switching line does this, because a branch ends without optimizer state."""
     end = LineEnd(checkpoint_key="branch/b1", data_version=1, resumable=False)
     plan = PARADIGMS[paradigm.name](plan_context(ledger_of(100, 80), paradigm, previous=end))
     trained = [TrainStage.model_validate(s.spec) for s in plan.stages if s.kind in TRAINING_KINDS]
@@ -198,7 +198,7 @@ def test_what_goes_on_from_an_end_without_an_optimizer_begins_with_a_fresh_one(p
     assert [stage.path.fresh_optimizer for stage in trained] == [True] + [False] * (len(trained) - 1)
 
 
-def test_from_scratch_begins_anew_however_far_the_line_is():
+def test_from_scratch_always_starts_from_initial_weights():
     context = plan_context(
         ledger_of(100), FromScratchSpec(), previous=LineEnd(checkpoint_key="train/t1", data_version=1)
     )
@@ -206,7 +206,7 @@ def test_from_scratch_begins_anew_however_far_the_line_is():
     assert (stage.from_step, stage.to_step, stage.start_key) == (0, 100, None)
 
 
-def test_wsd_s_goes_on_at_the_peak_from_the_decayed_weights():
+def test_wsd_s_continues_at_the_peak_from_the_decayed_weights():
     first, second = make_line(WsdSSpec(), [100, 80])
     assert [(s.from_step, s.to_step) for s in first] == [(0, 90), (90, 100)]
     assert [(s.from_step, s.to_step) for s in second] == [(100, 162), (162, 180)]
@@ -232,12 +232,12 @@ def test_merge_weights_scale_the_updates_as_a_decay_would(span, k, before):
     assert intervals == min(k, span)
     assert (points[0], points[-1]) == (before, before + span)
     assert all(a < b for a, b in itertools.pairwise(points))
-    # Σ_(i ≥ j) c_i is the factor on the update between checkpoints j-1 and j.
+    # Σ_(i ≥ j) c_i scales the weight update between checkpoints j-1 and j.
     for j in range(1, intervals + 1):
         assert sum(weights[j:]) == pytest.approx(1 - math.sqrt(j / (intervals + 1)))
 
 
-def test_a_merge_reads_the_trunks_own_checkpoints_and_nothing_behind_where_it_stands():
+def test_a_merge_uses_trunk_checkpoints_from_the_current_step_on():
     context = plan_context(ledger_of(100, 10), MergeSpec(k=2, span=FixedLength(fraction=1.0)), trunk_step=104)
     plan = PARADIGMS["merge"](context)
     assert [stage.name for stage in plan.stages] == [
@@ -261,12 +261,12 @@ def test_a_merge_reads_the_trunks_own_checkpoints_and_nothing_behind_where_it_st
         {"paradigm": {"name": "unheard_of"}},
     ],
 )
-def test_what_a_paradigm_cannot_do_is_refused(wrong):
+def test_settings_that_a_paradigm_cannot_honour_are_rejected(wrong):
     with pytest.raises(ValidationError):
         ModelSpec.model_validate({"name": "m", "dataset": "d", **wrong})
 
 
 @pytest.mark.parametrize("name", PARADIGMS)
-def test_a_models_paradigm_needs_no_more_than_its_name(name):
+def test_a_paradigm_needs_only_its_name(name):
     spec = ModelSpec.model_validate({"name": "m", "dataset": "d", "paradigm": {"name": name}})
     assert ModelSpec.model_validate(spec.model_dump(mode="json")) == spec

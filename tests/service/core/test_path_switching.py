@@ -1,4 +1,4 @@
-"""The arithmetic of path switching: lengths, clamps, tiny versions, replay, and what N versions cost."""
+"""The arithmetic of path switching: lengths, clamps, tiny versions, replay, and the cost of N versions."""
 
 import pytest
 from hypothesis import given
@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from service.core.errors import StageInputInvalid
 from service.core.ledger import new_rows_before, total_steps
+from service.core.paradigm_specs import BranchSpec, DecaySpec, FixedLength, ProportionalLength
 from service.core.paradigms import PARADIGMS
 from service.core.paradigms.branching import branch_geometry, branch_length
-from service.core.specs import BranchSpec, DecaySpec, FixedLength, ProportionalLength, TrainingSpec
+from service.core.specs import TrainingSpec
 from service.core.stage_specs import StageKind, TrainStage
 from tests.support.specs import ledger_of, line_spec, plan_context
 
@@ -16,7 +17,7 @@ LINE = line_spec()
 
 
 def walk(decay, *batches, replay=0.0):
-    """The branch geometries of a line that makes every version in turn."""
+    """The branch geometries of a line that makes a version of every data version."""
     geometries, trunk = [], 0
     for count in range(1, len(batches) + 1):
         geometry = branch_geometry(decay, ledger_of(*batches[:count], replay=replay), trunk, LINE)
@@ -49,7 +50,7 @@ def test_four_equal_versions_cost_the_papers_share_of_from_scratch(decay, ratio)
 
 @pytest.mark.parametrize(("versions", "percent"), [(2, 75.4), (4, 50.9), (8, 32.2), (16, 18.2)])
 def test_the_defaults_cost_half_of_from_scratch_for_four_versions(versions, percent):
-    """15 % of the trunk's rows are replayed; what a branch replays lies within its length."""
+    """15 % of the trunk's rows are replayed, and a branch's replay fits into its length."""
     steps = [1000] * versions
     from_scratch = sum(sum(steps[:n]) for n in range(1, versions + 1))
     cost = trained_steps(walk(BranchSpec(), *steps, replay=TrainingSpec().replay_fraction))
@@ -65,7 +66,7 @@ def test_the_papers_rule_gets_cheaper_with_every_version(versions, percent):
 
 
 @pytest.mark.parametrize(("versions", "percent"), [(4, 46.0), (10, 23.6), (20, 12.9)])
-def test_proportional_length_held_at_two_fifths_of_the_version(versions, percent):
+def test_a_proportional_length_is_capped_at_two_fifths_of_the_version(versions, percent):
     steps = [1000] * versions
     from_scratch = sum(sum(steps[:n]) for n in range(1, versions + 1))
     assert 100 * trained_steps(walk(DecaySpec(), *steps)) / from_scratch == pytest.approx(percent, abs=0.05)
@@ -95,7 +96,7 @@ def test_the_trunk_never_turns_back_and_every_branch_reads_to_the_end(steps, len
         trunk = geometry.point
 
 
-def test_fractions_count_as_the_decimals_they_were_written_as():
+def test_fractions_are_exact_decimals():
     # 0.1 * 30 is 3.0000000000000004 in binary, whose ceiling would be 4.
     assert branch_length(FixedLength(fraction=0.1), 300, 300) == (30, None)
 
@@ -112,7 +113,7 @@ def test_fractions_count_as_the_decimals_they_were_written_as():
         (1, 1000, (1, "max")),
     ],
 )
-def test_a_held_length_says_what_held_it(version, total, expected):
+def test_a_bounded_length_names_its_bound(version, total, expected):
     assert branch_length(DecaySpec().length, version, total) == expected
 
 
@@ -121,7 +122,7 @@ def test_a_small_version_after_a_large_history_clamps_a_branch_that_may_be_longe
     first, second = walk(decay, 10_000, 20)
     assert (first.point, first.steps, first.clamped) == (9000, 1000, False)
     assert (second.point, second.steps, second.clamped) == (9018, 1002, False)
-    # Where the trunk already stands past the point that the rule asks for, the branch starts from there.
+    # If the trunk is already past the branch point, the branch starts from there.
     third = branch_geometry(decay, ledger_of(10_000, 20, 10), 10_012, LINE)
     assert (third.point, third.steps, third.clamped) == (10_012, 18, True)
 
@@ -132,7 +133,7 @@ def test_replay_has_nothing_to_draw_from_in_the_first_version():
     assert (second.steps, second.stream_steps, second.point) == (200, 100, 1900)
 
 
-def test_a_kept_budget_leaves_rows_unread_and_says_how_many():
+def test_a_kept_budget_leaves_rows_unread_and_counts_them():
     decay = DecaySpec(replay_fraction=0.5, replay_budget="kept")
     plan = PARADIGMS["path_switching"](plan_context(ledger_of(1000, 1000), decay, trunk_step=900))
     assert plan.branch_point == 1800
@@ -147,9 +148,7 @@ def test_a_kept_budget_leaves_rows_unread_and_says_how_many():
     st.sampled_from([0.15, 0.5]),
     st.sampled_from(["grown", "kept"]),
 )
-def test_with_replay_on_the_trunk_too_a_branch_has_room_for_every_row_it_reads(
-    batches, length, in_branch, on_trunk, budget
-):
+def test_with_replay_on_the_trunk_a_branch_reads_every_new_row(batches, length, in_branch, on_trunk, budget):
     decay = DecaySpec(length=length, replay_fraction=in_branch, replay_budget=budget)
     for count, geometry in enumerate(walk(decay, *batches, replay=on_trunk), start=1):
         ledger = ledger_of(*batches[:count], replay=on_trunk)
@@ -176,11 +175,11 @@ def test_old_rows_that_the_trunk_replays_count_towards_a_kept_branchs_share():
     decay = DecaySpec(length=FixedLength(fraction=0.2), replay_fraction=0.5, replay_budget="kept")
     ledger = ledger_of(800, 800, replay=0.2)
     plan = PARADIGMS["path_switching"](plan_context(ledger, decay, trunk_step=640))
-    # 200 steps of 16 rows: half of them old, of which the trunk brings a fifth.
+    # 200 steps of 16 rows: half of the rows are old, and the trunk brings a fifth.
     assert plan.notes["unread_rows"] == pytest.approx(200 * 16 * 0.3, abs=32)
 
 
-def test_a_trunk_that_stands_past_the_ledger_has_no_plan():
+def test_a_trunk_past_the_end_of_the_ledger_has_no_plan():
     with pytest.raises(StageInputInvalid, match="past the last step 100"):
         PARADIGMS["path_switching"](plan_context(ledger_of(100), DecaySpec(), trunk_step=100))
 
@@ -192,7 +191,7 @@ def test_a_version_of_one_step_gets_initial_weights_as_its_trunk_and_a_branch_of
     assert (branch.from_step, branch.to_step) == (0, 1)
 
 
-def test_where_the_trunk_stands_at_the_branch_point_the_branch_starts_at_once():
+def test_a_trunk_at_the_branch_point_needs_no_segment():
     plan = PARADIGMS["path_switching"](plan_context(ledger_of(1000), DecaySpec(), trunk_step=900))
     assert plan.stages[0].kind == StageKind.TRAIN_BRANCH
     assert plan.stages[0].needs == ("pack-1",)

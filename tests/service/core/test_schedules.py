@@ -1,4 +1,4 @@
-"""Rates against closed forms written out by hand."""
+"""Rates equal closed forms written out by hand."""
 
 import itertools
 import math
@@ -12,16 +12,16 @@ from service.core.stage_specs import RunPath
 
 
 def branch_rate(step, steps, peak_lr, **shape):
-    """Rate of a branch, which is all decay."""
+    """Rate of a branch, which consists of decay only."""
     return run_rate(step, RunPath(decay_steps=steps, stream_steps=steps, **shape), peak_lr)
 
 
-def test_the_trunk_warms_up_linearly_and_stays_at_the_peak_for_ever():
+def test_the_trunk_warms_up_linearly_and_then_stays_at_the_peak():
     rates = [trunk_rate(step, 0.8, 4) for step in (1, 2, 3, 4, 5, 10**9)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
 
 
-def test_without_warm_up_the_first_step_is_at_the_peak():
+def test_without_warmup_the_first_step_is_at_the_peak():
     assert trunk_rate(1, 0.5, 0) == 0.5
 
 
@@ -29,7 +29,7 @@ def test_without_warm_up_the_first_step_is_at_the_peak():
     ("requested", "first_version", "expected"),
     [(20, 1000, 20), (20, 100, 10), (20, 101, 11), (20, 1, 0), (20, 2, 1), (0, 1000, 0)],
 )
-def test_warm_up_is_at_most_a_tenth_of_the_first_version_and_leaves_its_branch_a_step(
+def test_warmup_takes_at_most_a_tenth_of_the_first_version_and_leaves_its_branch_a_step(
     requested, first_version, expected
 ):
     assert warmup_steps(requested, first_version) == expected
@@ -59,7 +59,7 @@ def test_the_inverse_shape_interpolates_the_reciprocal_rate():
         )
 
 
-def test_multi_step_is_cut_at_its_two_points():
+def test_multi_step_drops_at_its_two_cuts():
     rates = [branch_rate(k, 9, 1.0, shape="multi_step", cuts=(0.4, 0.8)) for k in range(1, 10)]
     assert rates == [1.0] * 3 + [0.316] * 4 + [0.1] * 2
 
@@ -79,7 +79,7 @@ def test_no_batch_is_read_at_rate_zero(shape, steps):
 
 
 @pytest.mark.parametrize("step", [0, 11])
-def test_a_step_outside_the_branch_is_refused(step):
+def test_a_step_outside_the_run_raises(step):
     with pytest.raises(ValueError, match="outside"):
         branch_rate(step, 10, 1.0, shape="linear")
 
@@ -90,7 +90,7 @@ def test_a_run_warms_up_holds_and_decays():
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.6, 0.4, 0.2])
 
 
-def test_a_run_may_rise_from_the_floor_and_stay_at_it():
+def test_a_run_can_rise_from_the_floor_or_stay_at_it():
     risen = RunPath(warmup_steps=3, warmup_from=0.1, decay_steps=1, floor=0.1, shape="cosine", stream_steps=4)
     assert [run_rate(k, risen, 1.0) for k in range(1, 5)] == pytest.approx([0.4, 0.7, 1.0, 0.55])
     low = RunPath(hold_steps=2, level=0.1, stream_steps=2)

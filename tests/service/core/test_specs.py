@@ -1,20 +1,13 @@
-"""Specs refuse what they do not know, and fingerprints cover what decides bits and nothing else."""
+"""Specs reject unknown values, and fingerprints cover exactly what decides bits."""
 
 import pytest
 from pydantic import ValidationError
 
 from service.core.ledger import ledger_up_to, steps_of
+from service.core.paradigm_specs import AutoLength, BranchSpec, DecaySpec, FromScratchSpec, PathSwitchingSpec
 from service.core.paradigms import PARADIGMS
 from service.core.plan import run_key, trunk_key
-from service.core.specs import (
-    AutoLength,
-    BranchSpec,
-    DecaySpec,
-    FromScratchSpec,
-    ModelSpec,
-    PathSwitchingSpec,
-    TrainingSpec,
-)
+from service.core.specs import ModelSpec, TrainingSpec
 from service.core.stage_specs import RunPath, StageKind, TrainStage
 from tests.support.specs import ledger_of, line_spec, plan_context
 
@@ -26,7 +19,7 @@ def test_everything_but_name_and_dataset_has_a_default():
     assert ModelSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
-def test_lines_that_go_on_replay_by_default_and_from_scratch_does_not():
+def test_replay_is_the_default_except_from_scratch():
     plain = {"name": "m", "dataset": "d"}
     branch = ModelSpec.model_validate(plain).paradigm.decay
     assert (branch.length.rule, branch.length.fraction) == ("proportional", 0.085)
@@ -48,14 +41,14 @@ def test_lines_that_go_on_replay_by_default_and_from_scratch_does_not():
         assert ModelSpec.model_validate(plain | {"paradigm": {"name": name}}).paradigm.decay == DecaySpec()
 
 
-def test_a_branch_that_chooses_its_length_replays_only_what_it_is_told_to():
+def test_the_rule_auto_replays_only_on_request():
     for length in ({"rule": "auto"}, AutoLength()):
         assert BranchSpec.model_validate({"length": length}).replay_fraction == 0.0
         assert BranchSpec.model_validate({"length": length, "replay_fraction": 0.5}).replay_fraction == 0.5
     assert BranchSpec.model_validate({"length": {"rule": "fixed"}}).replay_fraction == 0.75
 
 
-def test_branches_that_replay_nothing_are_equal_whatever_their_budget():
+def test_the_budget_is_irrelevant_without_replay():
     keys = set()
     for budget in ("grown", "kept"):
         paradigm = PathSwitchingSpec(decay=BranchSpec(replay_budget=budget))
@@ -92,12 +85,12 @@ def test_branches_that_replay_nothing_are_equal_whatever_their_budget():
         {"paradigm": {"name": "path_switching", "decay": {"replay_fraction": 1.0}}},
     ],
 )
-def test_nonsense_is_refused(wrong):
+def test_invalid_values_are_rejected(wrong):
     with pytest.raises(ValidationError):
         ModelSpec.model_validate({"name": "m", "dataset": "d"} | wrong)
 
 
-def test_a_pass_is_at_least_one_step_and_filled_up():
+def test_a_pass_takes_at_least_one_step_and_fills_its_last_batch():
     assert [steps_of(rows, 16, 1) for rows in (1, 16, 17)] == [1, 1, 2]
     assert steps_of(17, 16, 3) == 6
 
@@ -123,7 +116,7 @@ def test_a_trunk_key_depends_on_what_decides_its_bits(change):
     assert trunk_key(line_spec(**change), LEDGER, 80) != trunk_key(line_spec(), LEDGER, 80)
 
 
-def test_how_often_a_branch_is_checkpointed_does_not_change_its_key():
+def test_the_checkpoint_interval_does_not_change_a_branchs_key():
     def key(**changes):
         path = RunPath(decay_steps=10, stream_steps=10)
         values = {
@@ -140,7 +133,7 @@ def test_how_often_a_branch_is_checkpointed_does_not_change_its_key():
     assert key(start_key="trunk/b") != key()
 
 
-def test_workers_are_no_part_of_a_line():
+def test_the_number_of_workers_is_not_part_of_a_line():
     assert "workers" not in line_spec().model_dump()
     assert TrainingSpec(workers=2).batch_rows == TrainingSpec(workers=1).batch_rows
 

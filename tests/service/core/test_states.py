@@ -27,22 +27,22 @@ LEGAL = {
     "cancelled>pending cancelled>ready",
     ModelVersionState: "candidate>released candidate>rejected rejected>released released>retired retired>released",
     ReleaseState: "pending>live pending>superseded pending>failed live>ended",
-    CheckpointState: "live>abandoned abandoned>live",
+    CheckpointState: "live>abandoned",
 }
 
 
 @pytest.mark.parametrize(("enum", "a", "b"), PAIRS, ids=[f"{e.__name__}-{a}-{b}" for e, a, b in PAIRS])
-def test_a_move_is_legal_exactly_where_the_list_says(enum, a, b):
+def test_exactly_the_listed_moves_are_legal(enum, a, b):
     assert (b in MOVES[enum][a]) == (f"{a}>{b}" in LEGAL[enum].split())
 
 
 @pytest.mark.parametrize("enum", ENUMS)
-def test_sources_are_the_table_read_backwards(enum):
+def test_sources_invert_the_table_of_moves(enum):
     for target in enum:
         assert sources(target) == {state for state in enum if target in MOVES[enum][state]}
 
 
-def test_what_is_finished_leaves_only_by_a_retry_or_because_it_is_damaged():
+def test_finished_rows_move_only_on_a_retry_or_a_repair():
     for state in FINISHED_UPDATES - {UpdateState.FAILED}:
         assert not MOVES[UpdateState][state]
     assert {StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED} == FINISHED_STAGES

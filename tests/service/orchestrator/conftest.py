@@ -1,4 +1,4 @@
-"""A small house: a database of each kind, artifacts, scripted ports, and orchestrators that can be killed."""
+"""A harness for orchestrator tests: each kind of database, artifacts, scripted ports, and orchestrators to kill."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ LEASE_SECONDS = 30.0
 
 
 @dataclass
-class House:
+class Harness:
     database: Database
     artifacts: Artifacts
     executor: ScriptedExecutor
@@ -27,7 +27,7 @@ class House:
     starts: int = 0
 
     def orchestrator(self, database: Database | None = None) -> Orchestrator:
-        """A new orchestrator process: it remembers nothing of the one before."""
+        """A new orchestrator process, with nothing in memory."""
         self.starts += 1
         return Orchestrator(
             database or self.database,
@@ -39,7 +39,7 @@ class House:
         )
 
     def add_model(self, name: str = "m", versions: int = 1) -> str:
-        """A model on the dataset ``d``, which gets that many data versions if it does not exist yet."""
+        """Add a model on the dataset ``d``. Creates the dataset with that many data versions if necessary."""
         with self.database.transaction() as session:
             dataset = session.scalar(sa.select(Dataset).where(Dataset.name == "d"))
             return add_model(session, dataset or add_dataset(session, "d", versions), name).id
@@ -65,7 +65,7 @@ class House:
         return {stage.kind for stage in self.stages(update_id).values() if stage.state == StageState.RUNNING}
 
     def finish(self, orchestrator: Orchestrator, update_id: str, ticks: int = 60) -> Update:
-        """Tick until the update has ended; waits for attempts are skipped, not slept through."""
+        """Tick until the update has ended, skipping the waits between attempts."""
         for _ in range(ticks):
             orchestrator.tick()
             if self.update(update_id).state in FINISHED_UPDATES:
@@ -84,6 +84,6 @@ class House:
 
 
 @pytest.fixture
-def house(database: Database, tmp_path: Path) -> House:
+def harness(database: Database, tmp_path: Path) -> Harness:
     artifacts = LocalArtifacts(tmp_path / "artifacts")
-    return House(database, artifacts, ScriptedExecutor(artifacts))
+    return Harness(database, artifacts, ScriptedExecutor(artifacts))

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -18,7 +19,7 @@ from service.operations.updates import cancel_update
 from service.store import datasets
 from service.store.in_use import share_artifacts
 from service.store.tables import Checkpoint, DataVersion, ModelVersion, Stage
-from tests.service.orchestrator.conftest import House
+from tests.service.orchestrator.conftest import Harness
 from tests.support.rows import add_data_version
 
 FATAL = RunError("", "diverged", "loss is not finite", retryable=False)
@@ -30,9 +31,9 @@ def publish(artifacts: Artifacts, key: str) -> None:
         artifacts.publish(key, directory, {})
 
 
-def garbage_in(house: House, *, hours: float = 0, keep_versions: int | None = None) -> list[Garbage]:
+def garbage_in(harness: Harness, *, hours: float = 0, keep_versions: int | None = None) -> list[Garbage]:
     return find_garbage(
-        house.database, house.artifacts, older_than_seconds=hours * 3600 - 1, keep_versions=keep_versions
+        harness.database, harness.artifacts, older_than_seconds=hours * 3600 - 1, keep_versions=keep_versions
     )
 
 
@@ -40,140 +41,146 @@ def keys(garbage: Sequence[Garbage]) -> set[str]:
     return {item.key for item in garbage}
 
 
-def collect(house: House, keep_versions: int | None = None) -> set[str]:
-    garbage = garbage_in(house, keep_versions=keep_versions)
-    return keys(remove_garbage(house.database, house.artifacts, garbage, keep_versions=keep_versions))
+def collect(harness: Harness, keep_versions: int | None = None) -> set[str]:
+    garbage = garbage_in(harness, keep_versions=keep_versions)
+    return keys(remove_garbage(harness.database, harness.artifacts, garbage, keep_versions=keep_versions))
 
 
-def add_trained_model(house: House, versions: int) -> str:
+def add_trained_model(harness: Harness, versions: int) -> str:
     """Add a model whose updates to that many data versions have all succeeded."""
-    model = house.add_model(versions=versions)
+    model = harness.add_model(versions=versions)
     for number in range(1, versions + 1):
-        house.finish(house.orchestrator(), house.add_update(model, number))
+        harness.finish(harness.orchestrator(), harness.add_update(model, number))
     return model
 
 
-def train_stage(house: House, update: str, name: str) -> TrainStage:
-    return TrainStage.model_validate(house.stages(update)[name].spec)
+def train_stage(harness: Harness, update: str, name: str) -> TrainStage:
+    return TrainStage.model_validate(harness.stages(update)[name].spec)
 
 
-def stage_keys(house: House) -> set[str]:
-    with house.database.reading() as session:
+def constant_loss(loss: float, slice_name: str) -> float:
+    return loss
+
+
+def stage_keys(harness: Harness) -> set[str]:
+    with harness.database.reading() as session:
         return set(session.scalars(sa.select(Stage.key).where(Stage.key.is_not(None))))
 
 
-def test_unreferenced_artifacts_are_removed_and_the_line_continues(house: House) -> None:
-    model = add_trained_model(house, 2)
+def test_unreferenced_artifacts_are_removed_and_the_line_continues(harness: Harness) -> None:
+    model = add_trained_model(harness, 2)
     for number in (1, 2):
-        with house.database.reading() as session:
-            publish(house.artifacts, datasets.version(session, model_dataset(house), number).artifact_key)
-    with house.database.reading() as session:
+        with harness.database.reading() as session:
+            publish(harness.artifacts, datasets.version(session, model_dataset(harness), number).artifact_key)
+    with harness.database.reading() as session:
         last = session.scalars(sa.select(Stage).where(Stage.kind == StageKind.TRAIN_BRANCH)).all()[-1]
     branch = TrainStage.model_validate(last.spec)
     periodic = {f"{trunk_prefix(branch.line)}/000000010-x", f"{own_checkpoint_prefix(branch)}/000000200"}
     for key in {*periodic, "pack/of-a-lost-race"}:
-        publish(house.artifacts, key)
-    unfinished = house.artifacts.root / "pack/unfinished/w-0123456789ab/deep/half"
+        publish(harness.artifacts, key)
+    unfinished = harness.artifacts.root / "pack/unfinished/w-0123456789ab/deep/half"
     unfinished.parent.mkdir(parents=True)
     unfinished.write_text("half")
 
-    garbage = garbage_in(house)
+    garbage = garbage_in(harness)
     assert keys(garbage) == {*periodic, "pack/of-a-lost-race", "pack/unfinished"}
     reasons = {item.key: item.reason for item in garbage}
     assert reasons.pop("pack/unfinished") == Reason.LEFT_BEHIND
     assert set(reasons.values()) == {Reason.UNUSED}
-    before = stage_keys(house)
-    assert keys(remove_garbage(house.database, house.artifacts, garbage)) == keys(garbage)
-    assert not garbage_in(house)
-    assert not (house.artifacts.root / "pack/unfinished").exists()
+    before = stage_keys(harness)
+    assert keys(remove_garbage(harness.database, harness.artifacts, garbage)) == keys(garbage)
+    assert not garbage_in(harness)
+    assert not (harness.artifacts.root / "pack/unfinished").exists()
     for key in before:
-        house.artifacts.open(key)
+        harness.artifacts.open(key)
 
-    house.add_version(3)
-    update = house.finish(house.orchestrator(), house.add_update(model, 3))
+    harness.add_version(3)
+    update = harness.finish(harness.orchestrator(), harness.add_update(model, 3))
     assert update.state == UpdateState.SUCCEEDED
-    assert len(house.executor.executed) == len(set(house.executor.executed))
+    assert len(harness.executor.executed) == len(set(harness.executor.executed))
 
 
-def model_dataset(house: House) -> str:
-    with house.database.reading() as session:
+def model_dataset(harness: Harness) -> str:
+    with harness.database.reading() as session:
         return datasets.dataset(session, "d").id
 
 
-def test_recent_files_are_kept(house: House) -> None:
-    publish(house.artifacts, "pack/young")
-    publish(house.artifacts, "pack/old")
+def test_recent_files_are_kept(harness: Harness) -> None:
+    publish(harness.artifacts, "pack/young")
+    publish(harness.artifacts, "pack/old")
     yesterday = time.time() - 25 * 3600
-    os.utime(house.artifacts.root / "pack/old" / MANIFEST, (yesterday, yesterday))
-    with house.artifacts.writing("pack/being-written") as directory:
+    os.utime(harness.artifacts.root / "pack/old" / MANIFEST, (yesterday, yesterday))
+    with harness.artifacts.writing("pack/being-written") as directory:
         (directory / "half").write_text("half")
-        assert keys(garbage_in(house, hours=24)) == {"pack/old"}
+        assert keys(garbage_in(harness, hours=24)) == {"pack/old"}
 
 
-def test_orphaned_files_beside_an_inlined_artifact_are_removed(house: House) -> None:
-    house.add_model()
-    with house.database.reading() as session:
+def test_orphaned_files_beside_an_inlined_artifact_are_removed(harness: Harness) -> None:
+    harness.add_model()
+    with harness.database.reading() as session:
         key = session.scalars(sa.select(DataVersion.artifact_key)).one()
-    house.artifacts.publish_small(key, {"a": b"a"}, {})
-    attempt = house.artifacts.root / key / "w-0123456789ab"
+    harness.artifacts.publish_small(key, {"a": b"a"}, {})
+    attempt = harness.artifacts.root / key / "w-0123456789ab"
     attempt.mkdir()
     (attempt / "half").write_text("half")
-    house.artifacts.open(key)
-    assert [(item.key, item.reason) for item in garbage_in(house)] == [(key, Reason.LEFT_BEHIND)]
-    assert collect(house) == {key}
+    harness.artifacts.open(key)
+    assert [(item.key, item.reason) for item in garbage_in(harness)] == [(key, Reason.LEFT_BEHIND)]
+    assert collect(harness) == {key}
     assert not attempt.exists()
-    house.artifacts.open(key)
+    harness.artifacts.open(key)
 
 
-def test_an_unfinished_update_keeps_its_checkpoints_until_it_is_cancelled(house: House) -> None:
-    model = house.add_model()
-    house.executor.hold.add(StageKind.TRAIN_BRANCH)
-    update, orchestrator = house.add_update(model), house.orchestrator()
-    while StageKind.TRAIN_BRANCH not in house.stages_running(update):
+def test_an_unfinished_update_keeps_its_checkpoints_until_it_is_cancelled(harness: Harness) -> None:
+    model = harness.add_model()
+    harness.executor.hold.add(StageKind.TRAIN_BRANCH)
+    update, orchestrator = harness.add_update(model), harness.orchestrator()
+    while StageKind.TRAIN_BRANCH not in harness.stages_running(update):
         orchestrator.tick()
-    branch = train_stage(house, update, "branch")
+    branch = train_stage(harness, update, "branch")
     resumable = f"{own_checkpoint_prefix(branch)}/000000095"
     trunk_checkpoint = f"{trunk_prefix(branch.line)}/000000010-x"
-    publish(house.artifacts, resumable)
-    publish(house.artifacts, trunk_checkpoint)
-    assert resumable not in keys(garbage_in(house))
+    publish(harness.artifacts, resumable)
+    publish(harness.artifacts, trunk_checkpoint)
+    assert resumable not in keys(garbage_in(harness))
 
-    house.executor.hold.clear()
-    house.executor.fail[StageKind.TRAIN_BRANCH].append(FATAL)
-    assert house.finish(orchestrator, update).state == UpdateState.FAILED
-    assert collect(house) == {
+    harness.executor.hold.clear()
+    harness.executor.fail[StageKind.TRAIN_BRANCH].append(FATAL)
+    assert harness.finish(orchestrator, update).state == UpdateState.FAILED
+    assert collect(harness) == {
         trunk_checkpoint
     }  # the trunk stage has succeeded, but the branch may be retried
-    before = stage_keys(house)
-    cancel_update(house.database, update)
-    removed = collect(house)
+    before = stage_keys(harness)
+    cancel_update(harness.database, update)
+    removed = collect(harness)
     assert resumable in removed
-    with house.database.reading() as session:
+    with harness.database.reading() as session:
         [trunk] = session.scalars(sa.select(Checkpoint.artifact_key))
     assert trunk in before - removed
 
 
-def test_keep_versions_removes_old_checkpoints_and_unreleased_exports(house: House) -> None:
-    model = house.add_model(versions=4)
+def test_keep_versions_removes_old_checkpoints_and_unreleased_exports(harness: Harness) -> None:
+    model = harness.add_model(versions=4)
     for number in (1, 2, 3, 4):
-        house.executor.losses = lambda name, bad=number == 2: 9.0 if bad else 3.0
-        house.finish(house.orchestrator(), house.add_update(model, number))
-    with house.database.reading() as session:
+        harness.executor.losses = partial(constant_loss, 9.0 if number == 2 else 3.0)
+        harness.finish(harness.orchestrator(), harness.add_update(model, number))
+    with harness.database.reading() as session:
         rows = session.scalars(sa.select(ModelVersion).order_by(ModelVersion.number)).all()
         states = [row.state for row in rows]
         ends = session.scalars(
             sa.select(Stage.key).where(Stage.kind == StageKind.TRAIN_BRANCH).order_by(Stage.created_at)
         ).all()
     assert states[1] == ModelVersionState.REJECTED
-    assert collect(house) == set()
-    assert collect(house, keep_versions=2) == {rows[1].export_key, ends[0], ends[1]}
+    assert collect(harness) == set()
+    assert collect(harness, keep_versions=2) == {rows[1].export_key, ends[0], ends[1]}
     for row in (rows[0], rows[2], rows[3]):
-        house.artifacts.open(row.export_key)
+        harness.artifacts.open(row.export_key)
 
 
-def test_an_abandoned_checkpoint_is_removed_unless_a_released_version_branched_from_it(house: House) -> None:
-    add_trained_model(house, 2)
-    with house.database.transaction() as session:
+def test_an_abandoned_checkpoint_is_removed_unless_a_released_version_branched_from_it(
+    harness: Harness,
+) -> None:
+    add_trained_model(harness, 2)
+    with harness.database.transaction() as session:
         first, second = session.scalars(sa.select(Checkpoint).order_by(Checkpoint.step)).all()
         for row in (first, second):
             row.state = CheckpointState.ABANDONED
@@ -181,69 +188,69 @@ def test_an_abandoned_checkpoint_is_removed_unless_a_released_version_branched_f
             sa.select(ModelVersion).where(ModelVersion.checkpoint_id == second.id)
         ).one()
         branched.checkpoint_id = None
-    assert collect(house) == {second.artifact_key}
+    assert collect(harness) == {second.artifact_key}
 
 
-def test_an_artifact_that_comes_into_use_before_its_removal_is_kept(house: House) -> None:
-    house.add_model()
-    publish(house.artifacts, "data/adopted")
-    garbage = garbage_in(house)
+def test_an_artifact_that_comes_into_use_before_its_removal_is_kept(harness: Harness) -> None:
+    harness.add_model()
+    publish(harness.artifacts, "data/adopted")
+    garbage = garbage_in(harness)
     assert keys(garbage) == {"data/adopted"}
-    with house.database.transaction() as session:
-        refer_to(house, session, "data/adopted")
-    assert remove_garbage(house.database, house.artifacts, garbage) == []
-    house.artifacts.open("data/adopted")
+    with harness.database.transaction() as session:
+        refer_to(harness, session, "data/adopted")
+    assert remove_garbage(harness.database, harness.artifacts, garbage) == []
+    harness.artifacts.open("data/adopted")
 
 
-def test_removal_waits_for_a_transaction_that_is_about_to_use_an_artifact(house: House) -> None:
-    house.add_model()
-    publish(house.artifacts, "data/adopted")
-    garbage, removed = garbage_in(house), []
+def test_removal_waits_for_a_transaction_that_is_about_to_use_an_artifact(harness: Harness) -> None:
+    harness.add_model()
+    publish(harness.artifacts, "data/adopted")
+    garbage, removed = garbage_in(harness), []
     thread = threading.Thread(
-        target=lambda: removed.append(remove_garbage(house.database, house.artifacts, garbage))
+        target=lambda: removed.append(remove_garbage(harness.database, harness.artifacts, garbage))
     )
-    with house.database.transaction() as session:
+    with harness.database.transaction() as session:
         share_artifacts(session)
         thread.start()
         thread.join(0.5)
         assert thread.is_alive()
-        refer_to(house, session, "data/adopted")
+        refer_to(harness, session, "data/adopted")
     thread.join(30)
     assert removed == [[]]
-    house.artifacts.open("data/adopted")
+    harness.artifacts.open("data/adopted")
 
 
-def refer_to(house: House, session: sa.orm.Session, key: str) -> None:
+def refer_to(harness: Harness, session: sa.orm.Session, key: str) -> None:
     row: DataVersion = add_data_version(session, datasets.dataset(session, "d"), 2)
     row.artifact_key = key
     session.flush()
 
 
-def test_an_attempt_that_publishes_before_the_removal_keeps_its_files(house: House) -> None:
-    with house.artifacts.writing("pack/slow") as directory:
+def test_an_attempt_that_publishes_before_the_removal_keeps_its_files(harness: Harness) -> None:
+    with harness.artifacts.writing("pack/slow") as directory:
         (directory / "content").write_text("slow")
-        garbage = garbage_in(house)
+        garbage = garbage_in(harness)
         assert [item.reason for item in garbage] == [Reason.LEFT_BEHIND]
-        house.artifacts.publish("pack/slow", directory, {})
-        assert remove_garbage(house.database, house.artifacts, garbage) == []
-    house.artifacts.open("pack/slow")
+        harness.artifacts.publish("pack/slow", directory, {})
+        assert remove_garbage(harness.database, harness.artifacts, garbage) == []
+    harness.artifacts.open("pack/slow")
 
 
-def test_nothing_is_removed_beside_an_unreadable_manifest(house: House) -> None:
-    add_trained_model(house, 1)
-    key = sorted(stage_keys(house))[0]
+def test_nothing_is_removed_beside_an_unreadable_manifest(harness: Harness) -> None:
+    add_trained_model(harness, 1)
+    key = sorted(stage_keys(harness))[0]
     for name in ("w-aaaaaaaaaaaa", "w-bbbbbbbbbbbb"):
-        folder = house.artifacts.root / key / name
+        folder = harness.artifacts.root / key / name
         folder.mkdir()
         (folder / "content").write_text("?")
-    (house.artifacts.root / key / MANIFEST).write_text("{")
-    assert garbage_in(house) == []
+    (harness.artifacts.root / key / MANIFEST).write_text("{")
+    assert garbage_in(harness) == []
 
 
-def test_files_outside_the_layout_are_kept(house: House) -> None:
-    house.artifacts.root.mkdir(parents=True, exist_ok=True)
+def test_files_outside_the_layout_are_kept(harness: Harness) -> None:
+    harness.artifacts.root.mkdir(parents=True, exist_ok=True)
     for name in ("README", ".ingest-x/spool", "mounted/elsewhere/file"):
-        path = house.artifacts.root / name
+        path = harness.artifacts.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("not ours")
-    assert garbage_in(house) == []
+    assert garbage_in(harness) == []

@@ -1,4 +1,4 @@
-"""The answer to any one commit is lost: what was done is found in the rows at the next tick, and costs nothing."""
+"""If the answer to a commit is lost, the next tick finds what was done in the rows, and nothing is lost."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import pytest
 from service.core.stage_specs import StageKind
 from service.core.states import UpdateState
 from service.store.database import Database
-from tests.service.orchestrator.conftest import House
+from tests.service.orchestrator.conftest import Harness
 
-pytestmark = pytest.mark.no_database_faults("has a fault of its own")
+pytestmark = pytest.mark.no_database_faults("injects its own fault")
 
 
-class Forgetful(Database):
-    """Carries out its ``at``-th commit, and says that it failed."""
+class AnswerLosingDatabase(Database):
+    """Carries out its ``at``-th commit but reports that it failed."""
 
     def __init__(self, url: str, at: int) -> None:
         super().__init__(url)
@@ -31,39 +31,39 @@ class Forgetful(Database):
 
 
 @pytest.mark.slow_on_postgres
-def test_whatever_commit_it_is_it_costs_no_attempt_and_no_lease_is_waited_for(house: House) -> None:
+def test_a_lost_commit_answer_costs_no_attempt_and_no_lease_time(harness: Harness) -> None:
     at, commits = 0, 0
-    while commits >= at:  # one commit later each time, until the update ends before it
+    while commits >= at:  # one commit later each time, until the update ends before that commit
         at += 1
-        house.artifacts.root = house.artifacts.root.with_name(f"artifacts-{at}")
-        house.executor.executed.clear()
-        house.serving.swaps.clear()
-        forgetful = Forgetful(house.database.url, at)
-        update = house.add_update(house.add_model(f"m{at}"))
-        row = house.finish(house.orchestrator(forgetful), update)
-        commits = forgetful.commits
-        forgetful.close()
+        harness.artifacts.root = harness.artifacts.root.with_name(f"artifacts-{at}")
+        harness.executor.executed.clear()
+        harness.serving.swaps.clear()
+        losing = AnswerLosingDatabase(harness.database.url, at)
+        update = harness.add_update(harness.add_model(f"m{at}"))
+        row = harness.finish(harness.orchestrator(losing), update)
+        commits = losing.commits
+        losing.close()
         assert row.state == UpdateState.SUCCEEDED
-        assert {stage.attempt for stage in house.stages(update).values()} == {1}
-        assert len(house.executor.executed) == len(set(house.executor.executed)) == 6
-        assert len(house.serving.swaps) == 1
+        assert {stage.attempt for stage in harness.stages(update).values()} == {1}
+        assert len(harness.executor.executed) == len(set(harness.executor.executed)) == 6
+        assert len(harness.serving.swaps) == 1
     assert at > 15
 
 
-def test_a_run_that_was_taken_over_and_is_taken_back_is_adopted(house: House) -> None:
-    house.executor.hold = {StageKind.TRAIN_TRUNK}
-    update, first = house.add_update(house.add_model()), house.orchestrator()
-    while house.stages_running(update) != {StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH}:
+def test_a_reclaimed_run_is_adopted(harness: Harness) -> None:
+    harness.executor.hold = {StageKind.TRAIN_TRUNK}
+    update, first = harness.add_update(harness.add_model()), harness.orchestrator()
+    while harness.stages_running(update) != {StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH}:
         first.tick()
-    house.expire_leases()
-    forgetful = Forgetful(house.database.url, 1)
-    second = house.orchestrator(forgetful)
+    harness.expire_leases()
+    losing = AnswerLosingDatabase(harness.database.url, 1)
+    second = harness.orchestrator(losing)
     second.tick()
-    assert not second.holding.stages
+    assert not second.leases.stages
     second.tick()
-    assert {held.kind for held in second.holding.stages.values()} == {"train_trunk", "train_branch"}
-    house.executor.hold.clear()
-    assert house.finish(second, update).state == UpdateState.SUCCEEDED
-    assert len(house.executor.submitted) == len(set(house.executor.submitted))
-    assert {stage.attempt for stage in house.stages(update).values()} == {1}
-    forgetful.close()
+    assert {lease.kind for lease in second.leases.stages.values()} == {"train_trunk", "train_branch"}
+    harness.executor.hold.clear()
+    assert harness.finish(second, update).state == UpdateState.SUCCEEDED
+    assert len(harness.executor.submitted) == len(set(harness.executor.submitted))
+    assert {stage.attempt for stage in harness.stages(update).values()} == {1}
+    losing.close()

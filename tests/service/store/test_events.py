@@ -35,7 +35,7 @@ def test_a_failed_transaction_leaves_no_events(database: Database) -> None:
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
 def test_the_transaction_that_commits_later_gets_the_higher_id(database: Database) -> None:
     """Otherwise a reader that has seen the higher id would miss the lower one."""
     appended, may_commit = threading.Event(), threading.Event()

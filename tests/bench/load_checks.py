@@ -106,7 +106,7 @@ def add_old_versions(database: Database, artifacts: Artifacts, name: str) -> Non
         for number in range(1, OLD_VERSIONS + 1):
             hashes = sorted(document_hash(f"old document {number}.{index}") for index in range(2))
             sha256 = hashlib.sha256(b"".join(hashes)).hexdigest()
-            file = FileEntry.holding(HASHES, b"".join(hashes))
+            file = FileEntry.inlined(HASHES, b"".join(hashes))
             manifest = Manifest(key=f"data/{sha256}", directory="w-old", files=(file,), result={})
             folder_of_key = artifacts.root / manifest.key
             folder_of_key.mkdir(parents=True)

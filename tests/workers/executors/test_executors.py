@@ -201,7 +201,7 @@ def test_a_run_whose_process_dies_is_lost_and_the_next_run_succeeds(tmp_path: Pa
     assert not active_children()
 
 
-@pytest.mark.slow
+@pytest.mark.guard
 @pytest.mark.ray
 def test_the_ray_executor_passes_it_and_trains_the_same_bits(tmp_path: Path, ray_cluster) -> None:
     from workers.executors.ray_executor import RayExecutor
@@ -241,7 +241,7 @@ def test_closing_waits_for_a_training_run_to_leave_a_checkpoint_but_not_for_one_
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.guard
 def test_two_workers_over_ray_train_like_one(tmp_path: Path, ray_cluster) -> None:
     from workers.executors.ray_executor import RayExecutor
 

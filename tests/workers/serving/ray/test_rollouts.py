@@ -21,7 +21,7 @@ from tests.support.waiting import until
 from tests.workers.serving.serving_line import failures, line
 from workers.serving.ray.serving import RayServing
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.guard]
 
 BODY = {"model": "line", "prompt": "The cat sat on", "max_tokens": 20, "temperature": 0}
 

@@ -279,7 +279,7 @@ def test_before_ray_stops_requests_in_flight_are_answered_and_new_ones_are_rejec
     assert complete(serving).status_code == 200
 
 
-@pytest.mark.slow
+@pytest.mark.guard
 def test_a_dead_replica_is_replaced_and_waiting_requests_are_answered(serving: RayServing) -> None:
     release(serving, line(1))
     [replica] = serving.observe(["line"])["line"]
@@ -298,7 +298,7 @@ def _replica_pid() -> int:
     return pid
 
 
-@pytest.mark.slow
+@pytest.mark.guard
 def test_a_frozen_replica_is_replaced(serving: RayServing) -> None:
     release(serving, line(1))
     [before] = serving.observe(["line"])["line"]
@@ -321,7 +321,7 @@ def _another_answers(serving: RayServing, replica: str) -> bool:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.guard
 def test_an_application_that_was_changed_by_hand_is_restored(serving: RayServing) -> None:
     release(serving, line(1))
     by_hand = applications([line(2)], ReplicaOptions("file:///elsewhere"))
@@ -331,7 +331,7 @@ def test_an_application_that_was_changed_by_hand_is_restored(serving: RayServing
     assert complete(serving).headers["x-pathswitch-version"] == "1"
 
 
-@pytest.mark.slow
+@pytest.mark.guard
 def test_applications_that_were_deleted_by_hand_are_restored(serving: RayServing) -> None:
     release(serving, line(1))
     serve.delete("model-line", _blocking=False)
@@ -342,7 +342,7 @@ def test_applications_that_were_deleted_by_hand_are_restored(serving: RayServing
     assert complete(serving).headers["x-pathswitch-version"] == "2"
 
 
-@pytest.mark.slow
+@pytest.mark.guard
 def test_applications_deployed_by_0_2_answer_and_are_replaced_without_failing_a_request(
     serving: RayServing, artifacts: Artifacts
 ) -> None:

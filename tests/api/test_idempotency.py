@@ -131,9 +131,11 @@ def test_a_key_belongs_to_one_path_and_one_body(each_plane: ControlPlane, name: 
     assert each_plane.http.get(f"/datasets/{name}-other").status_code == 404
 
 
-@pytest.mark.parametrize("bad", ["", "k" * 256, "schl\u00fcssel".encode("latin-1"), "a\tb"])
-def test_an_invalid_key_is_refused(plane: ControlPlane, name: str, bad: str | bytes) -> None:
-    answer = plane.http.post("/datasets", json={"name": name}, headers={"Idempotency-Key": bad})
+@pytest.mark.parametrize("bad", ["", "k" * 256, "schl\u00fcssel", "a\tb"])
+def test_an_invalid_key_is_refused(plane: ControlPlane, name: str, bad: str) -> None:
+    answer = plane.http.post(
+        "/datasets", json={"name": name}, headers={b"Idempotency-Key": bad.encode("latin-1")}
+    )
     assert answer.status_code == 422
     assert plane.http.get(f"/datasets/{name}").status_code == 404
 

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -67,7 +68,7 @@ def served(database: Database, home: Path, faults: Faults) -> Iterator[Send]:
         app.state.services.database.close()
 
 
-def request_for(what: str, send: Send, name: str) -> tuple[str, dict[str, object], str]:
+def request_for(what: str, send: Send, name: str) -> tuple[str, dict[str, Any], str]:
     """Path and content of a request, and the event it writes. Creates first what the request needs."""
     if what == "dataset":
         return "/datasets", {"json": {"name": name}}, "dataset.created"
@@ -94,7 +95,7 @@ def test_a_repeated_request_is_answered_and_was_carried_out_once(
         while has_failed:  # one call later each time, until the request makes fewer calls
             at += 1
             path, content, event = request_for(what, send, f"n{at}")
-            headers = content.pop("headers", {}) | {"Idempotency-Key": uuid.uuid4().hex}
+            headers = {**content.pop("headers", {}), "Idempotency-Key": uuid.uuid4().hex}
             faults.arm(at)
             answer = send("POST", path, headers=headers, **content)
             has_failed = faults.has_failed

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -169,14 +170,12 @@ def test_concurrent_registrations_in_different_datasets_do_not_deadlock(
     """They share only locks. Taken in different orders, those would deadlock."""
     for number in range(CONCURRENT):
         postgres_plane.add_dataset(f"{name}-{number}")
-    answers = [
-        answer
-        for turn in range(4)
-        for answer in all_at_once(
-            CONCURRENT,
-            lambda i, turn=turn: postgres_plane.push(f"{name}-{i}", f"{turn} {i}", f"more {turn} {i}"),
-        )
-    ]
+
+    def push(turn: int, number: int) -> httpx.Response:
+        texts = (f"{turn} {number}", f"more {turn} {number}")
+        return postgres_plane.push(f"{name}-{number}", *texts)
+
+    answers = [answer for turn in range(4) for answer in all_at_once(CONCURRENT, partial(push, turn))]
     assert [answer.status_code for answer in answers] == [201] * len(answers)
 
 

@@ -75,7 +75,8 @@ def _mean_step(options: argparse.Namespace, every: int) -> float:
         run_stage(
             call, StageContext(artifacts, lambda point: ends.append(time.perf_counter()), lambda: False)
         )
-    return (ends[-1] - ends[options.every]) / (len(ends) - 1 - options.every)
+    warm_up: int = options.every
+    return (ends[-1] - ends[warm_up]) / (len(ends) - 1 - warm_up)
 
 
 if __name__ == "__main__":

@@ -159,8 +159,9 @@ def run_of(options: argparse.Namespace, artifacts: Any, checkpoint_every: int = 
     import numpy as np
 
     from service.core.executor import Run, StageCall
+    from service.core.ledger import LedgerEntry
     from service.core.plan import trunk_key
-    from service.core.stage_specs import LedgerEntry, StageKind, TrainStage
+    from service.core.stage_specs import StageKind, TrainStage
     from workers.data.pack import write_pack
     from workers.data.tokenizer import EncodedBlock
 
@@ -248,7 +249,7 @@ def _trainer(options: argparse.Namespace) -> list[Step]:
     line, count = _line(options), _num_steps(options)
     rows = torch.randint(0, VOCAB_SIZE, (count * options.rows, options.length))
 
-    class Marking(TrainerCallback):  # type: ignore[misc]
+    class Marking(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             marks.mark()
 

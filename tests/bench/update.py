@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from api.cli.child_service import Service
+from api.cli.child_service import ChildService
 from api.client import Client, DataFormat
 from api.schemas.updates import Update
 from deploy.demo.corpus import DemoVersion, demo_versions, to_ndjson
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
-        Service(Path(folder, "home"), lambda _: None) as service,
+        ChildService(Path(folder, "home"), lambda _: None) as service,
         Client(service.api_url) as client,
     ):
         client.create_dataset(NAME)
@@ -164,9 +164,9 @@ def show_requests(steady: Tally, releasing: Tally, num_clients: int) -> None:
         )
         for failure in tally.failures:
             print(f"  {failure}")
-    worst, p99 = releasing.latency(1.0), steady.latency(0.99)
-    if worst is not None and p99 is not None:
-        print(f"worst latency with releases / steady p99: {worst / p99:.2f}")
+    worst_releasing, steady_p99 = releasing.latency(1.0), steady.latency(0.99)
+    if worst_releasing is not None and steady_p99 is not None:
+        print(f"worst latency with releases / steady p99: {worst_releasing / steady_p99:.2f}")
 
 
 if __name__ == "__main__":

@@ -110,9 +110,11 @@ def test_a_study_measures_every_line_trains_none_twice_and_is_reproducible(
             slices = [f"v{n}" for n in range(1, number + 1)]
             assert list(version.losses) == list(version.perplexities) == list(version.bits_per_byte) == slices
             for name, loss in version.losses.items():
+                perplexity = version.perplexities[name]
                 assert loss is not None
-                assert version.perplexities[name] == pytest.approx(math.exp(loss))
-                assert version.perplexities[name] < UNTRAINED / 1.5
+                assert perplexity is not None
+                assert perplexity == pytest.approx(math.exp(loss))
+                assert perplexity < UNTRAINED / 1.5
             assert version.tokens > 0
 
     # Merging shares the trunk of the line with the best peak rate, which is the study's path-switching line.

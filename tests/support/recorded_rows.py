@@ -67,9 +67,9 @@ def recorded_chain(config: dict[str, Any]) -> None:
     of_step = Batches.of_step
     with (folder / f"{time.monotonic_ns()}-{os.getpid()}.jsonl").open("a", buffering=1) as file:
 
-        def recorded(batches: Batches, step: int) -> list[torch.Tensor]:
-            tokens = of_step(batches, step)
-            ranks = batches._ranks
+        def recorded(self: Batches, step: int) -> list[torch.Tensor]:
+            tokens = of_step(self, step)
+            ranks = self._ranks
             print(json.dumps(vars(RankRows(step, ranks.rank, ranks.world, _hashes(tokens)))), file=file)
             return tokens
 

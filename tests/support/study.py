@@ -17,7 +17,7 @@ VERSION_STEPS = 100
 STEP_TOKENS = 1000
 CURVE_STRIDE = 10
 
-FIXED = {"name": "path_switching", "decay": {"length": {"rule": "fixed", "fraction": 0.6}}}
+FIXED: dict[str, Any] = {"name": "path_switching", "decay": {"length": {"rule": "fixed", "fraction": 0.6}}}
 SCRATCH = {"name": "scratch", "paradigm": {"name": "from_scratch", "schedule": "wsd"}}
 
 # Perplexity of a line's version on a slice, both numbered from 1. None: not finite.

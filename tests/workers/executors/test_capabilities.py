@@ -11,7 +11,7 @@ from workers.executors.capabilities import measure_capabilities
 
 
 def test_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)))
     assert [measure_capabilities(workers).threads for workers in (1, 2, 4, 6, 9)] == [6, 3, 1, 1, 1]
 
 

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ from service.core.executor import Executor, Run, RunReport, RunState, StageCall
 from service.core.plan import checkpoint_key, run_key, trunk_key
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.stopping import DRAIN_SECONDS
+from tests.support.ray_cluster import RayCluster
 from tests.support.training import branch_stage, prepare_line, trunk_stage
 from workers.executors import local_executor
 from workers.executors.local_executor import LocalExecutor
@@ -74,7 +76,7 @@ def run_to_the_end(executor: Executor, run: Run) -> tuple[RunReport, list[tuple[
     cursor, points = 0, []
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        report = patiently(lambda at=cursor: executor.poll(run.id, at))
+        report = patiently(partial(executor.poll, run.id, cursor))
         cursor = report.cursor
         points += [(point.stage_id, point.step) for point in report.points]
         if report.state != RunState.RUNNING:
@@ -203,7 +205,7 @@ def test_a_run_whose_process_dies_is_lost_and_the_next_run_succeeds(tmp_path: Pa
 
 @pytest.mark.guard
 @pytest.mark.ray
-def test_the_ray_executor_passes_it_and_trains_the_same_bits(tmp_path: Path, ray_cluster) -> None:
+def test_the_ray_executor_passes_it_and_trains_the_same_bits(tmp_path: Path, ray_cluster: RayCluster) -> None:
     from workers.executors.ray_executor import RayExecutor
 
     local, remote = LocalArtifacts(tmp_path / "local"), LocalArtifacts(tmp_path / "remote")
@@ -217,7 +219,7 @@ def test_the_ray_executor_passes_it_and_trains_the_same_bits(tmp_path: Path, ray
 @pytest.mark.ray
 @pytest.mark.slow
 def test_closing_waits_for_a_training_run_to_leave_a_checkpoint_but_not_for_one_without_a_step(
-    tmp_path: Path, ray_cluster
+    tmp_path: Path, ray_cluster: RayCluster
 ) -> None:
     from workers.executors.ray_executor import RayExecutor
 
@@ -242,7 +244,7 @@ def test_closing_waits_for_a_training_run_to_leave_a_checkpoint_but_not_for_one_
 
 @pytest.mark.ray
 @pytest.mark.guard
-def test_two_workers_over_ray_train_like_one(tmp_path: Path, ray_cluster) -> None:
+def test_two_workers_over_ray_train_like_one(tmp_path: Path, ray_cluster: RayCluster) -> None:
     from workers.executors.ray_executor import RayExecutor
 
     alone, together = LocalArtifacts(tmp_path / "alone"), LocalArtifacts(tmp_path / "together")

@@ -105,6 +105,7 @@ def test_schedules_reach_the_optimizer(small: SmallLine, trainer: Trainer) -> No
     trainer.points.clear()
     stage = branch_stage(small, 9, 6, shape="multi_step", cuts=(0.3, 0.6), checkpoint_every=1)
     trainer.branch(stage)
+    assert stage.path is not None
     rates = [run_rate(k, stage.path, peak) for k in range(1, 7)]
     assert [p.learning_rate for p in trainer.points] == rates
     weights = [trainer.artifacts.open(trunk_key(small.line, small.ledger, 9))]

@@ -34,7 +34,8 @@ def model_of(name: str) -> PreTrainedModel:
         config.pop("model_type"), vocab_size=300, bos_token_id=0, eos_token_id=0, pad_token_id=None, **config
     )
     model: PreTrainedModel = AutoModelForCausalLM.from_config(configuration)
-    return model.eval()
+    model.eval()
+    return model
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -75,7 +75,8 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
 def test_a_base_checkpoint_provides_weights_and_shape(tmp_path: Path) -> None:
     model = build_model(line_with(config=SMALL_CONFIG | {"vocab_size": 4100}), FACTS)
-    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
+    model.save_pretrained(tmp_path)
     loaded = build_model(line_with(base="base/x"), FACTS, tmp_path)
     assert loaded.dtype == torch.float32
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight.float())

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig
@@ -9,7 +10,7 @@ from transformers import AutoConfig
 from tests.support.training import SMALL_CONFIG
 from workers.training.pretrained import load_model, new_model
 
-CONFIG = SMALL_CONFIG | {"vocab_size": 320, "max_position_embeddings": 32}
+CONFIG: dict[str, Any] = SMALL_CONFIG | {"vocab_size": 320, "max_position_embeddings": 32}
 
 
 def test_models_built_in_many_threads_at_once_have_their_weights(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ def test_models_built_in_many_threads_at_once_have_their_weights(tmp_path: Path)
             loaded = load_model(tmp_path).state_dict()
             return all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
         spread = new_model(config).state_dict()["model.embed_tokens.weight"].std().item()
-        return 0.01 < spread < 0.03  # the initialiser's 0.02, unless it was patched out
+        return bool(0.01 < spread < 0.03)  # the initialiser's 0.02, unless it was patched out
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(build, range(24)))

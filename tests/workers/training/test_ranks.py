@@ -47,7 +47,7 @@ def test_two_processes_train_like_one(
 ) -> None:
     """Only the second rank asks to stop; both resume; then one process continues alone."""
     stage = trunk_stage(uneven, 8)
-    multiprocessing.spawn(
+    multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
         _train_on_rank, args=(str(tmp_path), trainer.artifacts.url, stage.model_dump_json()), nprocs=WORLD
     )
     together = json.loads((tmp_path / "losses.json").read_text())

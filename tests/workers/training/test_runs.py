@@ -1,6 +1,7 @@
 """Runs other than branches, and merges: they start from initial weights or another stage's end."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -188,7 +189,7 @@ def test_a_decay_with_another_beta2_starts_with_steps_of_the_same_size(
 
     def moved(to: Manifest, since: dict[str, torch.Tensor]) -> float:
         after = tensors(trainer.artifacts, to)
-        return sum((after[name] - since[name]).norm().item() ** 2 for name in after) ** 0.5
+        return math.sqrt(sum((after[name] - since[name]).norm().item() ** 2 for name in after))
 
     usual = moved(plain, before)
     assert moved(changed, before) == pytest.approx(usual, rel=0.15)

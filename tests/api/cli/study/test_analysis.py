@@ -91,7 +91,7 @@ def test_a_gap_compares_with_the_better_baseline_with_the_same_seed() -> None:
 
 def test_a_single_seed_has_no_standard_deviation() -> None:
     analysis = analysed(study_of(PATH), 1, by_row({"scratch": 100, "path": 90}))
-    assert summary(analysis, "path").final.gap == Spread(pytest.approx(-0.1), None)
+    assert summary(analysis, "path").final.gap == Spread(pytest.approx(-0.1), None)  # type: ignore[arg-type]
 
 
 def test_there_are_gaps_of_the_mean_over_slices_and_of_each_slice() -> None:
@@ -257,9 +257,8 @@ def test_rows_and_seeds_that_are_not_trained_yet_are_left_out() -> None:
     )
     analysis = Analysis(results)
     assert [(row.row.name, row.seeds) for row in analysis.rows] == [("scratch", (0,)), ("path", (0, 1))]
-    assert summary(analysis, "path").final.gap == Spread(
-        pytest.approx(0.5), None
-    )  # of the only seed that both have
+    # The gap of the only seed that both rows have.
+    assert summary(analysis, "path").final.gap == Spread(pytest.approx(0.5), None)  # type: ignore[arg-type]
     assert mean_of(summary(analysis, "path").final.perplexity) == 300
     assert analysis.line("continual") is None
     assert analysis.closed_form_ratio("continual") is None

@@ -167,7 +167,9 @@ def test_every_document_is_in_one_piece_and_pieces_are_in_the_order_of_dates(
     assume(longest <= min(wanted))
     dates = [day(n) for n in range(len(sizes))]
     documents = documents_of(sizes, dates)
-    held_out = [{"id": -n, "text": "x", "date": date} for n, date in enumerate(["2023-12-31", *dates], 1)]
+    held_out: list[dict[str, Any]] = [
+        {"id": -n, "text": "x", "date": date} for n, date in enumerate(["2023-12-31", *dates], 1)
+    ]
     for part in (documents, held_out):
         shuffled.shuffle(part)
     data = cut(shares, [documents[n::files] for n in range(files)], held_out)
@@ -210,7 +212,10 @@ def test_no_document_is_split_even_if_the_cut_is_refused(
 
 @pytest.mark.parametrize("date", [None, 2024])
 def test_a_document_without_a_date_is_reported(date: int | None) -> None:
-    documents = [{"id": "first", "text": "a", "date": day(1)}, {"id": "second", "text": "b", "date": date}]
+    documents: list[dict[str, Any]] = [
+        {"id": "first", "text": "a", "date": day(1)},
+        {"id": "second", "text": "b", "date": date},
+    ]
     with pytest.raises(CliError, match="the document 'second' has no date"):
         cut((1, 1), [documents])
     del documents[1]["id"]

@@ -1,6 +1,7 @@
 """The lines of a study: which are trained, in which order, and which earlier results are kept."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def best_at(peak_lr: float) -> dict[float, float]:
     return {peak: 50 + 1000 * abs(peak - peak_lr) for peak in PEAKS}
 
 
-def tuned_row(results: Results, row: str, perplexities: dict[float, float | None]) -> Results:
+def tuned_row(results: Results, row: str, perplexities: Mapping[float, float | None]) -> Results:
     """Add results of the row's tuning lines with these perplexities; None: the line diverges after version 1."""
     lines = {}
     for line in tuning_lines(results.config, results):

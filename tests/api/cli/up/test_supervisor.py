@@ -30,7 +30,7 @@ class Supervised:
         self.lines = self.process.stdout
 
     def read_until(self, text: str) -> list[str]:
-        found = []
+        found: list[str] = []
         while not found or text not in found[-1]:
             line = self.lines.readline()
             assert line, f"the process ended after {found}"

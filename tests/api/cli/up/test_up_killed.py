@@ -34,7 +34,8 @@ class Killed:
 
     def __init__(self, home: Path, executor: str) -> None:
         self._home, self._executor = home, executor
-        self._ports = tuple(ports.free_ports("127.0.0.1", 2))
+        api_port, serve_port = ports.free_ports("127.0.0.1", 2)
+        self._ports = api_port, serve_port
         self.seconds: list[float] = []
 
     @contextmanager
@@ -58,7 +59,8 @@ def database(home: Path) -> Iterator[Database]:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_up_starts_after_every_kill_and_leaves_no_earlier_process(home: Path) -> None:
-    killed, before = Killed(home, "ray"), set()
+    killed = Killed(home, "ray")
+    before: set[processes.Process] = set()
     for number in range(1, 7):
         with killed.up() as up, Client(up.urls["api"]) as client:
             assert not {process for process in before if processes.alive(process)}

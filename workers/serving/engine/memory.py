@@ -31,7 +31,7 @@ def context_length(config: Any) -> int:
 
 def weight_bytes(folder: Path, device: torch.device, *, widest: int = 8) -> int:
     """Of the weights as they are computed with: as stored, but no number wider than ``widest`` bytes. On a CPU that is
-    float32, and each layer is packed beside its original.
+    float32.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -44,7 +44,7 @@ def weight_bytes(folder: Path, device: torch.device, *, widest: int = 8) -> int:
                 stored = _BYTES.get(part.get_dtype(), 1)
                 each = _FLOAT32_BYTES if device.type == "cpu" else min(stored, widest)
                 num_bytes += each * math.prod(part.get_shape())
-    return num_bytes * 2 if device.type == "cpu" else num_bytes
+    return num_bytes
 
 
 def cache_bytes(folder: Path, device: torch.device, *, num_slots: int, most: int) -> int:

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 
 from workers.serving.engine.forward import Forward, Piece
-from workers.serving.engine.packed_linear import Packing, can_pack
-from workers.serving.engine.packed_llama import PackedLlama, is_packable
 from workers.serving.engine.port import NOT_FINITE, EngineError
 from workers.serving.engine.sequence_forward import SequenceForward
 from workers.serving.engine.slot_forward import SlotForward
@@ -46,8 +44,6 @@ def forward_for(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_bytes:
         logger.warning("%s decodes one sequence at a time: %s", type(model).__name__, error)
         model.set_attn_implementation(attention)
         return _one_by_one(model, trial, max_slots, slot_tokens, kv_cache_bytes)
-    if model.device.type == "cpu" and can_pack():
-        _pack(model, forward, trial, slot_tokens)
     num_slots, slot_tokens = _fitting(max_slots, slot_tokens, kv_cache_bytes, forward.bytes_per_token)
     forward.resize(num_slots=num_slots, slot_tokens=slot_tokens)
     return forward
@@ -60,37 +56,6 @@ def _fitting(max_slots: int, slot_tokens: int, kv_cache_bytes: int, bytes_per_to
     if num_slots < max_slots:
         logger.warning("%d slots of %d tokens fit %d bytes", num_slots, slot_tokens, kv_cache_bytes)
     return num_slots, min(slot_tokens, tokens)
-
-
-def _pack(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -> None:
-    """Whatever of it answers as before: all layers, or else the linear ones."""
-    if (
-        is_packable(model)
-        and model.dtype is torch.float32
-        and _pack_layers(model, forward, trial, slot_tokens)
-    ):
-        return
-    packing = Packing(model)
-    try:
-        trial.run(forward)
-    except Exception as error:  # layers that are used for more than their product
-        logger.warning("%s keeps its linear layers: %s", type(model).__name__, error)
-        packing.undo()
-
-
-def _pack_layers(model: Any, forward: SlotForward, trial: "_Trial", slot_tokens: int) -> bool:
-    """Whether the forward has its layers packed from now on; where it has not, nothing of them is left."""
-    try:
-        layers = PackedLlama(model, slot_tokens)
-        forward.pack(layers)
-        trial.run(forward)
-        layers.compile()
-    except Exception as error:
-        logger.warning("%s keeps its layers: %s", type(model).__name__, error)
-        forward.pack(None)
-        return False
-    forward.let_go_of_model()
-    return True
 
 
 def _one_by_one(

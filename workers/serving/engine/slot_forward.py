@@ -7,7 +7,7 @@ really takes it is tried, not looked up (``model_forward``).
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +16,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from workers.serving.engine.forward import Piece
-from workers.serving.engine.huge_pages import HugePages
-from workers.serving.engine.packed_linear import can_pack, num_rows_fed
-from workers.serving.engine.packed_llama import PackedLlama
 
 ATTENTION = "pathswitch_slots"
 LENGTH_STEP = (
@@ -43,12 +40,9 @@ class SlotForward:
         self._model = model
         self._device, self._dtype = model.device, model.dtype
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._layers: PackedLlama | None = None  # instead of the model's own
         self._pools: dict[int, _Pool] = {}
-        self._memory = HugePages()
         self._layer_bytes: dict[int, int] = {}  # of one token
-        self._num_rows_fed = num_rows_fed if self._device.type == "cpu" and can_pack() else _as_many
-        self._rows = _Rows((), torch.device("cpu"), torch.float32, _as_many)
+        self._rows = _Rows((), torch.device("cpu"), torch.float32)
         self.num_slots = num_slots
         self.slot_tokens = slot_tokens
         AttentionInterface.register(ATTENTION, _attention)
@@ -60,12 +54,7 @@ class SlotForward:
         return sum(self._layer_bytes.values())
 
     def __call__(self, pieces: Sequence[Piece]) -> Tensor:
-        to_feed = self._num_rows_fed if self._layers is None else self._layers.num_rows_fed
-        self._rows = rows = _Rows(pieces, self._device, self._dtype, to_feed)
-        if self._layers is not None:
-            wanted_R = rows.wanted_R if rows.num_wanted < rows.num_rows else None
-            logits_RV: Tensor = self._layers(rows.tokens_T, rows.positions_T, wanted_R, self.attend)
-            return logits_RV[: rows.num_wanted]
+        self._rows = rows = _Rows(pieces, self._device, self._dtype)
         logits_1RV = self._model(
             input_ids=rows.tokens_T[None],
             position_ids=rows.positions_T[None],
@@ -73,8 +62,8 @@ class SlotForward:
             slots=self,
             **({"logits_to_keep": rows.wanted_R} if self._keeps_logits else {}),
         ).logits
-        logits_RV = logits_1RV[0] if self._keeps_logits else logits_1RV[0, rows.wanted_R]
-        return logits_RV[: rows.num_wanted].float().cpu()
+        logits_RV: Tensor = logits_1RV[0] if self._keeps_logits else logits_1RV[0, rows.wanted_R]
+        return logits_RV.float().cpu()
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         for held in self._held():
@@ -87,16 +76,7 @@ class SlotForward:
     def resize(self, *, num_slots: int, slot_tokens: int) -> None:
         """Other slots, all of them empty."""
         self._pools.clear()
-        self._memory = HugePages()
         self.num_slots, self.slot_tokens = num_slots, slot_tokens
-
-    def pack(self, layers: PackedLlama | None) -> None:
-        """Have them instead of the model's own, from a sequence's begin on; None: the model's own again."""
-        self._layers = layers
-
-    def let_go_of_model(self) -> None:
-        """Its weights are packed: they need not be kept twice."""
-        self._model = None
 
     def attend(
         self,
@@ -107,10 +87,10 @@ class SlotForward:
         scale: float | None,
         window: int | None = None,
     ) -> Tensor:
-        """Write the keys and values of all pieces, and attend: (T, H, E). Rows that no piece has fed attend to nothing."""
+        """Write the keys and values of all pieces, and attend: (T, H, E)."""
         pool, rows = self._pool(layer, key_TGD, value_TGE), self._rows
-        pool.keys[rows.slots_T, :, rows.slot_positions_T] = key_TGD[: rows.num_rows]
-        pool.values[rows.slots_T, :, rows.slot_positions_T] = value_TGE[: rows.num_rows]
+        pool.keys[rows.slots_T, :, rows.positions_T] = key_TGD
+        pool.values[rows.slots_T, :, rows.positions_T] = value_TGE
         num_rows, num_heads, dimension = query_THD.shape
         # The query heads that share a key head.
         query_TGND = query_THD.reshape(num_rows, key_TGD.shape[1], -1, dimension)
@@ -123,8 +103,6 @@ class SlotForward:
             )
             for group in rows.groups
         ]
-        if num_rows > rows.num_rows:
-            attended.append(attended[0].new_zeros(num_rows - rows.num_rows, *attended[0].shape[1:]))
         together = attended[0] if len(attended) == 1 else torch.cat(attended)
         return together.reshape(num_rows, num_heads, -1)
 
@@ -132,19 +110,15 @@ class SlotForward:
         for pool in self._pools.values():
             yield from (pool.keys, pool.values)
 
-    def _new_slots(self, like_TGD: Tensor) -> Tensor:
-        shape = (self.num_slots, like_TGD.shape[1], self.slot_tokens, like_TGD.shape[2])
-        if self._device.type == "cpu":
-            return self._memory.empty(shape, like_TGD.dtype)
-        return like_TGD.new_empty(shape)
-
     def _pool(self, layer: int, key_TGD: Tensor, value_TGE: Tensor) -> "_Pool":
         pool = self._pools.get(layer)
         if pool is None:
-            pool = self._pools[layer] = _Pool(
-                # Written to, so that a CPU's memory is taken now: what is checked before the next version is what is left.
-                *(self._new_slots(like).zero_() for like in (key_TGD, value_TGE))
+            keys, values = (
+                like.new_empty(self.num_slots, like.shape[1], self.slot_tokens, like.shape[2])
+                for like in (key_TGD, value_TGE)
             )
+            # Written to, so that a CPU's memory is taken now: what is checked before the next version is what is left.
+            pool = self._pools[layer] = _Pool(keys.zero_(), values.zero_())
             self._layer_bytes[layer] = key_TGD[0].nbytes + value_TGE[0].nbytes
         return pool
 
@@ -207,10 +181,6 @@ def _attend(
     return attended_TGNE
 
 
-def _as_many(num_rows: int) -> int:
-    return num_rows
-
-
 class _Group(NamedTuple):
     """Rows ``begin`` to ``end`` of a pass: neighbouring slots with a token each, or one slot with several."""
 
@@ -221,17 +191,9 @@ class _Group(NamedTuple):
 
 
 class _Rows:
-    """One pass: where its rows come from and go to. Rows that are fed or wanted beyond those of the pieces are of the first
-    token of the vocabulary and the first row.
-    """
+    """One pass: where its rows come from and go to."""
 
-    def __init__(
-        self,
-        pieces: Sequence[Piece],
-        device: torch.device,
-        dtype: torch.dtype,
-        num_rows_fed: Callable[[int], int],
-    ) -> None:
+    def __init__(self, pieces: Sequence[Piece], device: torch.device, dtype: torch.dtype) -> None:
         tokens: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
@@ -241,14 +203,10 @@ class _Rows:
             slots += [piece.slot] * len(piece.tokens)
             positions += range(piece.begin, piece.begin + len(piece.tokens))
             wanted += range(len(tokens) - piece.num_logits, len(tokens))
-        self.num_rows, self.num_wanted = len(tokens), len(wanted)
-        for numbers in (tokens, positions, wanted):
-            numbers += [0] * (num_rows_fed(len(numbers)) - len(numbers))
         self.tokens_T, self.slots_T, self.positions_T, self.wanted_R = (
             torch.tensor(numbers, dtype=torch.long, device=device)
             for numbers in (tokens, slots, positions, wanted)
         )
-        self.slot_positions_T = self.positions_T[: self.num_rows]
         self.groups = list(_groups(pieces, KEYS_IN_VAIN[device.type]))
         self._dtype = dtype
         self._of_all: dict[int | None, Tensor] = {}  # masks of all rows, by window
@@ -269,7 +227,7 @@ class _Rows:
 
     def _mask_of_all(self, window: int | None) -> Tensor:
         """For all groups at once, as long as the longest: a few calls instead of a few for each, of up to 16."""
-        own_T1 = self.positions_T[: self.num_rows, None]
+        own_T1 = self.positions_T[:, None]
         of_keys_L = torch.arange(max(group.length for group in self.groups), device=own_T1.device)
         hidden_TL = of_keys_L > own_T1
         if window is not None:

@@ -1,7 +1,5 @@
 """Every kind of model is decoded as it decodes by itself, over slots where it can be."""
 
-import time
-import weakref
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -13,20 +11,14 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
-    LlamaForCausalLM,
     MambaConfig,
     MistralConfig,
     PreTrainedConfig,
 )
 
 from workers.pretrained import new_model
-from workers.serving.engine import packed_llama
 from workers.serving.engine.forward import Forward, Piece
-from workers.serving.engine.huge_pages import CHUNK_BYTES
-from workers.serving.engine.llama_products import Linear, Packed, Strips
 from workers.serving.engine.model_forward import forward_for
-from workers.serving.engine.packed_linear import can_pack
-from workers.serving.engine.packed_llama import PackedLlama, is_packable
 from workers.serving.engine.sequence_forward import SequenceForward
 from workers.serving.engine.slot_forward import SlotForward
 
@@ -110,32 +102,18 @@ every_config = pytest.mark.parametrize(
 )
 
 
-every_product = pytest.mark.parametrize("products", [Packed, Strips])
-
-
-@every_product
 @every_config
-def test_logits_are_those_of_the_model(
-    config: PreTrainedConfig, kind: type[Forward], products: type[Linear], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(packed_llama, "faster_products", lambda _: products)
+def test_logits_are_those_of_the_model(config: PreTrainedConfig, kind: type[Forward]) -> None:
     forward, expected = _forward(config)
     assert isinstance(forward, kind)
-    if isinstance(forward, SlotForward) and is_packable(_model(config)) and can_pack():
-        assert isinstance(forward._layers, PackedLlama)
-        assert isinstance(forward._layers._head, products)
     one_by_one = [(1, 1, 1)] * 20
     for answer, whole in zip(_feed(forward, (5, 1, 20), (3, 9, 0), *one_by_one), expected, strict=True):
         _as_the_model(answer, whole[: len(answer)])
 
 
-@every_product
 @every_config
-def test_logits_of_some_rows_of_a_number_that_is_not_compiled_are_theirs(
-    config: PreTrainedConfig, kind: type[Forward], products: type[Linear], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """20 rows and 18 wanted; both are 24 where products are packed."""
-    monkeypatch.setattr(packed_llama, "faster_products", lambda _: products)
+def test_logits_of_some_rows_are_theirs(config: PreTrainedConfig, kind: type[Forward]) -> None:
+    """20 rows are fed, and logits of 18 are wanted."""
     forward, expected = _forward(config)
     # Of each sequence: from where, how many tokens, how many logits.
     first = [(0, 11, 10), (0, 5, 5), (0, 4, 3)]
@@ -153,54 +131,6 @@ def test_logits_of_some_rows_of_a_number_that_is_not_compiled_are_theirs(
     assert of_none.shape == (0, 97)
 
 
-@pytest.mark.skipif(
-    not (can_pack() and torch.backends.mkl.is_available()), reason="this torch leaves no choice of products"
-)
-@pytest.mark.parametrize(("slow", "chosen"), [(Packed, Strips), (Strips, Packed)])
-def test_products_are_those_that_are_faster_here(
-    slow: type[Linear], chosen: type[Linear], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    product = slow.added_to
-
-    def slowly(self: Linear, other: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(1e-3)
-        return product(self, other, x)
-
-    monkeypatch.setattr(slow, "added_to", slowly)
-    forward, _ = _forward(LlamaConfig(**SIZES))
-    assert isinstance(forward, SlotForward)
-    assert isinstance(forward._layers, PackedLlama)
-    assert isinstance(forward._layers._head, chosen)
-
-
-@pytest.mark.skipif(not can_pack(), reason="this torch has no packed products")
-def test_what_packed_layers_would_answer_otherwise_goes_through_its_own(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    packed, _ = _forward(LlamaConfig(**SIZES))
-    assert isinstance(packed, SlotForward)
-    assert isinstance(packed._layers, PackedLlama)
-    monkeypatch.setattr(
-        PackedLlama, "__call__", lambda self, tokens, positions, wanted, attend: tokens[:, None] * 1.0
-    )
-    own, expected = _forward(LlamaConfig(**SIZES))
-    assert isinstance(own, SlotForward)
-    assert own._layers is None
-    assert "keeps its layers" in caplog.text
-    [answer, *_] = _feed(own, (5, 1, 20))
-    _as_the_model(answer, expected[0][:5])
-
-
-def test_a_subclass_that_may_do_more_is_not_packed() -> None:
-    class Other(LlamaForCausalLM):
-        pass
-
-    with torch.inference_mode():
-        assert is_packable(LlamaForCausalLM(LlamaConfig(**SIZES)))
-        assert not is_packable(Other(LlamaConfig(**SIZES)))
-        assert not is_packable(LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu")))
-
-
 def test_a_model_that_keeps_another_kind_of_past_is_refused() -> None:
     with pytest.raises(ValueError, match="MambaForCausalLM does not decode with a cache"):
         _forward(MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4))
@@ -212,19 +142,6 @@ def test_a_copied_beginning_answers_as_the_original() -> None:
     forward.copy(0, 3, 30)
     copied = forward([Piece(3, 30, SEQUENCES[0][30:], 10)])
     torch.testing.assert_close(copied, original[30:], rtol=0, atol=1e-4)
-
-
-def test_keys_and_values_lie_in_huge_pages_and_go_when_slots_are_made_anew() -> None:
-    forward, _ = _forward(LlamaConfig(**SIZES))
-    assert isinstance(forward, SlotForward)
-    _feed(forward, (5, 1, 20))
-    held = list(forward._held())
-    assert len({tensor.untyped_storage().data_ptr() for tensor in held}) == 1
-    assert held[0].untyped_storage().nbytes() >= CHUNK_BYTES
-    memory = weakref.ref(forward._memory)
-    del held
-    forward.resize(num_slots=3, slot_tokens=32)
-    assert memory() is None
 
 
 def test_memory_is_bounded_by_fewer_and_then_by_shorter_slots() -> None:

@@ -205,7 +205,7 @@ def test_logits_that_become_not_finite_fail_the_sequence_and_what_it_held_is_for
     engine = TransformersEngine(export)
     [before] = run(engine, sequence([1, 2, 3]))
     forward = engine._decoding._decoder._forward  # type: ignore[attr-defined]
-    norm = forward._layers._norm._weight_C if forward._layers else forward._model.model.norm.weight
+    norm = forward._model.model.norm.weight
     with torch.inference_mode():
         whole = norm.clone()
         norm.fill_(float("nan"))

@@ -18,10 +18,10 @@ from tests.bench.figure import Figure
 from tests.bench.serve_model import VOCABULARY
 from workers.data.tokenizer import load_tokenizer
 from workers.pretrained import load_model
-from workers.serving.engine.detokenizer import Vocabulary
+from workers.serving.engine.batching.transformers_engine import TransformersEngine
 from workers.serving.engine.memory import this_device
 from workers.serving.engine.port import EngineEvent, SequenceFailed, SequenceRequest
-from workers.serving.engine.transformers_engine import TransformersEngine
+from workers.serving.engine.text.detokenizer import Vocabulary
 from workers.serving.generation import Finished, Sampling, Token
 
 SLOTS = 16

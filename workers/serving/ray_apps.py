@@ -73,7 +73,8 @@ class ModelReplica:
     """
 
     def __init__(self, args: Mapping[str, str]) -> None:
-        from workers.serving.engine import processes, vllm_library
+        from workers.serving.engine import processes
+        from workers.serving.engine.vllm import library as vllm_library
 
         if not vllm_library.is_installed():
             processes.prepare()  # beside all that follows

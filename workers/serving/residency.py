@@ -421,7 +421,7 @@ def why_ill(status: EngineStatus, hang_seconds: float) -> str | None:
     """Why an engine is not counted on any more; None where it is."""
     if not status.alive:
         return "the engine has died"
-    patience = min(max(HUNG_SECONDS, HUNG_TURNS * status.longest_turn_seconds), hang_seconds)
+    patience = min(max(HUNG_SECONDS, HUNG_TURNS * status.longest_step_seconds), hang_seconds)
     if status.stalled_seconds > patience:
         return f"the engine has hung for {status.stalled_seconds:.0f} s"
     return None

@@ -59,7 +59,7 @@ def resident(number: int, numbers: Iterator[int]) -> Resident:
     status = EngineStatus(
         alive=True,
         stalled_seconds=0.0,
-        longest_turn_seconds=0.0,
+        longest_step_seconds=0.0,
         **{name: next(numbers) for name in GAUGES.values()},
     )
     return Resident(version(number), cast(Engine, StillEngine(status)), traffic)

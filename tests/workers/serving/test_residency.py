@@ -201,7 +201,7 @@ def test_what_is_usual_decides_what_is_a_hang_within_a_limit(
     status = EngineStatus(
         alive=True,
         stalled_seconds=patience - 0.1,
-        longest_turn_seconds=longest,
+        longest_step_seconds=longest,
         num_running=1,
         num_waiting=0,
         cached_tokens=0,

@@ -1,0 +1,205 @@
+"""What is used of vLLM against its interface as ``vllm_interface.json`` has it, read from vLLM's sources.
+
+There by import path: parameters and fields without a default, in their order, those with a plain one, and the others' names.
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Callable
+from enum import Enum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workers.serving.engine.engine_client import sequence
+from tests.workers.serving.engine.vllm import stand_in as vllm_stand_in
+from workers.serving.engine.options import EngineOptions
+from workers.serving.engine.vllm import library as vllm_library
+from workers.serving.engine.vllm.arguments import engine_arguments, sampling_arguments
+
+RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("interface.json").read_text())
+PARAMETERS: dict[str, dict[str, Any]] = RECORDED["parameters"]
+PLAIN = (bool, int, float, str)
+STAND_INS: dict[str, Callable[..., Any]] = {
+    "vllm.AsyncEngineArgs": vllm_stand_in.AsyncEngineArgs,
+    "vllm.SamplingParams": vllm_stand_in.SamplingParams,
+    "vllm.outputs.RequestOutput": vllm_stand_in.RequestOutput,
+    "vllm.outputs.CompletionOutput": vllm_stand_in.CompletionOutput,
+    "vllm.logprobs.Logprob": vllm_stand_in.Logprob,
+    "vllm.inputs.TokensInput": vllm_stand_in.TokensInput,
+    "vllm.inputs.tokens_input": vllm_stand_in.tokens_input,
+    "vllm.AsyncLLMEngine.from_engine_args": vllm_stand_in.AsyncLLMEngine.from_engine_args,
+    "vllm.AsyncLLMEngine.generate": vllm_stand_in.AsyncLLMEngine.generate,
+    "vllm.AsyncLLMEngine.abort": vllm_stand_in.AsyncLLMEngine.abort,
+    "vllm.AsyncLLMEngine.shutdown": vllm_stand_in.AsyncLLMEngine.shutdown,
+}
+# With the stand-in's default, as it has no other name for it.
+KINDS = {("vllm.SamplingParams", "output_kind"): vllm_stand_in.RequestOutputKind.CUMULATIVE}
+
+ASKED = {
+    "plain": sequence([1, 2]),
+    "everything": sequence(
+        [1, 2],
+        temperature=1.5,
+        top_p=0.5,
+        seed=7,
+        echo=True,
+        num_logprobs=3,
+        stop=("x",),
+        frequency_penalty=1.0,
+        presence_penalty=1.0,
+        logit_bias=((1, 5.0),),
+    ),
+    "greedy": sequence([1, 2], top_p=0.0),
+    "nothing but scores": sequence([1, 2], max_tokens=0, echo=True, num_logprobs=1),
+    "endless": dataclasses.replace(sequence([1, 2]), endless=True),
+}
+
+
+def names(path: str) -> set[str]:
+    recorded = PARAMETERS[path]
+    return {*recorded["required"], *recorded["defaults"], *recorded["others"]}
+
+
+def parameters(of: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """All that it can be given by name."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(of).parameters.items()
+        if name != "self" and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+
+
+def described(of: Callable[..., Any]) -> dict[str, Any]:
+    """As it is recorded."""
+    required_keys: frozenset[str] | None = getattr(of, "__required_keys__", None)
+    if required_keys is not None:  # a TypedDict: keys that may be missing have no default
+        keys = of.__annotations__
+        required = [key for key in keys if key in required_keys]
+        return {"required": required, "defaults": {}, "others": sorted(keys.keys() - required_keys)}
+    given = parameters(of)
+    plain = {
+        name: parameter.default
+        for name, parameter in given.items()
+        if parameter.default is None or type(parameter.default) in PLAIN
+    }
+    required = [name for name, parameter in given.items() if parameter.default is parameter.empty]
+    return {
+        "required": required,
+        "defaults": plain,
+        "others": sorted(given.keys() - plain.keys() - set(required)),
+    }
+
+
+def found(path: str) -> Any:
+    """What an import path names."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError:
+        return getattr(found(module), name)
+
+
+# --- what is passed --------------------------------------------------------------------------------------------------
+
+
+def test_every_argument_of_the_engine_is_one_of_vllms() -> None:
+    arguments = engine_arguments(
+        Path("export"), EngineOptions(), context_length=128, cache_bytes=1 << 20, memory_share=0.1
+    )
+    assert arguments.keys() <= names("vllm.AsyncEngineArgs")
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_every_parameter_of_a_request_is_one_of_vllms(asked: str) -> None:
+    arguments = sampling_arguments(ASKED[asked], frozenset({0}))
+    assert arguments.keys() | {"output_kind"} <= names("vllm.SamplingParams")
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_request_in_vllms_own_types_has_nothing_that_vllm_does_not_know(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm_stand_in.put_in_place(monkeypatch)
+    prompt, given = vllm_library.prompt_and_parameters(ASKED[asked], frozenset({0}))
+    assert set(PARAMETERS["vllm.inputs.TokensInput"]["required"]) <= prompt.keys()
+    assert prompt.keys() <= names("vllm.inputs.TokensInput")
+    assert vars(given).keys() <= names("vllm.SamplingParams")
+
+
+def test_a_prompt_parameters_and_an_identity_are_all_that_generate_must_be_given() -> None:
+    expected = ["prompt", "sampling_params", "request_id"]
+    assert PARAMETERS["vllm.AsyncLLMEngine.generate"]["required"] == expected
+    assert PARAMETERS["vllm.AsyncLLMEngine.from_engine_args"]["required"] == ["engine_args"]
+    assert PARAMETERS["vllm.AsyncLLMEngine.shutdown"]["required"] == []
+
+
+# --- the stand-in ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", STAND_INS)
+def test_the_stand_in_takes_what_vllm_takes_with_the_same_defaults(path: str) -> None:
+    recorded, ours = PARAMETERS[path], described(STAND_INS[path])
+    assert {*ours["required"], *ours["defaults"], *ours["others"]} <= names(path)
+    assert set(ours["required"]) <= set(recorded["required"])
+    assert ours["defaults"].items() <= recorded["defaults"].items()
+    for name in ours["others"]:
+        assert name in recorded["others"]
+        assert parameters(STAND_INS[path])[name].default == KINDS[path, name]
+
+
+@pytest.mark.parametrize("path", [path for path, of in STAND_INS.items() if inspect.isroutine(of)])
+def test_the_stand_in_is_called_as_vllm_is(path: str) -> None:
+    assert described(STAND_INS[path])["required"] == PARAMETERS[path]["required"]
+
+
+def test_the_stand_in_gives_the_same_kinds_of_output() -> None:
+    kinds = {kind.name: kind.value for kind in vllm_stand_in.RequestOutputKind}
+    assert kinds == RECORDED["members"]["vllm.sampling_params.RequestOutputKind"]
+
+
+def test_all_that_is_recorded_of_calls_has_a_stand_in_and_is_found_where_vllm_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert STAND_INS.keys() == PARAMETERS.keys()
+    vllm_stand_in.put_in_place(monkeypatch)
+    for path in ("vllm.AsyncEngineArgs", "vllm.SamplingParams", "vllm.inputs.tokens_input"):
+        assert found(path) is STAND_INS[path]
+    for path in RECORDED["members"]:
+        assert found(path) is vllm_stand_in.RequestOutputKind
+
+
+def test_what_the_stand_in_shows_of_an_engine_vllms_has() -> None:
+    attributes = RECORDED["attributes"]
+    assert isinstance(vars(vllm_stand_in.AsyncLLMEngine)["errored"], property)
+    assert "errored" in attributes["vllm.AsyncLLMEngine"]
+    assert "cache_config" in attributes["vllm.config.VllmConfig"]
+    assert "kv_cache_size_tokens" in attributes["vllm.config.CacheConfig"]
+
+
+# --- the record ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+@pytest.mark.filterwarnings("default")
+def test_what_is_recorded_is_what_the_installed_vllm_has() -> None:
+    installed = importlib.metadata.version("vllm").partition("+")[0]
+    if installed != RECORDED["version"]:
+        pytest.skip(f"{RECORDED['version']} is recorded, {installed} installed")
+    for path, recorded in PARAMETERS.items():
+        real = described(found(path))
+        assert real["required"] == recorded["required"], path
+        assert {*real["required"], *real["defaults"], *real["others"]} == names(path), path
+        assert recorded["defaults"].items() <= real["defaults"].items(), path
+    for path, members in RECORDED["members"].items():
+        kinds: type[Enum] = found(path)
+        assert {kind.name: kind.value for kind in kinds} == members
+    for path, attributes in RECORDED["attributes"].items():
+        owner = found(path)
+        known = {*dir(owner), *getattr(owner, "__dataclass_fields__", ())}
+        assert set(attributes) <= known, path

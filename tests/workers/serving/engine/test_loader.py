@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from service.artifacts import Artifacts
 from workers.serving.engine import loader
 from workers.serving.engine.batching.transformers_engine import TransformersLoader
 from workers.serving.engine.options import EngineOptions
-from workers.serving.engine.port import (
-    EngineError,
-)
+from workers.serving.engine.port import EngineError
 from workers.serving.engine.vllm import library as vllm_library
 from workers.serving.engine.vllm.loader import VllmLoader
 from workers.serving.local_serving import LocalServing
@@ -18,9 +17,9 @@ from workers.serving.local_serving import LocalServing
 
 def test_vllm_is_chosen_if_it_is_installed_and_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_library, "is_installed", lambda: True)
-    monkeypatch.setattr(loader.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert isinstance(loader.engine_loader(0, {}), TransformersLoader)
-    monkeypatch.setattr(loader.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert isinstance(loader.engine_loader(0, {}), VllmLoader)
     assert isinstance(loader.engine_loader(0, {"engine": "transformers"}), TransformersLoader)
     monkeypatch.setattr(vllm_library, "is_installed", lambda: False)

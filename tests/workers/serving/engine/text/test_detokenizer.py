@@ -30,6 +30,12 @@ def byte_fallback_backend() -> Tokenizer:
     return backend
 
 
+def _id(backend: Tokenizer, token: str) -> int:
+    id = backend.token_to_id(token)
+    assert id is not None
+    return id
+
+
 def deltas(detokenizer: Detokenizer, tokens: Sequence[int]) -> list[str]:
     return [*(detokenizer.push(token) for token in tokens), detokenizer.flush()]
 
@@ -74,14 +80,14 @@ def test_byte_fallback_tokens_add_up_to_the_text() -> None:
 def test_a_continuation_keeps_its_leading_space() -> None:
     backend = byte_fallback_backend()
     vocabulary = Vocabulary(backend, "Sequence")
-    a, cat = backend.token_to_id("▁a"), backend.token_to_id("▁cat")
+    a, cat = _id(backend, "▁a"), _id(backend, "▁cat")
     assert deltas(vocabulary.detokenizer([a]), [cat]) == [" cat", ""]
     assert deltas(vocabulary.detokenizer(), [cat]) == ["cat", ""]
 
 
 def test_invalid_bytes_do_not_block_a_stream() -> None:
     backend = byte_fallback_backend()
-    continuation_byte = backend.token_to_id("<0x80>")
+    continuation_byte = _id(backend, "<0x80>")
     shown = deltas(Vocabulary(backend, "Sequence").detokenizer(), [continuation_byte] * 12)
     assert "".join(shown) == "�" * 12
     assert shown[3] == "����"

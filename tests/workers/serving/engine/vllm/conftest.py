@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny_export import write_tiny_export
-from tests.workers.serving.engine.vllm import stand_in as vllm_stand_in
+from tests.workers.serving.engine.vllm import stand_in
 from tests.workers.serving.engine.vllm.vllm_engines import (
     HIDDEN_SIZE,
     OPTIONS,
@@ -31,7 +31,7 @@ def vllm(request: pytest.FixtureRequest) -> Iterator[str]:
     """The library that ``import vllm`` finds."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "stand-in":
-            vllm_stand_in.put_in_place(patch)
+            stand_in.install(patch)
         else:
             # bfloat16 would change the tokens, and compilation takes minutes on a CPU.
             exact = {"dtype": "float32", "enforce_eager": True}
@@ -40,8 +40,8 @@ def vllm(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    vllm_stand_in.put_in_place(monkeypatch)
+def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in.install(monkeypatch)
     monkeypatch.setattr(vllm_engine, "engine_arguments", engine_arguments)
 
 

@@ -1,8 +1,8 @@
-"""A stand-in for vLLM where it is not installed: what ``vllm_engine`` uses of it, as vLLM 0.33.0 documents it.
+"""A stand-in for the part of vLLM that our engine uses, after the documentation of vLLM 0.33.0.
 
-The names, the fields with their defaults, what is refused and how outputs come in deltas are vLLM's. The tokens are
-computed by the export itself on transformers, and drawn as the transformers engine draws them, so that both can be compared
-token by token; vLLM's own sampler draws others for the same seed.
+Names, fields, defaults, validation and the delivery of outputs in deltas are vLLM's. The tokens come from the export on
+transformers and from our sampler, so that both engines can be compared token by token; vLLM's sampler draws other tokens
+for the same seed.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class SamplingParams:
             "max_tokens": self.max_tokens is None or self.max_tokens >= 1,
             "temperature": 0.0 <= self.temperature <= 2.0,
             "top_p": 0.0 < self.top_p <= 1.0,
-            "seed": self.seed is None or -(2**63) <= self.seed < 2**63,  # what its sampler has room for
+            "seed": self.seed is None or -(2**63) <= self.seed < 2**63,  # the width of its seeds
             "frequency_penalty": -2.0 <= self.frequency_penalty <= 2.0,
             "presence_penalty": -2.0 <= self.presence_penalty <= 2.0,
             "allowed_token_ids": self.allowed_token_ids is None or bool(self.allowed_token_ids),
@@ -118,8 +118,9 @@ class EngineGenerateError(Exception):
 
 @dataclass(eq=False)
 class AsyncLLMEngine:
-    """One request a task; as many steps at once as ``max_num_seqs``. ``dies``: as if the engine's process had ended.
-    ``fails``: what ``generate`` does not expect of a request.
+    """Runs one task per request and at most ``max_num_seqs`` at once.
+
+    ``dies`` simulates the end of the engine's process, ``fails`` an unexpected exception in ``generate``.
     """
 
     args: AsyncEngineArgs
@@ -130,12 +131,12 @@ class AsyncLLMEngine:
 
     @classmethod
     def from_engine_args(cls, engine_args: AsyncEngineArgs) -> "AsyncLLMEngine":
-        asyncio.get_running_loop()  # its output handler starts with it only where there is one
+        asyncio.get_running_loop()  # vLLM starts its output handler only inside a running loop
         engine = cls(engine_args)
         engine._model = AutoModelForCausalLM.from_pretrained(engine_args.model).eval()
         engine._slots = asyncio.Semaphore(engine_args.max_num_seqs or 256)
         engine.vllm_config = SimpleNamespace(cache_config=SimpleNamespace(kv_cache_size_tokens=4096))
-        made.append(engine)
+        engines.append(engine)
         return engine
 
     _model: Any = None
@@ -204,7 +205,7 @@ class AsyncLLMEngine:
                 reason = "stop"
             elif num_sampled == params.max_tokens or len(tokens) == self.args.max_model_len:
                 reason = "length"
-            # Deltas are put together where the consumer is late.
+            # Like vLLM with a slow consumer, some deltas hold several tokens.
             if reason is None and num_sampled % 3 == 2:
                 continue
             ids, logprobs = [token for token, _ in fresh], [s for _, s in fresh if s is not None]
@@ -216,8 +217,8 @@ class AsyncLLMEngine:
                 return
 
 
-made: list[AsyncLLMEngine] = []
-"""Engines by age, for tests to look at."""
+engines: list[AsyncLLMEngine] = []
+"""All engines, oldest first."""
 
 
 def _sampler(params: SamplingParams) -> Sampler:
@@ -238,11 +239,11 @@ def _sample(logits_V: torch.Tensor, params: SamplingParams, sampler: Sampler) ->
         masked_V[params.allowed_token_ids] = logits_V[params.allowed_token_ids]
         logits_V = masked_V
     [token] = sample(logits_V[None], [sampler])
-    return 0 if token is None else token  # it has no eye for what is not finite
+    return 0 if token is None else token  # vLLM does not check for logits that are not finite
 
 
 def _logprobs(logits_V: torch.Tensor, token: int, num_top: int) -> dict[int, Logprob]:
-    """The token's own first, then the likeliest: one entry where it is among them."""
+    """The token's own entry, then the most likely tokens."""
     logprobs_V = torch.log_softmax(logits_V, dim=-1)
     own = float(logprobs_V[token])
     entries = {token: Logprob(own, int((logprobs_V >= own).sum()))}
@@ -252,9 +253,9 @@ def _logprobs(logits_V: torch.Tensor, token: int, num_top: int) -> dict[int, Log
     return entries
 
 
-def put_in_place(patch: pytest.MonkeyPatch) -> None:
-    """Have ``import vllm`` find this."""
-    made.clear()
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Make ``import vllm`` find this module's classes."""
+    engines.clear()
     modules: Mapping[str, Mapping[str, Any]] = {
         "vllm": {
             "AsyncEngineArgs": AsyncEngineArgs,

@@ -116,7 +116,7 @@ def test_a_seed_gives_the_same_answer_alone_and_beside_others(engine: VllmEngine
 
 
 def test_sampling_parameters_reach_the_sampler(
-    stand_in: None, folder: Path, reference: TransformersEngine
+    fake_vllm: None, folder: Path, reference: TransformersEngine
 ) -> None:
     """The stand-in samples as the transformers engine does: equal parameters give equal tokens."""
     engine = VllmEngine(folder, OPTIONS)

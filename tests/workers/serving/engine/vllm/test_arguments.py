@@ -6,7 +6,7 @@ from tests.support.tiny_export import CONTEXT_LENGTH
 from tests.workers.serving.engine.engine_client import (
     sequence,
 )
-from tests.workers.serving.engine.vllm import stand_in as vllm_stand_in
+from tests.workers.serving.engine.vllm import stand_in
 from tests.workers.serving.engine.vllm.vllm_engines import (
     HIDDEN_SIZE,
     OPEN_SOCKETS,
@@ -20,9 +20,9 @@ from workers.serving.engine.vllm.loader import VllmLoader
 pytestmark = OPEN_SOCKETS
 
 
-def test_the_memory_setting_leaves_room_for_another_version(stand_in: None, folder: Path) -> None:
+def test_the_memory_setting_leaves_room_for_another_version(fake_vllm: None, folder: Path) -> None:
     engine = VllmEngine(folder, OPTIONS)
-    args = vllm_stand_in.made[-1].args
+    args = stand_in.engines[-1].args
     per_token = 2 * 2 * 2 * (HIDDEN_SIZE // 4) * 4
     assert args.kv_cache_memory_bytes == 5 * CONTEXT_LENGTH * per_token
     assert args.max_num_seqs == 4

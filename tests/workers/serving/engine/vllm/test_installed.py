@@ -8,7 +8,7 @@ from tests.support.tiny_export import CONTEXT_LENGTH
 from tests.workers.serving.engine.engine_client import (
     sequence,
 )
-from tests.workers.serving.engine.vllm import stand_in as vllm_stand_in
+from tests.workers.serving.engine.vllm import stand_in
 from tests.workers.serving.engine.vllm.vllm_engines import (
     OPEN_SOCKETS,
     OPTIONS,
@@ -32,20 +32,20 @@ def test_the_installed_vllm_has_the_interface_of_the_stand_in() -> None:
     from vllm.sampling_params import RequestOutputKind
 
     real: dict[type, set[str]] = {
-        vllm_stand_in.AsyncEngineArgs: set(inspect.signature(vllm.AsyncEngineArgs).parameters),
-        vllm_stand_in.SamplingParams: set(inspect.signature(vllm.SamplingParams).parameters),
-        vllm_stand_in.RequestOutput: set(inspect.signature(RequestOutput).parameters),
-        vllm_stand_in.CompletionOutput: set(inspect.signature(CompletionOutput).parameters),
-        vllm_stand_in.Logprob: set(inspect.signature(Logprob).parameters),
+        stand_in.AsyncEngineArgs: set(inspect.signature(vllm.AsyncEngineArgs).parameters),
+        stand_in.SamplingParams: set(inspect.signature(vllm.SamplingParams).parameters),
+        stand_in.RequestOutput: set(inspect.signature(RequestOutput).parameters),
+        stand_in.CompletionOutput: set(inspect.signature(CompletionOutput).parameters),
+        stand_in.Logprob: set(inspect.signature(Logprob).parameters),
     }
     for ours, theirs in real.items():
         assert {field.name for field in dataclasses.fields(ours)} <= theirs
     defaults = inspect.signature(vllm.SamplingParams).parameters
-    for field in dataclasses.fields(vllm_stand_in.SamplingParams):
+    for field in dataclasses.fields(stand_in.SamplingParams):
         assert field.name == "output_kind" or field.default == defaults[field.name].default
-    assert {kind.name for kind in RequestOutputKind} == {k.name for k in vllm_stand_in.RequestOutputKind}
-    assert tokens_input([1]) == vllm_stand_in.tokens_input([1])
-    assert set(vllm_stand_in.TokensInput.__annotations__) <= set(TokensInput.__annotations__)
+    assert {kind.name for kind in RequestOutputKind} == {k.name for k in stand_in.RequestOutputKind}
+    assert tokens_input([1]) == stand_in.tokens_input([1])
+    assert set(stand_in.TokensInput.__annotations__) <= set(TokensInput.__annotations__)
     engine = vllm.AsyncLLMEngine
     names = ("prompt", "sampling_params", "request_id")
     assert tuple(inspect.signature(engine.generate).parameters)[1:4] == names

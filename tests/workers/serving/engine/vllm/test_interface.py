@@ -1,6 +1,7 @@
-"""What is used of vLLM against its interface as ``vllm_interface.json`` has it, read from vLLM's sources.
+"""Our calls and the stand-in agree with vLLM's interface as recorded in ``interface.json`` from vLLM's sources.
 
-There by import path: parameters and fields without a default, in their order, those with a plain one, and the others' names.
+For each import path the record lists, in order, the parameters and fields without a default, those with a plain default, and
+the names of the others.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.workers.serving.engine.engine_client import sequence
-from tests.workers.serving.engine.vllm import stand_in as vllm_stand_in
+from tests.workers.serving.engine.vllm import stand_in
 from workers.serving.engine.options import EngineOptions
 from workers.serving.engine.vllm import library as vllm_library
 from workers.serving.engine.vllm.arguments import engine_arguments, sampling_arguments
@@ -26,20 +27,20 @@ RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("interface.json")
 PARAMETERS: dict[str, dict[str, Any]] = RECORDED["parameters"]
 PLAIN = (bool, int, float, str)
 STAND_INS: dict[str, Callable[..., Any]] = {
-    "vllm.AsyncEngineArgs": vllm_stand_in.AsyncEngineArgs,
-    "vllm.SamplingParams": vllm_stand_in.SamplingParams,
-    "vllm.outputs.RequestOutput": vllm_stand_in.RequestOutput,
-    "vllm.outputs.CompletionOutput": vllm_stand_in.CompletionOutput,
-    "vllm.logprobs.Logprob": vllm_stand_in.Logprob,
-    "vllm.inputs.TokensInput": vllm_stand_in.TokensInput,
-    "vllm.inputs.tokens_input": vllm_stand_in.tokens_input,
-    "vllm.AsyncLLMEngine.from_engine_args": vllm_stand_in.AsyncLLMEngine.from_engine_args,
-    "vllm.AsyncLLMEngine.generate": vllm_stand_in.AsyncLLMEngine.generate,
-    "vllm.AsyncLLMEngine.abort": vllm_stand_in.AsyncLLMEngine.abort,
-    "vllm.AsyncLLMEngine.shutdown": vllm_stand_in.AsyncLLMEngine.shutdown,
+    "vllm.AsyncEngineArgs": stand_in.AsyncEngineArgs,
+    "vllm.SamplingParams": stand_in.SamplingParams,
+    "vllm.outputs.RequestOutput": stand_in.RequestOutput,
+    "vllm.outputs.CompletionOutput": stand_in.CompletionOutput,
+    "vllm.logprobs.Logprob": stand_in.Logprob,
+    "vllm.inputs.TokensInput": stand_in.TokensInput,
+    "vllm.inputs.tokens_input": stand_in.tokens_input,
+    "vllm.AsyncLLMEngine.from_engine_args": stand_in.AsyncLLMEngine.from_engine_args,
+    "vllm.AsyncLLMEngine.generate": stand_in.AsyncLLMEngine.generate,
+    "vllm.AsyncLLMEngine.abort": stand_in.AsyncLLMEngine.abort,
+    "vllm.AsyncLLMEngine.shutdown": stand_in.AsyncLLMEngine.shutdown,
 }
-# With the stand-in's default, as it has no other name for it.
-KINDS = {("vllm.SamplingParams", "output_kind"): vllm_stand_in.RequestOutputKind.CUMULATIVE}
+# Defaults that the record cannot express, with the stand-in's value.
+KINDS = {("vllm.SamplingParams", "output_kind"): stand_in.RequestOutputKind.CUMULATIVE}
 
 ASKED = {
     "plain": sequence([1, 2]),
@@ -56,7 +57,7 @@ ASKED = {
         logit_bias=((1, 5.0),),
     ),
     "greedy": sequence([1, 2], top_p=0.0),
-    "nothing but scores": sequence([1, 2], max_tokens=0, echo=True, num_logprobs=1),
+    "scores only": sequence([1, 2], max_tokens=0, echo=True, num_logprobs=1),
     "endless": dataclasses.replace(sequence([1, 2]), endless=True),
 }
 
@@ -67,7 +68,7 @@ def names(path: str) -> set[str]:
 
 
 def parameters(of: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """All that it can be given by name."""
+    """Its named parameters."""
     return {
         name: parameter
         for name, parameter in inspect.signature(of).parameters.items()
@@ -76,28 +77,28 @@ def parameters(of: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def described(of: Callable[..., Any]) -> dict[str, Any]:
-    """As it is recorded."""
+    """Its parameters in the record's form."""
     required_keys: frozenset[str] | None = getattr(of, "__required_keys__", None)
-    if required_keys is not None:  # a TypedDict: keys that may be missing have no default
+    if required_keys is not None:  # a TypedDict: optional keys have no default
         keys = of.__annotations__
         required = [key for key in keys if key in required_keys]
         return {"required": required, "defaults": {}, "others": sorted(keys.keys() - required_keys)}
-    given = parameters(of)
+    accepted = parameters(of)
     plain = {
         name: parameter.default
-        for name, parameter in given.items()
+        for name, parameter in accepted.items()
         if parameter.default is None or type(parameter.default) in PLAIN
     }
-    required = [name for name, parameter in given.items() if parameter.default is parameter.empty]
+    required = [name for name, parameter in accepted.items() if parameter.default is parameter.empty]
     return {
         "required": required,
         "defaults": plain,
-        "others": sorted(given.keys() - plain.keys() - set(required)),
+        "others": sorted(accepted.keys() - plain.keys() - set(required)),
     }
 
 
 def found(path: str) -> Any:
-    """What an import path names."""
+    """The object at an import path."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -105,10 +106,7 @@ def found(path: str) -> Any:
         return getattr(found(module), name)
 
 
-# --- what is passed --------------------------------------------------------------------------------------------------
-
-
-def test_every_argument_of_the_engine_is_one_of_vllms() -> None:
+def test_vllm_has_every_engine_argument() -> None:
     arguments = engine_arguments(
         Path("export"), EngineOptions(), context_length=128, cache_bytes=1 << 20, memory_share=0.1
     )
@@ -116,34 +114,31 @@ def test_every_argument_of_the_engine_is_one_of_vllms() -> None:
 
 
 @pytest.mark.parametrize("asked", ASKED)
-def test_every_parameter_of_a_request_is_one_of_vllms(asked: str) -> None:
+def test_vllm_has_every_sampling_parameter(asked: str) -> None:
     arguments = sampling_arguments(ASKED[asked], frozenset({0}))
     assert arguments.keys() | {"output_kind"} <= names("vllm.SamplingParams")
 
 
 @pytest.mark.parametrize("asked", ASKED)
-def test_a_request_in_vllms_own_types_has_nothing_that_vllm_does_not_know(
+def test_vllm_has_every_field_of_our_prompts_and_parameters(
     asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vllm_stand_in.put_in_place(monkeypatch)
-    prompt, given = vllm_library.prompt_and_parameters(ASKED[asked], frozenset({0}))
+    stand_in.install(monkeypatch)
+    prompt, accepted = vllm_library.prompt_and_parameters(ASKED[asked], frozenset({0}))
     assert set(PARAMETERS["vllm.inputs.TokensInput"]["required"]) <= prompt.keys()
     assert prompt.keys() <= names("vllm.inputs.TokensInput")
-    assert vars(given).keys() <= names("vllm.SamplingParams")
+    assert vars(accepted).keys() <= names("vllm.SamplingParams")
 
 
-def test_a_prompt_parameters_and_an_identity_are_all_that_generate_must_be_given() -> None:
+def test_generate_requires_a_prompt_parameters_and_an_id_only() -> None:
     expected = ["prompt", "sampling_params", "request_id"]
     assert PARAMETERS["vllm.AsyncLLMEngine.generate"]["required"] == expected
     assert PARAMETERS["vllm.AsyncLLMEngine.from_engine_args"]["required"] == ["engine_args"]
     assert PARAMETERS["vllm.AsyncLLMEngine.shutdown"]["required"] == []
 
 
-# --- the stand-in ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", STAND_INS)
-def test_the_stand_in_takes_what_vllm_takes_with_the_same_defaults(path: str) -> None:
+def test_the_stand_ins_parameters_and_defaults_are_vllms(path: str) -> None:
     recorded, ours = PARAMETERS[path], described(STAND_INS[path])
     assert {*ours["required"], *ours["defaults"], *ours["others"]} <= names(path)
     assert set(ours["required"]) <= set(recorded["required"])
@@ -154,40 +149,37 @@ def test_the_stand_in_takes_what_vllm_takes_with_the_same_defaults(path: str) ->
 
 
 @pytest.mark.parametrize("path", [path for path, of in STAND_INS.items() if inspect.isroutine(of)])
-def test_the_stand_in_is_called_as_vllm_is(path: str) -> None:
+def test_the_stand_in_requires_the_same_parameters(path: str) -> None:
     assert described(STAND_INS[path])["required"] == PARAMETERS[path]["required"]
 
 
-def test_the_stand_in_gives_the_same_kinds_of_output() -> None:
-    kinds = {kind.name: kind.value for kind in vllm_stand_in.RequestOutputKind}
+def test_the_stand_in_has_the_same_output_kinds() -> None:
+    kinds = {kind.name: kind.value for kind in stand_in.RequestOutputKind}
     assert kinds == RECORDED["members"]["vllm.sampling_params.RequestOutputKind"]
 
 
-def test_all_that_is_recorded_of_calls_has_a_stand_in_and_is_found_where_vllm_has_it(
+def test_everything_in_the_record_has_a_stand_in_at_the_same_import_path(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert STAND_INS.keys() == PARAMETERS.keys()
-    vllm_stand_in.put_in_place(monkeypatch)
+    stand_in.install(monkeypatch)
     for path in ("vllm.AsyncEngineArgs", "vllm.SamplingParams", "vllm.inputs.tokens_input"):
         assert found(path) is STAND_INS[path]
     for path in RECORDED["members"]:
-        assert found(path) is vllm_stand_in.RequestOutputKind
+        assert found(path) is stand_in.RequestOutputKind
 
 
-def test_what_the_stand_in_shows_of_an_engine_vllms_has() -> None:
+def test_vllms_engine_has_the_stand_ins_attributes() -> None:
     attributes = RECORDED["attributes"]
-    assert isinstance(vars(vllm_stand_in.AsyncLLMEngine)["errored"], property)
+    assert isinstance(vars(stand_in.AsyncLLMEngine)["errored"], property)
     assert "errored" in attributes["vllm.AsyncLLMEngine"]
     assert "cache_config" in attributes["vllm.config.VllmConfig"]
     assert "kv_cache_size_tokens" in attributes["vllm.config.CacheConfig"]
 
 
-# --- the record ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 @pytest.mark.filterwarnings("default")
-def test_what_is_recorded_is_what_the_installed_vllm_has() -> None:
+def test_the_record_is_the_installed_vllms_interface() -> None:
     installed = importlib.metadata.version("vllm").partition("+")[0]
     if installed != RECORDED["version"]:
         pytest.skip(f"{RECORDED['version']} is recorded, {installed} installed")

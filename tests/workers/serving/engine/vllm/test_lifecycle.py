@@ -23,7 +23,7 @@ from tests.workers.serving.engine.engine_client import (
     sequence,
     text,
 )
-from tests.workers.serving.engine.vllm import stand_in as vllm_stand_in
+from tests.workers.serving.engine.vllm import stand_in
 from tests.workers.serving.engine.vllm.vllm_engines import (
     HIDDEN_SIZE,
     OPEN_SOCKETS,
@@ -100,10 +100,10 @@ def test_closing_fails_the_sequences_in_flight_and_rejects_more(folder: Path, vl
 
 
 def test_cancelled_and_stopped_requests_are_aborted_and_finished_ones_are_not(
-    stand_in: None, folder: Path
+    fake_vllm: None, folder: Path
 ) -> None:
     engine = VllmEngine(folder, OPTIONS)
-    [made] = vllm_stand_in.made
+    [made] = stand_in.engines
     prompt = engine.encode(PROMPTS[0])
     [whole] = run(engine, sequence(prompt, max_tokens=60))
     assert made.aborted == []
@@ -118,7 +118,7 @@ def test_cancelled_and_stopped_requests_are_aborted_and_finished_ones_are_not(
     until(lambda: made.is_shut_down)
 
 
-def test_a_request_that_vllm_rejects_fails_that_sequence_only(stand_in: None, folder: Path) -> None:
+def test_a_request_that_vllm_rejects_fails_that_sequence_only(fake_vllm: None, folder: Path) -> None:
     engine = VllmEngine(folder, OPTIONS)
     prompt = engine.encode(PROMPTS[0])
     bad = sequence(prompt, frequency_penalty=3.0, index=0)
@@ -126,18 +126,18 @@ def test_a_request_that_vllm_rejects_fails_that_sequence_only(stand_in: None, fo
     assert isinstance(refused, SequenceFailed)
     assert refused.message == "ValueError: frequency_penalty: 3.0"
     assert finish(good).num_tokens == 20
-    vllm_stand_in.made[-1].fails = MemoryError("no page left")
+    stand_in.engines[-1].fails = MemoryError("no page left")
     [events] = run(engine, sequence(prompt))
     assert events[-1] == SequenceFailed(0, "MemoryError: no page left")
-    vllm_stand_in.made[-1].fails = None
+    stand_in.engines[-1].fails = None
     assert finish(run(engine, sequence(prompt))[0]).num_tokens == 20
     close(engine)
 
 
-def test_an_engine_whose_process_has_ended_is_not_alive(stand_in: None, folder: Path) -> None:
+def test_an_engine_whose_process_has_ended_is_not_alive(fake_vllm: None, folder: Path) -> None:
     engine = VllmEngine(folder, OPTIONS)
     assert engine.status().alive
-    vllm_stand_in.made[-1].dies = True
+    stand_in.engines[-1].dies = True
     [events] = run(engine, sequence(engine.encode(PROMPTS[0])))
     assert events == [SequenceFailed(0, "EngineDeadError: EngineCore encountered an issue.")]
     assert not engine.status().alive
@@ -145,12 +145,12 @@ def test_an_engine_whose_process_has_ended_is_not_alive(stand_in: None, folder: 
 
 
 def test_an_engine_without_progress_is_stalled(
-    stand_in: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+    fake_vllm: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = VllmEngine(folder, OPTIONS)
     hold = threading.Event()
     prompt = engine.encode(PROMPTS[0])
-    cancel = engine.submit([sequence(prompt, max_tokens=100)], lambda _: hold.wait(10) and None)
+    cancel = engine.submit([sequence(prompt, max_tokens=100)], lambda _: _wait(hold))
     until(lambda: engine.status().stalled_seconds > 0.2)
     assert engine.status().cached_tokens >= len(prompt)
     hold.set()
@@ -162,11 +162,11 @@ def test_an_engine_without_progress_is_stalled(
 
 
 def test_an_engine_stays_stalled_when_one_of_its_clients_leaves(
-    stand_in: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+    fake_vllm: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = VllmEngine(folder, OPTIONS)
 
-    monkeypatch.setattr(vllm_stand_in.AsyncLLMEngine, "_outputs", _hangs)
+    monkeypatch.setattr(stand_in.AsyncLLMEngine, "_outputs", _hangs)
     request = sequence(engine.encode(PROMPTS[0]))
     first, second = (engine.submit([request], lambda _: None) for _ in range(2))
     until(lambda: engine.status().stalled_seconds > 0.3)
@@ -180,14 +180,18 @@ def test_an_engine_stays_stalled_when_one_of_its_clients_leaves(
 
 
 def test_a_loaded_engine_that_does_not_answer_in_time_is_closed(
-    stand_in: None, folder: Path, monkeypatch: pytest.MonkeyPatch
+    fake_vllm: None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = set(threading.enumerate())
     with monkeypatch.context() as patch:
-        patch.setattr(vllm_stand_in.AsyncLLMEngine, "_outputs", _hangs)
+        patch.setattr(stand_in.AsyncLLMEngine, "_outputs", _hangs)
         with pytest.raises(TimeoutError):
             VllmEngine(folder, OPTIONS, seconds=1.0)
     until(lambda: set(threading.enumerate()) <= before)
+
+
+def _wait(event: threading.Event) -> None:
+    event.wait(10)
 
 
 async def _hangs(*_: Any) -> AsyncIterator[Any]:
@@ -195,7 +199,7 @@ async def _hangs(*_: Any) -> AsyncIterator[Any]:
     yield
 
 
-def test_two_versions_are_served_side_by_side(stand_in: None, artifacts: Artifacts) -> None:
+def test_two_versions_are_served_side_by_side(fake_vllm: None, artifacts: Artifacts) -> None:
     serving = LocalServing(artifacts, "127.0.0.1", 0, engine={"engine": "vllm", "max_slots": 4})
     answers = []
     try:
@@ -207,4 +211,4 @@ def test_two_versions_are_served_side_by_side(stand_in: None, artifacts: Artifac
         serving.close()
     assert [answer["system_fingerprint"] for answer in answers] == ["line@1", "line@2"]
     assert answers[0]["choices"] != answers[1]["choices"]
-    until(lambda: all(made.is_shut_down for made in vllm_stand_in.made))
+    until(lambda: all(made.is_shut_down for made in stand_in.engines))

@@ -1,4 +1,4 @@
-"""Compares the bare engine with transformers' ``generate``: same prompts and threads, each in its own process, in turns."""
+"""Compares the bare engine with transformers' ``generate``, in turns, each in its own process."""
 
 import multiprocessing
 import os
@@ -39,7 +39,7 @@ TIED = 1e-4  # logits closer than this may swap when float32 sums run in another
 
 @dataclass(frozen=True)
 class Work:
-    """Prompts to continue greedily, the number of new tokens of each, and how many run at once (``together``)."""
+    """Prompts to continue greedily, each by its length; ``together`` of them run at once."""
 
     prompts: list[list[int]]
     lengths: list[int]

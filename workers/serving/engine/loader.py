@@ -22,8 +22,8 @@ def engine_loader(threads: int, config: Mapping[str, Any], *, own_processes: boo
     """The loader that ``config`` asks for: ``engine`` (an ``EngineName``) and fields of ``EngineOptions``.
 
     Fields that are missing keep the engine's defaults. ``threads`` is passed to ``TransformersEngine``; with
-    ``own_processes`` every engine decodes in a process of its own. If the engine is not installed, every load fails and
-    reports it.
+    ``own_processes`` every engine decodes in a process of its own. If the engine is not installed, every load
+    fails and reports it.
     """
     options = dict(config)
     name = _resolve(EngineName(options.pop("engine", EngineName.AUTO)))

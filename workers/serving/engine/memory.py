@@ -31,7 +31,7 @@ def context_length(config: Any) -> int:
 
 
 def weight_bytes(folder: Path, device: torch.device, *, widest: int = 8) -> int:
-    """Memory of the weights: float32 on a CPU, otherwise the stored type but at most ``widest`` bytes a number."""
+    """Memory of the weights: float32 on a CPU, otherwise at most ``widest`` bytes a number."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder}: no *.safetensors")
@@ -85,14 +85,15 @@ def total_bytes(device: torch.device) -> int:
 def _gpu_bytes(device: torch.device) -> tuple[int, int]:
     """Free and total memory of a GPU.
 
-    Asking creates a context that the process keeps until it ends, half a GiB on an H100. A process without a context
-    therefore asks through a short-lived one.
+    Asking creates a context that the process keeps until it ends, half a GiB on an H100. A process without a
+    context therefore asks through a short-lived one.
     """
     if not torch.cuda.is_initialized():
         with ProcessPoolExecutor(max_workers=1, mp_context=processes.context) as pool:
             return pool.submit(torch.cuda.mem_get_info, device).result()
     free, total = torch.cuda.mem_get_info(device)
-    # Memory that torch has cached but does not use is free for the next engine, although the driver counts it.
+    # Memory that torch has cached but does not use is free for the next engine, although the driver counts
+    # it.
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
 
 

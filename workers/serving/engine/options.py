@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class EngineOptions:
     """At most ``max_slots`` sequences run at once, with ``kv_cache_bytes`` for their keys and values.
 
-    The engine accepts a request while fewer than ``max_waiting`` sequences wait. The default, half the slots, bounds the
-    wait by half the time that a full batch takes.
+    The engine accepts a request while fewer than ``max_waiting`` sequences wait. The default, half the slots,
+    bounds the wait by half the time that a full batch takes.
     """
 
     max_slots: int = 16

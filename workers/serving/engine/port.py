@@ -1,7 +1,7 @@
 """The engine port: the interface of whatever runs one model version. ``loader`` picks the implementation.
 
-An engine decodes several sequences at once. It takes all sequences of a request together and calls ``sink`` from its own
-thread, in order within each sequence. How it batches them is its own business.
+An engine decodes several sequences at once. It takes all sequences of a request together and calls ``sink``
+from its own thread, in order within each sequence. How it batches them is its own business.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,10 @@ class EngineError(Exception):
 
 
 class QueueFull(Exception):
-    """Too many sequences are waiting, so the engine took none of the request. Retry after ``retry_seconds``."""
+    """Too many sequences are waiting, so the engine took none of the request.
+
+    Retry after ``retry_seconds``.
+    """
 
     def __init__(self, message: str, retry_seconds: float) -> None:
         super().__init__(message)
@@ -31,8 +34,8 @@ class QueueFull(Exception):
 class SequenceRequest:
     """One prompt to continue.
 
-    ``max_tokens`` fits the context, and ``seed`` belongs to this sequence alone. With ``endless``, end tokens do not end
-    the sequence before ``max_tokens``.
+    ``max_tokens`` fits the context, and ``seed`` belongs to this sequence alone. With ``endless``, end tokens
+    do not end the sequence before ``max_tokens``.
     """
 
     index: int
@@ -55,8 +58,9 @@ class SequenceFailed:
 class EngineStatus:
     """A snapshot of an engine's health and load.
 
-    ``stalled_seconds`` is the age of the current engine step, 0 while the engine is idle; ``longest_step_seconds`` shows
-    what is usual. The KV cache holds ``cached_tokens`` of at most ``cache_tokens``.
+    ``stalled_seconds`` is the age of the current engine step, 0 while the engine is idle;
+    ``longest_step_seconds`` shows what is usual. The KV cache holds ``cached_tokens`` of at most
+    ``cache_tokens``.
     """
 
     alive: bool
@@ -73,7 +77,7 @@ Sink = Callable[[list[EngineEvent]], None]
 
 
 def num_ended(events: Sequence[EngineEvent]) -> int:
-    """Number of sequences that end with these events: each sequence ends with ``Finished`` or ``SequenceFailed``."""
+    """Number of sequences that end with these events, each with ``Finished`` or ``SequenceFailed``."""
     return sum(not isinstance(event, Token) for event in events)
 
 
@@ -91,7 +95,10 @@ class Engine(Protocol):
     def status(self) -> EngineStatus: ...
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a prompt, never empty. A text far longer than the context may be cut off beyond the context."""
+        """Token ids of a prompt, never empty.
+
+        A text far longer than the context may be cut off beyond the context.
+        """
         ...
 
     def encode_chat(self, chat: Chat) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -106,7 +113,10 @@ class Engine(Protocol):
         ...
 
     def submit(self, sequences: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
-        """Start all sequences, or raise QueueFull. Returns a function that cancels them and may be called repeatedly."""
+        """Start all sequences, or raise QueueFull.
+
+        Returns a function that cancels them and may be called repeatedly.
+        """
         ...
 
     def close(self) -> None:
@@ -128,7 +138,7 @@ class EngineLoader(Protocol):
     def load(self, folder: Path, seconds: float) -> Engine:
         """Load an engine.
 
-        Raises OSError or ValueError if the folder is not an export, EngineError if the model does not answer, and
-        TimeoutError if the engine's process is not ready after ``seconds``; the process is then killed.
+        Raises OSError or ValueError if the folder is not an export, EngineError if the model does not answer,
+        and TimeoutError if the engine's process is not ready after ``seconds``; the process is then killed.
         """
         ...

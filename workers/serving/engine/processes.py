@@ -14,7 +14,10 @@ def prepare() -> None:
 
 
 def start(process: ForkServerProcess) -> None:
-    """Start the process, with one retry: if the fork server has just died, only the second call starts a new one."""
+    """Start the process, with one retry.
+
+    If the fork server has just died, only the second call starts a new one.
+    """
     try:
         process.start()
     except (EOFError, OSError):

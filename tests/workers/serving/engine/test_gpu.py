@@ -29,12 +29,12 @@ if __name__ == "__main__":
 
 
 def test_asking_for_free_memory_takes_none() -> None:
-    asked = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", ASKING], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    free, total, used_it = asked.stdout.split()
+    free, total, initialized = process.stdout.split()
     assert 0 < int(free) < int(total)
-    assert used_it == "False"
+    assert initialized == "False"
 
 
 def test_an_engine_takes_at_most_its_estimate_and_returns_all_of_it(export: Path) -> None:

@@ -41,7 +41,8 @@ class AdmissionQueue:
     def admit(self, num_sequences: int) -> None:
         """Admit all sequences of a request, each of which must ``end``. Raises QueueFull.
 
-        Only the sequences that already wait count: a request with many sequences waits no longer than one with few.
+        Only the sequences that already wait count: a request with many sequences waits no longer than one
+        with few.
         """
         with self._lock:
             self._check_room()
@@ -68,8 +69,9 @@ class AdmissionQueue:
     def _retry_seconds(self, num_waiting: int) -> float:
         """Seconds until a retry should succeed; 1 if no sequence has ended yet.
 
-        By then half of the waiting sequences will have ended, and the clients rejected earlier will have been served, if
-        sequences end and requests are admitted at the recent rates. A retry in vain costs about as much as an answer.
+        By then half of the waiting sequences will have ended, and the clients rejected earlier will have been
+        served, if sequences end and requests are admitted at the recent rates. A retry in vain costs about as
+        much as an answer.
         """
         if not self._ends:
             return 1.0

@@ -1,4 +1,4 @@
-"""The decoder port of the transformers engine: decodes in a thread of this process, or in a process of its own."""
+"""The decoder port of the transformers engine. A decoder is a thread or a process."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,10 @@ class Decoder(Protocol):
     def status(self) -> DecoderStatus: ...
 
     def submit(self, sequences: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
-        """Start all sequences as slots become free. Returns a function that cancels them. Raises EngineError once closed."""
+        """Start all sequences as slots become free.
+
+        Returns a function that cancels them. Raises EngineError once closed.
+        """
         ...
 
     def close(self) -> None:

@@ -21,8 +21,9 @@ def load_decoder(
 ) -> SlotDecoder:
     """Load the export. Call this in the thread that will decode. Raises as ``TransformersEngine``.
 
-    OpenMP keeps a thread team for every thread that ever computed. Once the teams have more threads than the machine has
-    cores, their threads stop spinning, which costs a fifth to a quarter of the speed (10 M parameters, two cores).
+    OpenMP keeps a thread team for every thread that ever computed. Once the teams have more threads than the
+    machine has cores, their threads stop spinning, which costs a fifth to a quarter of the speed (10 M
+    parameters, two cores).
     """
     if threads:
         torch.set_num_threads(threads)
@@ -52,8 +53,8 @@ def load_decoder(
 def _transpose_weights(model: nn.Module) -> None:
     """Store the weights of linear layers input-major, which leaves their results as they are.
 
-    BLAS reads such weights faster for a few rows: a decode step of 16 sequences (10 M parameters, one core of an AMD EPYC)
-    takes 13.8 ms instead of 15.2.
+    BLAS reads such weights faster for a few rows: a decode step of 16 sequences (10 M parameters, one core of
+    an AMD EPYC) takes 13.8 ms instead of 15.2.
     """
     for module in model.modules():
         if type(module) is nn.Linear:

@@ -1,8 +1,8 @@
 """The process that decodes for one engine. ``process_decoder`` starts it and is its only client.
 
-The process receives ``Begin`` and ``Cancel`` messages. It sends ``DecoderLimits``, or the error that kept it from loading.
-Then it sends ``StepEvents`` after every engine step and, without events, whenever it becomes idle, so every request is
-followed by some message. It ends when its client does, even by kill -9.
+The process receives ``Begin`` and ``Cancel`` messages. It sends ``DecoderLimits``, or the error that kept it
+from loading. Then it sends ``StepEvents`` after every engine step and, without events, whenever it becomes
+idle, so every request is followed by some message. It ends when its client does, even by kill -9.
 """
 
 import os
@@ -91,7 +91,8 @@ class _Requests:
         self._events: list[tuple[int, list[EngineEvent]]] = []  # only the decoding thread uses it
 
     def begin(self, request: int, sequences: Sequence[SequenceRequest]) -> None:
-        # Under the lock: the request may end before ``_cancels`` has it, and must not be reported before it is the newest.
+        # Under the lock: the request may end before ``_cancels`` has it, and must not be reported before it
+        # is the newest.
         with self._lock:
             self._cancels[request] = self._decoder.submit(sequences, self._sink(request, len(sequences)))
             self._newest = request

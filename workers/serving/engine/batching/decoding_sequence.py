@@ -51,7 +51,10 @@ class DecodingSequence:
     def take_token(
         self, token: int | None, score: TokenScore | None, end_tokens: frozenset[int]
     ) -> list[EngineEvent]:
-        """Continue with a sampled token, None if the logits were not finite. Returns its event, and the last one if it ends."""
+        """Continue with a sampled token, None if the logits were not finite.
+
+        Returns its event, and the last one if it ends.
+        """
         if token is None:
             return [self.not_finite()]
         self.num_sampled += 1

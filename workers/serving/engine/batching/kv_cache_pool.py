@@ -29,8 +29,8 @@ class KVCachePool:
     def view(self, slots: slice, length: int) -> tuple[Tensor, Tensor]:
         """The first ``length`` keys and values of adjacent slots.
 
-        Views are cached because consecutive steps mostly ask for the same ones; creating them again would cost a tenth
-        of the attention time.
+        Views are cached because consecutive steps mostly ask for the same ones; creating them again would
+        cost a tenth of the attention time.
         """
         key = (slots.start, slots.stop, length)
         views = self._views.get(key)

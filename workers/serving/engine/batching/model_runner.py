@@ -1,4 +1,4 @@
-"""The model runner port: runs one model over chunks of many sequences in a single call and keeps their KV cache by slot."""
+"""The model runner port: runs chunks of many sequences in one call, with a KV cache in slots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Tokens to feed to a slot that already holds ``begin`` tokens: part of a prompt, or the token sampled last.
+    """Part of a prompt, or the one token sampled last, for a slot that holds ``begin`` tokens.
 
     The runner returns the logits of the last ``num_logits`` tokens.
     """

@@ -1,7 +1,7 @@
 """Decodes in a process of its own.
 
-This process's interpreter then takes no time from the decoding thread, a version that hangs or that the kernel kills takes
-down nothing else, and all of its memory is returned when it ends.
+This process's interpreter then takes no time from the decoding thread, a version that hangs or that the
+kernel kills takes down nothing else, and all of its memory is returned when it ends.
 """
 
 import os
@@ -36,8 +36,8 @@ from workers.serving.generation import Token
 
 DIED = "the engine's process has died"
 
-# Memory of a process beside weights and KV cache: interpreter pages that are no longer shared; on a GPU (H100) cuBLAS
-# workspaces, beside the context.
+# Memory of a process beside weights and KV cache: interpreter pages that are no longer shared; on a GPU
+# (H100) cuBLAS workspaces, beside the context.
 PROCESS_BYTES = {"cpu": 512 << 20, "cuda": 256 << 20}
 
 
@@ -102,8 +102,8 @@ class ProcessDecoder:
             self._end_reason = self._end_reason or CLOSED
             if self._connection.closed:
                 return
-            # If the fork server has died, ``kill`` takes this process for dead too and does nothing. Shutting the socket
-            # down ends the process as well.
+            # If the fork server has died, ``kill`` takes this process for dead too and does nothing. Shutting
+            # the socket down ends the process as well.
             with socket.socket(fileno=os.dup(self._connection.fileno())) as duplicate, suppress(OSError):
                 duplicate.shutdown(socket.SHUT_RDWR)
         self._process.kill()

@@ -1,4 +1,4 @@
-"""Selects the runner for a model by trial: over slots if the answers stay the same, otherwise one sequence at a time."""
+"""Selects the runner for a model by trial: slots if the logits agree, else one sequence at a time."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 _TRIAL_TOKENS = 12  # in each of two sequences
 _CHUNK_LENGTHS = ((5, 3, 1, 1, 2), (1, 1, 1, 7, 2))  # of both: one or several tokens, side by side
-# Allowed difference in standard deviations of the logits: more than rounding, far less than a wrong mask causes.
+# Allowed difference in standard deviations of the logits: more than rounding, far less than a wrong mask
+# causes.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")  # the angles depend on the longest sequence in the batch
 
@@ -28,9 +29,9 @@ class LogitsDiffer(Exception):
 def select_runner(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_bytes: int) -> ModelRunner:
     """A runner with at most ``max_slots`` slots of ``slot_tokens`` tokens; it owns the model from now on.
 
-    If the slots would take more than ``kv_cache_bytes``, there are fewer, and if one is too many, it is shorter. Call this
-    under ``torch.inference_mode``. Raises EngineError if the model's logits are not finite, and ValueError if its answers
-    with a KV cache differ from those without.
+    If the slots would take more than ``kv_cache_bytes``, there are fewer, and if one is too many, it is
+    shorter. Call this under ``torch.inference_mode``. Raises EngineError if the model's logits are not
+    finite, and ValueError if its answers with a KV cache differ from those without.
     """
     trial = _Trial(model)
     attention = model.config._attn_implementation

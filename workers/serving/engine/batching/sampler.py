@@ -1,4 +1,7 @@
-"""Samples and scores tokens for many sequences at once. Tensors are on the CPU: ``R`` rows, ``V`` vocabulary."""
+"""Samples and scores tokens for many sequences at once.
+
+Tensors are on the CPU: ``R`` rows, ``V`` vocabulary.
+"""
 
 import random
 from collections import Counter
@@ -15,7 +18,7 @@ MIN_TEMPERATURE = 1e-5  # below this the division overflows, and sampling is gre
 
 
 class Sampler:
-    """One sequence's sampling state: its parameters, its random numbers, and the counts of its sampled tokens."""
+    """One sequence's sampling parameters, random numbers and token counts."""
 
     def __init__(self, sampling: Sampling, seed: int) -> None:
         self.temperature = sampling.temperature
@@ -60,7 +63,8 @@ class Sampler:
 def sample(logits_RV: Tensor, samplers: Sequence[Sampler]) -> list[int | None]:
     """Sample a token for every row; None for a row whose logits are not finite.
 
-    Greedy rows take the most likely token, others draw from the smallest set that holds ``top_p`` of the probability.
+    Greedy rows take the most likely token, others draw from the smallest set that holds ``top_p`` of the
+    probability.
     """
     changed = [row for row, sampler in enumerate(samplers) if sampler.changes_logits]
     if changed:
@@ -96,7 +100,7 @@ def all_finite(logits_TV: Tensor) -> bool:
 
 
 def score(logits_TV: Tensor, tokens: Sequence[int], num_top: int) -> list[TokenScore]:
-    """Score each token under its row of logits: the model's own distribution, before temperature, penalties and biases.
+    """Score each token under its row of logits, before temperature, penalties and biases.
 
     A token outside the ``num_top`` most likely ones is listed after them, as in OpenAI's completions.
     """
@@ -131,7 +135,7 @@ def score_sampled(
 
 
 def _draw(logits_RV: Tensor, samplers: Sequence[Sampler], *, nucleus: bool) -> list[int]:
-    """Sample by inversion: the first token whose cumulative probability exceeds a uniform number times the total."""
+    """Sample by inversion of the cumulative distribution."""
     temperature_R1 = torch.tensor([[sampler.temperature] for sampler in samplers])
     probability_RV = torch.softmax(logits_RV / temperature_R1, dim=-1)
     order_RV = None

@@ -12,7 +12,10 @@ from workers.serving.engine.batching.model_runner import PrefillChunk
 
 
 class SequenceRunner:
-    """For models whose attention ``SlotRunner`` cannot replace. It reuses nothing, because not every cache can be cut back."""
+    """For models whose attention ``SlotRunner`` cannot replace.
+
+    It reuses nothing, because not every cache can be cut back.
+    """
 
     reuses = False
 

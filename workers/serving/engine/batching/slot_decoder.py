@@ -1,7 +1,7 @@
 """Continuous batching: one thread feeds all sequences in flight to the model together, step after step.
 
-Each engine step is one forward pass over a token of every decoding sequence, or over chunks of new prompts, or both.
-Between two steps sequences end, are cancelled, and hand their slots to others.
+Each engine step is one forward pass over a token of every decoding sequence, or over chunks of new prompts,
+or both. Between two steps sequences end, are cancelled, and hand their slots to others.
 """
 
 import logging
@@ -106,7 +106,10 @@ class SlotDecoder:
             sequence.sink([SequenceFailed(sequence.request.index, CLOSED)])
 
     def _fill_slots(self, report: Callable[[], None]) -> bool:
-        """Release cancelled sequences and fill free slots, blocking until there is work. False once closed."""
+        """Release cancelled sequences and fill free slots, blocking until there is work.
+
+        False once closed.
+        """
         for sequence in [sequence for sequence in self._active if sequence.cancelled.is_set()]:
             self._release(sequence)
         with self._changed:
@@ -141,7 +144,10 @@ class SlotDecoder:
         return True
 
     def _release(self, sequence: DecodingSequence, *, discard: bool = False) -> None:
-        """Free a sequence's slot. ``discard``: its contents may not be finite, or not be what was recorded."""
+        """Free a sequence's slot.
+
+        ``discard``: its contents may not be finite, or not be what was recorded.
+        """
         self._active.remove(sequence)
         self._slots.release(sequence.slot, discard=discard)
         if discard:

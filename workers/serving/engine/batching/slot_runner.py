@@ -1,7 +1,7 @@
 """Runs all sequences in one pass, over a KV cache whose slots stay in place.
 
-The runner replaces the model's attention through transformers' attention interface. Whether a model really uses it is
-tested, not looked up (``runner_selection``).
+The runner replaces the model's attention through transformers' attention interface. Whether a model really
+uses it is tested, not looked up (``runner_selection``).
 """
 
 import inspect

@@ -1,7 +1,7 @@
-"""Assigns sequences to slots and tracks which tokens each slot holds, so that a prompt can reuse a common prefix.
+"""Assigns sequences to slots so that prompts reuse the prefixes that slots hold.
 
-A slot keeps the keys and values of the tokens fed to it after its sequence has ended, until another sequence takes it.
-This module only does the bookkeeping; it holds no tensors.
+A slot keeps the keys and values of the tokens fed to it after its sequence has ended, until another sequence
+takes it. This module only does the bookkeeping; it holds no tensors.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,10 @@ MIN_AWAITED = 32  # tokens; computing fewer takes no longer than waiting for the
 
 
 class SlotAssignment(NamedTuple):
-    """A sequence's slot. The first ``num_held`` tokens of its prompt are there or must be copied from ``source``."""
+    """A sequence's slot.
+
+    The first ``num_held`` tokens of its prompt are there or must be copied from ``source``.
+    """
 
     slot: int
     source: int
@@ -44,10 +47,12 @@ class SlotTable:
         return any(slot.prompt is None for slot in self._slots)
 
     def assign(self, prompt: Sequence[int], *, whole: bool) -> SlotAssignment | None:
-        """Assign a free slot, of which there must be one. None if the prompt should wait for a prefix being computed.
+        """Assign a free slot, of which there must be one.
 
-        At least the last token of a prompt remains to be fed, because its logits start the continuation. With ``whole``,
-        all tokens remain.
+        None if the prompt should wait for a prefix being computed.
+
+        At least the last token of a prompt remains to be fed, because its logits start the continuation. With
+        ``whole``, all tokens remain.
         """
         source, num_held = (None, 0) if whole or not self._reuses else self._longest_prefix(prompt)
         if not whole and self._reuses and self._is_being_fed(prompt, num_held):

@@ -1,7 +1,8 @@
 """Lays the chunks of one engine step out as rows, and groups them for attention.
 
-The tokens of all chunks lie end to end in one row, so that every layer but attention works on (1, T, …) without padding.
-Attention runs group by group: adjacent slots with one token each form a group, and every longer chunk is a group of its own.
+The tokens of all chunks lie end to end in one row, so that every layer but attention works on (1, T, …)
+without padding. Attention runs group by group: adjacent slots with one token each form a group, and every
+longer chunk is a group of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,13 @@ from workers.serving.engine.batching.model_runner import PrefillChunk
 
 # Key lengths are rounded up to multiples of this, so that sums run in the same order beside longer sequences.
 LENGTH_STEP = 16
-# Masked keys that cost as much as one more attention call. Estimated for 320 numbers a key on two cores, and for a GPU, where
-# a call takes tens of microseconds and a thousand keys take hundreds of nanoseconds.
+# Masked keys that cost as much as one more attention call. Estimated for 320 numbers a key on two cores, and
+# for a GPU, where a call takes tens of microseconds and a thousand keys take hundreds of nanoseconds.
 MAX_WASTED_KEYS = {"cpu": 64, "cuda": 1 << 15}
 
 
 class AttentionGroup(NamedTuple):
-    """Rows ``begin`` to ``end`` of a step: adjacent slots with one token each, or one slot with several tokens."""
+    """Rows ``begin`` to ``end`` of a step: adjacent slots with one token each, or one slot with several."""
 
     begin: int
     end: int
@@ -87,7 +88,11 @@ def _groups(chunks: Sequence[PrefillChunk], max_wasted_keys: int) -> Iterator[At
 
 
 def _fits(members: Sequence[PrefillChunk], chunk: PrefillChunk, max_wasted_keys: int) -> bool:
-    """Whether a separate call would cost more than the masked keys that shorter sequences read beside a longer one."""
+    """Whether the chunk should join the group.
+
+    In a group, shorter sequences read masked keys beside a longer one; on its own, a chunk costs another
+    call.
+    """
     last = members[-1]
     if not len(last.tokens) == len(chunk.tokens) == 1 or chunk.slot != last.slot + 1:
         return False

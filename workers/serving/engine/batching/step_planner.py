@@ -9,8 +9,8 @@ from workers.serving.engine.batching.model_runner import PrefillChunk
 PREFILL_TOKENS = 496  # prompt tokens per step; with one token each of 16 decoding sequences, 512 rows
 MIN_PREFILL_TOKENS = 16
 MAX_PROMPT_STEPS = 2  # in a row, while other sequences decode
-# Prompt seconds per step. A decoding sequence waits for at most three steps, the last of which includes its own token, and
-# a long step would be taken for a hang.
+# Prompt seconds per step. A decoding sequence waits for at most three steps, the last of which includes its
+# own token, and a long step would be taken for a hang.
 PREFILL_SECONDS = 2.0
 SCORED_LOGITS = (
     1 << 24
@@ -36,9 +36,9 @@ class StepPlanner:
     def plan(self, active: Sequence[DecodingSequence]) -> Step:
         """The next step: decoding sequences in slot order, then prompts in order of arrival.
 
-        Prompts that get their first token after one step have a step of their own: beside all other sequences it would
-        take half as long again. There are at most two such steps in a row, the second for prompts that arrive during the
-        first, so that decoding sequences do not wait longer.
+        Prompts that get their first token after one step have a step of their own: beside all other sequences
+        it would take half as long again. There are at most two such steps in a row, the second for prompts
+        that arrive during the first, so that decoding sequences do not wait longer.
         """
         decoding = sorted((s for s in active if not s.in_prompt), key=lambda sequence: sequence.slot)
         prompts = self._prompt_chunks(active)

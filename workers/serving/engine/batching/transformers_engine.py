@@ -1,4 +1,4 @@
-"""The default engine: decodes an export in the Hugging Face layout on transformers, with continuous batching."""
+"""The default engine: continuous batching on transformers, for exports in the Hugging Face layout."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,12 +22,12 @@ from workers.serving.generation import Chat
 
 
 class TransformersEngine:
-    """Loads the export in ``folder``: safetensors only, without network access and without code from the folder.
+    """Loads the export in ``folder``: safetensors only, no network access, no code from the folder.
 
-    On a CPU it computes in float32 whatever type is stored, on a GPU in the stored type. It decodes in a thread of this
-    process, or in its ``own_process``. ``threads`` sets torch's intra-op threads for the whole decoding process; 0 keeps
-    torch's default. Raises OSError or ValueError if the folder is not an export, and TimeoutError if its own process has
-    not loaded it after ``seconds``.
+    On a CPU it computes in float32 whatever type is stored, on a GPU in the stored type. It decodes in a
+    thread of this process, or in its ``own_process``. ``threads`` sets torch's intra-op threads for the whole
+    decoding process; 0 keeps torch's default. Raises OSError or ValueError if the folder is not an export,
+    and TimeoutError if its own process has not loaded it after ``seconds``.
     """
 
     def __init__(

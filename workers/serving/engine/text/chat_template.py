@@ -6,8 +6,8 @@ The plain template writes one line per message and leaves the assistant's turn o
     user: What is an API?
     assistant:
 
-A base model goes on to write the other speaker's lines as well, so the stop strings end its turn where the next speaker
-would begin.
+A base model goes on to write the other speaker's lines as well, so the stop strings end its turn where the
+next speaker would begin.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,10 @@ PLAIN_STOP = ("\nuser:", "\nsystem:", "\ndeveloper:", "\nassistant:")
 
 
 def render_chat(tokenizer: Any, chat: Chat) -> str:
-    """Render with the tokenizer's template, or the plain one. Raises ValueError if the template rejects the messages."""
+    """Render with the tokenizer's template, or the plain one.
+
+    Raises ValueError if the template rejects the messages.
+    """
     from jinja2.exceptions import TemplateError
 
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]

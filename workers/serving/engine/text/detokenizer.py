@@ -1,7 +1,8 @@
 """Converts token ids to text one token at a time, in whole characters.
 
-A character may span several tokens. Byte-level vocabularies are decoded from their exact bytes. Other vocabularies
-(SentencePiece and its byte fallback) are decoded in a short sliding window, because a token's text depends on its neighbours.
+A character may span several tokens. Byte-level vocabularies are decoded from their exact bytes. Other
+vocabularies (SentencePiece and its byte fallback) are decoded in a short sliding window, because a token's
+text depends on its neighbours.
 """
 
 import codecs
@@ -14,7 +15,7 @@ _MAX_HELD_TOKENS = 4  # no character has more bytes, so tokens that are still in
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's byte-level alphabet: a printable byte stands for itself, any other for a character from 256 on."""
+    """GPT-2's byte-level alphabet: printable bytes map to themselves, others to characters from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in set(printable))
@@ -44,14 +45,17 @@ class Vocabulary:
         self._raw: dict[int, bytes] = {}
 
     def raw(self, token: int) -> bytes:
-        """Exact bytes of a token. A special token has the bytes of its name, although it adds nothing to the text."""
+        """Exact bytes of a token.
+
+        A special token has the bytes of its name, although it adds nothing to the text.
+        """
         raw = self._raw.get(token)
         if raw is None:
             raw = self._raw[token] = self._token_bytes(token)
         return raw
 
     def piece(self, token: int) -> str:
-        """Display form of a single token: its text, or OpenAI's ``bytes:\\xe2\\x82`` for partial characters."""
+        """Display form of one token: its text, or OpenAI's ``bytes:\\xe2\\x82`` for partial characters."""
         raw = self.raw(token)
         try:
             return raw.decode()

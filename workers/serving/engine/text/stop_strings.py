@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Withholds text that may be the start of a stop string. ``hit`` is set once a stop string is complete."""
+    """Withholds text that may be the start of a stop string.
+
+    ``hit`` is set once a stop string is complete.
+    """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)

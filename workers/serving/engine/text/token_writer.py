@@ -11,7 +11,10 @@ LEAST_LOGPROB = -9999.0  # OpenAI's value for an impossible token: JSON has no -
 
 
 class TokenScore(NamedTuple):
-    """A token's log-probability in nats, at least ``LEAST_LOGPROB``, and the most likely tokens with theirs, best first."""
+    """A token's log-probability in nats, and the most likely tokens with theirs, best first.
+
+    No log-probability is below ``LEAST_LOGPROB``.
+    """
 
     logprob: float
     top: list[tuple[int, float]]
@@ -37,7 +40,7 @@ class TokenWriter:
         return self._event(token, score, text, len(text))
 
     def sampled_token(self, token: int, score: TokenScore | None, *, silent: bool) -> Token:
-        """``silent``: the token ends the text and is not part of it, even if the tokenizer does not call it special."""
+        """``silent``: the token ends the text and is not part of it, whether or not it is special."""
         text = "" if silent else self._text.push(token)
         return self._event(token, score, self._stop.push(text), len(text))
 

@@ -45,7 +45,7 @@ class ExportTokenizer:
         return Vocabulary(self._backend, type(self._backend.decoder).__name__)
 
     def end_tokens(self, generation_config: Any, config: Any) -> frozenset[int]:
-        """All tokens that end a text according to the generation config, the model's config or the tokenizer."""
+        """All tokens that end a text according to the generation or model config or the tokenizer."""
         ends: set[int] = set()
         for source in (generation_config, config, self._tokenizer):
             value = getattr(source, "eos_token_id", None)

@@ -1,6 +1,7 @@
 """Translates engine options and requests to vLLM's arguments. Nothing here imports vLLM.
 
-vLLM receives and returns token ids only. Text, stop strings, offsets and end tokens are handled by our own code.
+vLLM receives and returns token ids only. Text, stop strings, offsets and end tokens are handled by our own
+code.
 """
 
 from pathlib import Path
@@ -18,8 +19,8 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Arguments of ``AsyncEngineArgs``.
 
-    ``memory_share`` of the device must be free when vLLM starts. Because ``cache_bytes`` is given, it limits nothing else,
-    so that another version can be loaded beside this one.
+    ``memory_share`` of the device must be free when vLLM starts. Because ``cache_bytes`` is given, it limits
+    nothing else, so that another version can be loaded beside this one.
     """
     return {
         "model": str(folder),

@@ -1,7 +1,7 @@
-"""The engine on vLLM, for GPUs: runs an ``AsyncLLMEngine`` on an event loop in a thread; the model has its own process.
+"""The engine on vLLM, for GPUs: an ``AsyncLLMEngine`` on an event loop in a thread.
 
-Written against the sources of vLLM 0.33.0 and tested with a CPU build of 0.32.0, but not yet on a GPU. vLLM does the
-batching: it receives all admitted sequences, and those beyond its slots wait there.
+Written against the sources of vLLM 0.33.0 and tested with a CPU build of 0.32.0, but not yet on a GPU. vLLM
+does the batching: it receives all admitted sequences, and those beyond its slots wait there.
 """
 
 import asyncio
@@ -53,10 +53,11 @@ class _Sequence:
 
 
 class VllmEngine:
-    """Loads the export in ``folder``: safetensors only, without network access and without code from the folder.
+    """Loads the export in ``folder``: safetensors only, no network access, no code from the folder.
 
-    Raises OSError or ValueError if the folder is not an export, EngineError if vLLM cannot serve it, and TimeoutError if
-    the loaded engine does not answer within ``seconds``. VLLM_ENGINE_READY_TIMEOUT_S limits the start of vLLM's process.
+    Raises OSError or ValueError if the folder is not an export, EngineError if vLLM cannot serve it, and
+    TimeoutError if the loaded engine does not answer within ``seconds``. VLLM_ENGINE_READY_TIMEOUT_S limits
+    the start of vLLM's process.
     """
 
     def __init__(self, folder: Path, options: EngineOptions = DEFAULTS, seconds: float | None = None) -> None:
@@ -218,7 +219,10 @@ class VllmEngine:
         self._stop_clock_if_idle()
 
     def _stop_clock_if_idle(self) -> None:
-        """While sequences are in flight the clock runs on: an engine that hangs does not recover when one client leaves."""
+        """Stop the clock if nothing is in flight.
+
+        Otherwise it runs on: an engine that hangs does not recover because one client leaves.
+        """
         if not self._in_flight:
             self._clock.cancel()
 

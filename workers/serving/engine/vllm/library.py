@@ -16,7 +16,8 @@ def is_installed() -> bool:
 
 def start_engine(arguments: dict[str, Any]) -> Any:
     """Start an ``AsyncLLMEngine`` on the running event loop, which it blocks for minutes."""
-    # Never fork vLLM's process from this one, which has threads and may have used the GPU. Send no usage statistics.
+    # Never fork vLLM's process from this one, which has threads and may have used the GPU. Send no usage
+    # statistics.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     import vllm

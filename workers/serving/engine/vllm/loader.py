@@ -9,7 +9,10 @@ from workers.serving.engine.vllm.sizing import DEFAULTS, needed_bytes
 
 
 class VllmLoader:
-    """Loads engines, each with a process of its own. A load fails with the reason if vLLM is not installed."""
+    """Loads engines, each with a process of its own.
+
+    A load fails with the reason if vLLM is not installed.
+    """
 
     def __init__(self, options: EngineOptions = DEFAULTS) -> None:
         self.options = options

@@ -41,7 +41,10 @@ class SequenceOutputs:
         return [*self._echo(self._request.prompt, [None]), self._finish(FinishReason.LENGTH)]
 
     def take(self, output: Any) -> list[EngineEvent]:
-        """The events of a ``RequestOutput`` of kind DELTA. Raises EngineError if the sequence cannot continue."""
+        """The events of a ``RequestOutput`` of kind DELTA.
+
+        Raises EngineError if the sequence cannot continue.
+        """
         events: list[EngineEvent] = []
         if not self._started:
             self._started = True
@@ -89,7 +92,10 @@ class SequenceOutputs:
         return self._writer.finish(reason, self._num_sampled)
 
     def _score(self, token: int, logprobs: Logprobs) -> TokenScore:
-        """Convert vLLM's ``{id: Logprob}``, which always contains the token itself. Raises EngineError if it is NaN."""
+        """Convert vLLM's ``{id: Logprob}``, which always contains the token itself.
+
+        Raises EngineError if it is NaN.
+        """
         if math.isnan(logprobs[token].logprob):
             raise EngineError(NOT_FINITE)
         top: list[tuple[int, float]] = []

@@ -25,7 +25,7 @@ MOST, SOME = 60, 2 * MIN_COPIED  # shared tokens: more and less than half of LON
 
 @dataclass
 class Fed:
-    """What the runner was given: the lengths of chunks with several tokens, the number of single ones, and slot copies."""
+    """The lengths of chunks with several tokens, the number of single ones, and the slot copies."""
 
     prompts: list[int] = field(default_factory=list)
     num_singles: int = 0
@@ -62,7 +62,7 @@ def fed(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> Fed:
     return fed
 
 
-def asked(prompt: Sequence[int], **sampling: Any) -> SequenceRequest:
+def request(prompt: Sequence[int], **sampling: Any) -> SequenceRequest:
     return sequence(prompt, **{"max_tokens": NUM_SAMPLED} | sampling)
 
 
@@ -95,13 +95,13 @@ def assert_scored_alike(events: Sequence[EngineEvent], expected: Sequence[Engine
 def test_only_the_last_token_of_a_repeated_prompt_is_fed(
     engine: TransformersEngine, fed: Fed, export: Path
 ) -> None:
-    [expected] = fresh(export, asked(LONG))
+    [expected] = fresh(export, request(LONG))
     fed.forget()
-    [first] = run(engine, asked(LONG))
+    [first] = run(engine, request(LONG))
     assert fed.prompts == [len(LONG)]
     assert fed.num_singles == NUM_SAMPLED - 1
     fed.forget()
-    [again] = run(engine, asked(LONG))
+    [again] = run(engine, request(LONG))
     assert fed == Fed(prompts=[], num_singles=NUM_SAMPLED, copies=[])
     for answer in (first, again):
         assert_alike(answer, expected)
@@ -112,23 +112,23 @@ def test_only_the_rest_of_a_prompt_with_a_known_prefix_is_fed(
     engine: TransformersEngine, fed: Fed, export: Path, num_shared: int, num_copies: int
 ) -> None:
     other = prompt_sharing(num_shared)
-    [expected, expected_of_first] = fresh(export, asked(other), asked(LONG))
-    run(engine, asked(LONG))
+    [expected, expected_of_first] = fresh(export, request(other), request(LONG))
+    run(engine, request(LONG))
     fed.forget()
-    [events] = run(engine, asked(other))
+    [events] = run(engine, request(other))
     assert fed.prompts == [len(other) - num_shared]
     assert [num_tokens for _, _, num_tokens in fed.copies] == [num_shared] * num_copies
     assert_alike(events, expected)
-    [first] = run(engine, asked(LONG))
+    [first] = run(engine, request(LONG))
     assert_alike(first, expected_of_first)
 
 
 def test_a_prefix_too_short_to_copy_is_fed(engine: TransformersEngine, fed: Fed, export: Path) -> None:
     other = prompt_sharing(MIN_COPIED - 1)
-    [expected] = fresh(export, asked(other))
-    run(engine, asked(LONG))
+    [expected] = fresh(export, request(other))
+    run(engine, request(LONG))
     fed.forget()
-    [events] = run(engine, asked(other))
+    [events] = run(engine, request(other))
     assert fed.prompts == [len(other)]
     assert fed.copies == []
     assert_alike(events, expected)
@@ -138,7 +138,7 @@ def test_a_prefix_too_short_to_copy_is_fed(engine: TransformersEngine, fed: Fed,
 def test_a_prefix_of_a_running_sequence_is_copied_and_both_answer_as_if_alone(
     engine: TransformersEngine, fed: Fed, export: Path, num_shared: int
 ) -> None:
-    running, other = asked(LONG, max_tokens=40), asked(prompt_sharing(num_shared))
+    running, other = request(LONG, max_tokens=40), request(prompt_sharing(num_shared))
     expected = fresh(export, running, other)
     fed.forget()
     events_of_running: list[EngineEvent] = []
@@ -171,9 +171,9 @@ def test_a_prefix_of_a_running_sequence_is_copied_and_both_answer_as_if_alone(
 def test_equal_prompts_that_arrive_together_are_fed_once(
     engine: TransformersEngine, fed: Fed, export: Path
 ) -> None:
-    [expected] = fresh(export, asked(LONG))
+    [expected] = fresh(export, request(LONG))
     fed.forget()
-    answers = run(engine, *(asked(LONG, index=index) for index in range(3)))
+    answers = run(engine, *(request(LONG, index=index) for index in range(3)))
     assert fed.prompts == [len(LONG)]
     assert [num_tokens for _, _, num_tokens in fed.copies] == [len(LONG) - 1] * 2
     for events in answers:
@@ -181,9 +181,9 @@ def test_equal_prompts_that_arrive_together_are_fed_once(
 
 
 def test_a_scored_prompt_is_always_fed_as_a_whole(engine: TransformersEngine, fed: Fed, export: Path) -> None:
-    scored = asked(LONG, echo=True, num_logprobs=1)
+    scored = request(LONG, echo=True, num_logprobs=1)
     [expected] = fresh(export, scored)
-    run(engine, asked(LONG))
+    run(engine, request(LONG))
     for _ in range(2):
         fed.forget()
         [events] = run(engine, scored)
@@ -191,5 +191,5 @@ def test_a_scored_prompt_is_always_fed_as_a_whole(engine: TransformersEngine, fe
         assert fed.copies == []
         assert_scored_alike(events, expected)
     fed.forget()
-    run(engine, asked(LONG))
+    run(engine, request(LONG))
     assert fed.prompts == [], "other requests may reuse a scored prompt"

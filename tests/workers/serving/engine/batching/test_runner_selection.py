@@ -62,10 +62,10 @@ def _feed(runner: ModelRunner, *lengths: tuple[int, ...]) -> list[torch.Tensor]:
     """Logits of every sequence, each fed to its own slot in chunks of these lengths."""
     fed = [0] * len(SEQUENCES)
     answers: list[list[torch.Tensor]] = [[] for _ in SEQUENCES]
-    for turn in lengths:
+    for step in lengths:
         chunks = [
             PrefillChunk(slot, fed[slot], SEQUENCES[slot][fed[slot] : fed[slot] + length], length)
-            for slot, length in enumerate(turn)
+            for slot, length in enumerate(step)
             if length
         ]
         for chunk, logits in zip(chunks, runner(chunks).split([p.num_logits for p in chunks]), strict=True):
@@ -120,10 +120,10 @@ def test_a_chunk_may_want_the_logits_of_its_last_tokens_only(
     # Of each sequence: begin, number of tokens, number of logits.
     first = [(0, 11, 10), (0, 5, 5), (0, 4, 3)]
     second = [(11, 12, 12), (5, 7, 5), (4, 1, 1)]
-    for turn in (first, second):
+    for step in (first, second):
         chunks = [
             PrefillChunk(slot, begin, SEQUENCES[slot][begin : begin + length], num_logits)
-            for slot, (begin, length, num_logits) in enumerate(turn)
+            for slot, (begin, length, num_logits) in enumerate(step)
         ]
         answers = runner(chunks).split([chunk.num_logits for chunk in chunks])
         for chunk, answer in zip(chunks, answers, strict=True):

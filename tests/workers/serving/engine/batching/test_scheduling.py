@@ -105,8 +105,8 @@ def test_prompts_have_at_most_two_steps_of_their_own_in_a_row(
         prompt = longest if name == "long" else prompts[name]
         engine.submit([sequence(prompt, max_tokens=12)], sink)
 
-    # b arrives while a decodes, c at b's first token, d at c's: b and c have had the two steps of their own. The last prompt
-    # takes three steps.
+    # b arrives while a decodes, c at b's first token, d at c's: b and c have had the two steps of their own.
+    # The last prompt takes three steps.
     begin("a", lambda: begin("b", lambda: begin("c", lambda: begin("d", lambda: begin("long")))))
     for _ in range(5):
         ended.get(timeout=30)

@@ -1,8 +1,8 @@
 """A stand-in for the part of vLLM that our engine uses, after the documentation of vLLM 0.33.0.
 
-Names, fields, defaults, validation and the delivery of outputs in deltas are vLLM's. The tokens come from the export on
-transformers and from our sampler, so that both engines can be compared token by token; vLLM's sampler draws other tokens
-for the same seed.
+Names, fields, defaults, validation and the delivery of outputs in deltas are vLLM's. The tokens come from the
+export on transformers and from our sampler, so that both engines can be compared token by token; vLLM's
+sampler draws other tokens for the same seed.
 """
 
 import asyncio

@@ -31,7 +31,7 @@ pytestmark = OPEN_SOCKETS
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {},
         {"num_logprobs": 0},
@@ -52,11 +52,11 @@ pytestmark = OPEN_SOCKETS
     ids=str,
 )
 def test_greedy_answers_are_the_same_events(
-    engine: VllmEngine, reference: TransformersEngine, asked: dict[str, Any]
+    engine: VllmEngine, reference: TransformersEngine, options: dict[str, Any]
 ) -> None:
     prompts = [engine.encode(prompt) for prompt in PROMPTS]
     assert prompts == [reference.encode(prompt) for prompt in PROMPTS]
-    requests = [sequence(prompt, index=index, **asked) for index, prompt in enumerate(prompts)]
+    requests = [sequence(prompt, index=index, **options) for index, prompt in enumerate(prompts)]
     for ours, theirs in zip(run(engine, *requests), run(reference, *requests), strict=True):
         assert_alike(ours, theirs)
 

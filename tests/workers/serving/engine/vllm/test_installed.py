@@ -63,10 +63,10 @@ def test_the_installed_vllm_accepts_our_arguments(folder: Path) -> None:
         folder, OPTIONS, context_length=CONTEXT_LENGTH, cache_bytes=1 << 20, memory_share=0.1
     )
     assert vllm.AsyncEngineArgs(**arguments).kv_cache_memory_bytes == 1 << 20
-    asked: list[SequenceRequest] = [
+    requests: list[SequenceRequest] = [
         sequence([1, 2], seed=(1 << 64) - 1, temperature=2.0, top_p=0.0, logit_bias=((1, 100.0),)),
         sequence([1, 2], max_tokens=0, echo=True, num_logprobs=20),
         sequence([1, 2], temperature=1e-9, frequency_penalty=2.0, presence_penalty=-2.0),
     ]
-    for request in asked:
+    for request in requests:
         assert vllm.SamplingParams(**sampling_arguments(request, frozenset({0}))).max_tokens >= 1

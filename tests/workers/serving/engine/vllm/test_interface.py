@@ -1,7 +1,7 @@
-"""Our calls and the stand-in agree with vLLM's interface as recorded in ``interface.json`` from vLLM's sources.
+"""Our calls and the stand-in agree with the interface of vLLM that ``interface.json`` records.
 
-For each import path the record lists, in order, the parameters and fields without a default, those with a plain default, and
-the names of the others.
+For each import path the record lists, in order, the parameters and fields without a default, those with a
+plain default, and the names of the others.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
 # Defaults that the record cannot express, with the stand-in's value.
 KINDS = {("vllm.SamplingParams", "output_kind"): stand_in.RequestOutputKind.CUMULATIVE}
 
-ASKED = {
+REQUESTS = {
     "plain": sequence([1, 2]),
     "everything": sequence(
         [1, 2],
@@ -113,18 +113,18 @@ def test_vllm_has_every_engine_argument() -> None:
     assert arguments.keys() <= names("vllm.AsyncEngineArgs")
 
 
-@pytest.mark.parametrize("asked", ASKED)
-def test_vllm_has_every_sampling_parameter(asked: str) -> None:
-    arguments = sampling_arguments(ASKED[asked], frozenset({0}))
+@pytest.mark.parametrize("name", REQUESTS)
+def test_vllm_has_every_sampling_parameter(name: str) -> None:
+    arguments = sampling_arguments(REQUESTS[name], frozenset({0}))
     assert arguments.keys() | {"output_kind"} <= names("vllm.SamplingParams")
 
 
-@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("name", REQUESTS)
 def test_vllm_has_every_field_of_our_prompts_and_parameters(
-    asked: str, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in.install(monkeypatch)
-    prompt, accepted = vllm_library.prompt_and_parameters(ASKED[asked], frozenset({0}))
+    prompt, accepted = vllm_library.prompt_and_parameters(REQUESTS[name], frozenset({0}))
     assert set(PARAMETERS["vllm.inputs.TokensInput"]["required"]) <= prompt.keys()
     assert prompt.keys() <= names("vllm.inputs.TokensInput")
     assert vars(accepted).keys() <= names("vllm.SamplingParams")

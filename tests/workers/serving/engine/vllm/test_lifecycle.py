@@ -103,19 +103,19 @@ def test_cancelled_and_stopped_requests_are_aborted_and_finished_ones_are_not(
     fake_vllm: None, folder: Path
 ) -> None:
     engine = VllmEngine(folder, OPTIONS)
-    [made] = stand_in.engines
+    [fake] = stand_in.engines
     prompt = engine.encode(PROMPTS[0])
     [whole] = run(engine, sequence(prompt, max_tokens=60))
-    assert made.aborted == []
+    assert fake.aborted == []
     run(engine, sequence(prompt, max_tokens=60, stop=(text(whole)[5:8],)))
-    until(lambda: made.aborted == ["2"])
+    until(lambda: fake.aborted == ["2"])
     emitted: queue.SimpleQueue[list[EngineEvent]] = queue.SimpleQueue()
     cancel = engine.submit([sequence(prompt, max_tokens=100)], emitted.put)
     emitted.get(timeout=30)
     cancel()
-    until(lambda: made.aborted == ["2", "3"])
+    until(lambda: fake.aborted == ["2", "3"])
     close(engine)
-    until(lambda: made.is_shut_down)
+    until(lambda: fake.is_shut_down)
 
 
 def test_a_request_that_vllm_rejects_fails_that_sequence_only(fake_vllm: None, folder: Path) -> None:
@@ -205,10 +205,10 @@ def test_two_versions_are_served_side_by_side(fake_vllm: None, artifacts: Artifa
     try:
         for number in (1, 2):
             settle(serving, line(number))
-            asked = COMPLETION | {"temperature": 0, "max_tokens": 8}
-            answers.append(httpx.post(f"{serving.url()}/v1/completions", json=asked, timeout=30).json())
+            body = COMPLETION | {"temperature": 0, "max_tokens": 8}
+            answers.append(httpx.post(f"{serving.url()}/v1/completions", json=body, timeout=30).json())
     finally:
         serving.close()
     assert [answer["system_fingerprint"] for answer in answers] == ["line@1", "line@2"]
     assert answers[0]["choices"] != answers[1]["choices"]
-    until(lambda: all(made.is_shut_down for made in stand_in.engines))
+    until(lambda: all(fake.is_shut_down for fake in stand_in.engines))

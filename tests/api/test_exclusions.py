@@ -150,7 +150,7 @@ def test_no_branch_can_leave_a_checkpoint_that_has_read_excluded_data(
     each_plane.finish(model)
     failed = each_plane.client.update(waiting)
     assert failed.error is not None
-    assert "excluded since" in failed.error.detail
+    assert "excluded later" in failed.error.detail
     assert each_plane.client.update(later).state == UpdateState.SUCCEEDED
 
 

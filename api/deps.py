@@ -1,56 +1,60 @@
-"""What routes are given: the parts that the process has opened once, and the place in a list."""
+"""Dependencies of the routes: the services that the process opened once, and the position in a list."""
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, TypeVar
 
 from anyio import to_thread
 from fastapi import Depends, Path, Query, Request
 from sqlalchemy.orm import Session
 
-from api.admission import Lane
+from api.upload_pool import UploadPool
 from service.artifacts import Artifacts
-from service.register_versions import VersionRegistrar
+from service.registration.hash_cache import HashCache
 from service.settings import Settings
-from service.store.database import Database, patiently
+from service.store.database import Database, retry_while_away
 
 _T = TypeVar("_T")
 
-MAX_NUMBER = (1 << 31) - 1  # what an integer column holds
+MAX_NUMBER = (1 << 31) - 1  # the largest value of an integer column
+
+# The key in the ASGI scope of a database handle that this request must use instead of the process's.
+REQUEST_DATABASE = "pathswitch.database"
 
 
 @dataclass(frozen=True)
 class Services:
-    """What a process has one of.
+    """The services that a process has one of.
 
-    ``uploads`` take in bodies that are streamed, and ``small_uploads`` those that are read whole first: neither waits for
-    the other. ``closing`` is set when the process shall end, for what would never end by itself; ``cut_off`` when nobody
-    waits any more for what has not ended until then.
+    ``uploads`` receive bodies that are streamed, ``small_uploads`` those that fit into memory; neither waits
+    for the other. ``closing`` is set when the process should stop, and ends endless streams. ``cut_off`` is
+    set when the grace period is over, and stops work that is still running.
     """
 
     settings: Settings
     database: Database
     artifacts: Artifacts
-    versions: VersionRegistrar
-    uploads: Lane
-    small_uploads: Lane
+    hashes: HashCache
+    uploads: UploadPool
+    small_uploads: UploadPool
     closing: threading.Event
     cut_off: threading.Event
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which page of a list."""
+    """Position of a page in a list."""
 
     limit: int
     after: str | None
 
 
-# Written as coroutines, because a plain function would cost every request a hop to a thread and back.
+# Coroutines, because FastAPI runs plain functions on a thread, which every request would have to wait for.
 async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
-    return services
+    database = request.scope.get(REQUEST_DATABASE)
+    return services if database is None else replace(services, database=database)
 
 
 async def _database(services: Annotated[Services, Depends(_services)]) -> Database:
@@ -58,8 +62,8 @@ async def _database(services: Annotated[Services, Depends(_services)]) -> Databa
 
 
 async def _place(
-    limit: Annotated[int, Query(ge=1, le=100, description="how many at most")] = 20,
-    after: Annotated[str | None, Query(description="the id of the last one of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="maximum number of items")] = 20,
+    after: Annotated[str | None, Query(description="id of the last item of the previous page")] = None,
 ) -> Place:
     return Place(limit, after)
 
@@ -70,16 +74,16 @@ PlaceHere = Annotated[Place, Depends(_place)]
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
 
-def told(database: Database, document: Callable[[Session], _T]) -> _T:
-    """What to answer of what was carried out already: a database that is away now must not turn it into a failure."""
+def read_after_commit(database: Database, document: Callable[[Session], _T]) -> _T:
+    """Read what a committed request answers with. A short outage of the database does not make it fail."""
 
     def read() -> _T:
         with database.reading() as session:
             return document(session)
 
-    return patiently(read)
+    return retry_while_away(read)
 
 
 async def in_thread(function: Callable[[], _T]) -> _T:
-    """Run what blocks (the database, files) off the event loop."""
+    """Run a blocking function (database, files) on a thread."""
     return await to_thread.run_sync(function)

@@ -14,7 +14,6 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
-from api.admission import Lane
 from api.body_limit import BodyLimit
 from api.deps import Services
 from api.errors import RESPONSES, add_handlers
@@ -38,18 +37,18 @@ from api.routes import (
 )
 from api.schemas.common import BASE, IDEMPOTENCY_KEY, Problem
 from api.schemas.data import LabelledSource, Source
+from api.upload_pool import UploadPool
 from service.artifacts import open_artifacts
 from service.core.stopping import DRAIN_SECONDS, set_exit_deadline
-from service.register_versions import VersionRegistrar
+from service.registration.hash_cache import HashCache
 from service.settings import Settings
 from service.store.database import Database
 
-# A body that streams in takes 3 MiB while it does, and 6 more on a thread while its hashes are merged.
+# A streaming body takes 3 MiB of memory, and 6 MiB more on a thread while its hashes are merged.
 MAX_UPLOADS = 8
 UPLOAD_THREADS = 4
 
-# More threads than cores: half of a small registration's time is spent waiting for fsyncs, and those that are ready at the
-# same time share a transaction.
+# More threads than cores, because half of a small registration is waiting for fsync.
 MAX_SMALL_UPLOADS = 64
 SMALL_UPLOAD_THREADS = 16
 
@@ -93,9 +92,9 @@ def create_app(settings: Settings) -> FastAPI:
         settings=settings,
         database=database,
         artifacts=artifacts,
-        versions=VersionRegistrar(database, artifacts),
-        uploads=Lane("upload", at_once=MAX_UPLOADS, threads=UPLOAD_THREADS),
-        small_uploads=Lane("small", at_once=MAX_SMALL_UPLOADS, threads=SMALL_UPLOAD_THREADS),
+        hashes=HashCache(artifacts),
+        uploads=UploadPool("upload", slots=MAX_UPLOADS, threads=UPLOAD_THREADS),
+        small_uploads=UploadPool("small", slots=MAX_SMALL_UPLOADS, threads=SMALL_UPLOAD_THREADS),
         closing=threading.Event(),
         cut_off=threading.Event(),
     )

@@ -1,15 +1,18 @@
-"""Bodies of data, sent or named, into the sink that checks, hashes and stores them."""
+"""Receives the body of an upload, sent or named by a URI, into the sink that checks, hashes and stores it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from fastapi import Request
 from pydantic import ValidationError
 
-from api.deps import Services, in_thread
+from api.deps import Services
 from api.schemas.data import Source
-from service.core.errors import InvalidRequest, PathswitchError, Unavailable, UnsupportedMediaType
+from service.core.errors import InvalidRequest, Unavailable, UnsupportedMediaType
+from service.core.manifest import SMALL_BYTES
 from service.ingest.formats import (
     MEDIA_TYPES,
     ContentEncoding,
@@ -25,91 +28,73 @@ from service.ingest.stream import in_worker, receive
 from service.operations.models import error_items
 from service.settings import Settings
 
-Named = TypeVar("Named", bound=Source)
-_T = TypeVar("_T")
+SourceT = TypeVar("SourceT", bound=Source)
 
 _JSON = "application/json"
 _MAX_SOURCE_BYTES = 1 << 16
 
-# Up to here a body is read first, and worked on in one hop to a thread instead of six.
-_SMALL_BYTES = 1 << 16
 
-
-class Received(NamedTuple, Generic[Named]):
-    """A body that was read to its end and is good; ``source`` where it was named instead of sent."""
+class Received(NamedTuple, Generic[SourceT]):
+    """A complete, valid body. ``source`` is set if a JSON body named the data. Work on it in ``threads``."""
 
     ingest: Ingest
     body: Body
-    source: Named | None
+    source: SourceT | None
+    threads: Executor
 
 
 @asynccontextmanager
-async def received(request: Request, services: Services, kind: type[Named]) -> AsyncIterator[Received[Named]]:
-    """Take in the body of ``request``. What was not published at the end of the block is removed.
+async def receive_upload(
+    request: Request, services: Services, source_type: type[SourceT]
+) -> AsyncIterator[Received[SourceT]]:
+    """Receive the body of ``request``; at the end of the block, delete what was not published.
 
-    ``kind`` is what a JSON body may say. Raises BadContent, UnsupportedMediaType, InvalidRequest, or
-    Unavailable while too many others wait to be taken in.
+    ``source_type`` is the schema of a JSON body. Raises BadContent, UnsupportedMediaType, InvalidRequest, or
+    Unavailable if too many uploads wait for a slot.
     """
-    async with services.uploads.turn():
-        source = await _source(request, kind)
-        format, encoding = _format_of(request) if source is None else _format_of_source(source)
-        limits = limits_of(services.settings)
+    small = _is_small(request)
+    pool = services.small_uploads if small else services.uploads
+    if small:
+        await request.body()  # before taking a slot, which a client that sends nothing must not hold
+    async with pool.slot():
+        source = await _read_source(request, source_type)
+        format, encoding = _format_of_request(request) if source is None else _format_of_source(source)
+        limits = _limits(services.settings)
         ingest = await in_worker(
-            lambda: Ingest(services.artifacts, format, encoding, limits), services.uploads.threads
+            partial(Ingest, services.artifacts, format, encoding, limits, small=small), pool.threads
         )
         try:
             if source is None:
-                body = await receive(request.stream(), ingest, services.uploads.threads)
+                body = await receive(request.stream(), ingest, pool.threads)
             else:
-                uri = source.uri
-                body = await in_worker(lambda: _read(uri, services, ingest), services.uploads.threads)
-            yield Received(ingest, body, source)
+                body = await in_worker(partial(_receive_uri, source.uri, services, ingest), pool.threads)
+            yield Received(ingest, body, source, pool.threads)
         finally:
-            await in_worker(ingest.close, services.uploads.threads)
+            await in_worker(ingest.close, pool.threads)
 
 
-async def registered(
-    request: Request,
-    services: Services,
-    kind: type[Named],
-    check: Callable[[], None],
-    register: Callable[[Received[Named]], _T],
-) -> _T:
-    """``check`` before the body of ``request`` is taken in, as ``received`` does, and ``register`` after. Both may block."""
-    if not _is_small(request):
-        await in_thread(check)
-        async with received(request, services, kind) as taken_in:
-            return await in_worker(lambda: register(taken_in), services.uploads.threads)
-    raw = await request.body()  # before its turn, which must not wait for whoever sends nothing
-    async with services.small_uploads.turn():
-
-        def at_once() -> _T:
-            try:
-                format, encoding = _format_of(request)
-                limits = limits_of(services.settings)
-                with Ingest(services.artifacts, format, encoding, limits, small=True) as ingest:
-                    ingest.feed(raw)
-                    return register(Received(ingest, ingest.end(), None))
-            except PathswitchError:
-                check()  # what it finds goes before flaws of the body, as for bodies that are large
-                raise
-
-        return await in_worker(at_once, services.small_uploads.threads)
+def openapi_body(source_type: type[Source]) -> dict[str, Any]:
+    """OpenAPI description of an upload's body, which FastAPI does not read."""
+    content: dict[str, Any] = {
+        name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES
+    }
+    content[_JSON] = {"schema": {"$ref": f"#/components/schemas/{source_type.__name__}"}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def _is_small(request: Request) -> bool:
-    """Whether the data is in the body, and the body says that it is small. What is compressed may be of any size."""
+    """Whether the body is data of at most SMALL_BYTES. A compressed body may decode to any size."""
     length = request.headers.get("content-length", "")
     if "content-encoding" in request.headers or _media_type(request) == _JSON:
         return False
-    return length.isdecimal() and int(length) <= _SMALL_BYTES
+    return length.isdecimal() and int(length) <= SMALL_BYTES
 
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def limits_of(settings: Settings) -> Limits:
+def _limits(settings: Settings) -> Limits:
     return Limits(
         max_line_bytes=settings.max_line_bytes,
         max_document_bytes=settings.max_document_bytes,
@@ -117,31 +102,24 @@ def limits_of(settings: Settings) -> Limits:
     )
 
 
-def openapi_body(kind: type[Source]) -> dict[str, Any]:
-    """How OpenAPI describes such a body, which FastAPI does not read."""
-    content: dict[str, Any] = {
-        name: {"schema": {"type": "string", "format": "binary"}} for name in MEDIA_TYPES
-    }
-    content[_JSON] = {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-async def _source(request: Request, kind: type[Named]) -> Named | None:
-    """The JSON body, where it is one."""
+async def _read_source(request: Request, source_type: type[SourceT]) -> SourceT | None:
+    """The JSON body that names the data; None if the body is the data itself."""
     if _media_type(request) != _JSON:
         return None
     raw = bytearray()
     async for chunk in request.stream():
         raw += chunk
         if len(raw) > _MAX_SOURCE_BYTES:
-            raise InvalidRequest(f"a JSON body names the data, in at most {_MAX_SOURCE_BYTES} bytes")
+            raise InvalidRequest(
+                f"the JSON body is over {_MAX_SOURCE_BYTES} bytes: it must name the data, not contain it"
+            )
     try:
-        return kind.model_validate_json(bytes(raw))
+        return source_type.model_validate_json(bytes(raw))
     except ValidationError as error:
-        raise InvalidRequest("not a JSON body that names data", error_items(error)) from error
+        raise InvalidRequest("the JSON body does not name data", error_items(error)) from error
 
 
-def _format_of(request: Request) -> tuple[DataFormat, ContentEncoding | None]:
+def _format_of_request(request: Request) -> tuple[DataFormat, ContentEncoding | None]:
     try:
         format = format_of_media_type(request.headers.get("content-type", ""))
     except UnsupportedMediaType as error:
@@ -154,13 +132,13 @@ def _format_of_source(source: Source) -> tuple[DataFormat, ContentEncoding | Non
     if source.format is not None:
         format = source.format
     if format is None:
-        raise InvalidRequest(f"the name {source.uri!r} does not tell its format: say which")
+        raise InvalidRequest(f"the format of {source.uri!r} is unknown from its suffix: set `format`")
     return format, encoding
 
 
-def _read(uri: str, services: Services, ingest: Ingest) -> Body:
+def _receive_uri(uri: str, services: Services, ingest: Ingest) -> Body:
     for chunk in open_uri(uri, services.settings.import_roots):
-        if services.cut_off.is_set():  # no cancellation reaches a thread
+        if services.cut_off.is_set():  # a thread cannot be cancelled
             raise Unavailable("the service is stopping")
         ingest.feed(chunk)
     return ingest.end()

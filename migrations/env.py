@@ -1,4 +1,4 @@
-"""Alembic's environment: migrations run on the engine that the service runs on, one at a time, without waiting for ever."""
+"""Alembic's environment: runs migrations on the service's own engine, one upgrade at a time, with a limit on lock waits."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from service.store.columns import UtcDateTime
 from service.store.database import make_engine
 from service.store.tables import Base
 
-# Any fixed number: two upgrades at once take turns on it.
+# Arbitrary number of the advisory lock that makes concurrent upgrades take turns.
 _ADVISORY_LOCK = 7_204_101
 
 
 def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | bool:
-    """Write plain SQLAlchemy types into revisions: they must not change when the project's own types do."""
+    """Render plain SQLAlchemy types, so that revisions do not change when the project's own types do."""
     if kind == "type" and isinstance(item, UtcDateTime):
         return "sa.DateTime(timezone=True)"
     if kind == "type" and isinstance(item, sa.JSON):
@@ -33,7 +33,7 @@ try:
     with engine.connect() as connection:
         postgresql = connection.dialect.name == "postgresql"
         if not postgresql:
-            # A table is altered by dropping it for another, which rows that refer to it would forbid. Not in a transaction yet.
+            # SQLite alters a table by replacing it, which foreign keys would forbid. Only possible outside a transaction.
             connection.connection.driver_connection.execute("PRAGMA foreign_keys = OFF")
         context.configure(
             connection=connection,
@@ -51,6 +51,6 @@ try:
             context.run_migrations()
             if applied and not postgresql:
                 dangling = connection.execute(sa.text("PRAGMA foreign_key_check")).all()
-                assert not dangling, f"rows that refer to nothing: {dangling[:5]}"
+                assert not dangling, f"dangling foreign keys: {dangling[:5]}"
 finally:
     engine.dispose()

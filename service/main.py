@@ -1,7 +1,8 @@
-"""The orchestrator process: the one place that joins the service and the workers. ``python -m service.main``.
+"""The orchestrator process, and the one place that joins service and workers. Run it with ``python -m service.main``.
 
-Reads its settings from the environment, connects to Ray (unless the executor is local), and ticks until SIGTERM. Then
-what runs in it, or in a Ray that ends with it, is brought to a good end; what runs in a Ray that stays goes on.
+It reads its settings from the environment, connects to Ray unless the executor is local, and ticks until SIGTERM. Then it
+finishes what runs in this process, or in a Ray cluster that ends with it. On a Ray cluster that stays, training and
+serving continue, and the next orchestrator adopts them.
 """
 
 import logging
@@ -25,7 +26,7 @@ logger = logging.getLogger("pathswitch.orchestrator")
 
 READY_FILE_VARIABLE = "PATHSWITCH_READY_FILE"
 RAY_ENDS_VARIABLE = "PATHSWITCH_RAY_ENDS"
-"""Set by whoever ends the Ray cluster as soon as this process has ended."""
+"""The parent process sets this variable if it ends the Ray cluster when this process has ended."""
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
         stopping.set()
         set_exit_deadline()
 
-    # After ray.init, which puts a handler of its own in place.
+    # After ray.init, which installs its own handler.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     owner = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
@@ -51,9 +52,9 @@ def main() -> None:
     try:
         tick_until(stopping, orchestrator, settings.tick_seconds, Path(ready) if ready else None)
     finally:
-        # Where who ends the Ray was killed, that is ending as well: it would be waited for in vain, and the next start with it.
+        # If the parent that owns the Ray cluster was killed, the cluster is ending too, and waiting for it would hang.
         if not (RAY_ENDS_VARIABLE in os.environ and os.getppid() != parent):
-            bring_to_an_end(executor, serving)
+            close_workers(executor, serving)
             orchestrator.release_leases()
         database.close()
 
@@ -61,27 +62,27 @@ def main() -> None:
 def tick_until(
     stopping: threading.Event, orchestrator: Orchestrator, tick_seconds: float, ready: Path | None = None
 ) -> None:
-    """Tick, at once where something moved, until ``stopping``. The file ``ready`` says that serving answers."""
+    """Tick until ``stopping``, without a pause after a tick that moved something. Touches ``ready`` once serving answers."""
     while not stopping.is_set():
         moved = orchestrator.tick()
         if ready and orchestrator.serving_answers:
-            ready.touch()  # whoever started this process waits for it
+            ready.touch()  # the parent process waits for this file
             ready = None
         if not moved:
             stopping.wait(tick_seconds)
 
 
-def bring_to_an_end(executor: Executor, serving: Serving) -> None:
-    """Both at once: a stream goes on to its end while a training step does."""
-    with ThreadPoolExecutor(thread_name_prefix="ending") as ending:
-        for each in [ending.submit(part.close) for part in (serving, executor)]:
-            each.result()
+def close_workers(executor: Executor, serving: Serving) -> None:
+    """Close both at the same time, so that streams and a training step finish side by side."""
+    with ThreadPoolExecutor(thread_name_prefix="close") as pool:
+        for closed in [pool.submit(part.close) for part in (serving, executor)]:
+            closed.result()
 
 
 def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, Serving]:
-    """The executor and the serving side that the settings ask for. Imports only what they need."""
+    """Build the executor and the serving side that the settings ask for, importing only what these need."""
     if settings.executor == "local":
-        from workers.local_executor import LocalExecutor
+        from workers.executors.local_executor import LocalExecutor
         from workers.serving.local_serving import LocalServing
 
         executor = LocalExecutor(artifacts, settings.local_processes)
@@ -90,9 +91,9 @@ def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, S
 
     import ray
 
-    from workers.ray_executor import RayExecutor
-    from workers.run_board import NAMESPACE
-    from workers.serving.ray_serving import RayServing
+    from workers.executors.ray_executor import RayExecutor
+    from workers.executors.run_board import NAMESPACE
+    from workers.serving.ray.serving import RayServing
 
     context = ray.init(address=settings.ray_address, namespace=NAMESPACE, log_to_driver=False)
     jobs_url = f"http://{context.dashboard_url}"

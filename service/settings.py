@@ -1,4 +1,4 @@
-"""The environment, read once, by whoever starts a process. No other function reads it."""
+"""Settings from the environment. Each process reads them once, at its start, and nothing else reads the environment."""
 
 import os
 from pathlib import Path
@@ -9,20 +9,18 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.artifacts.s3 import s3_url
 from service.core.serving import EngineName
-
-MIB = 1 << 20
-GIB = 1 << 30
+from service.ingest.formats import Limits
 
 
 class Settings(BaseSettings):
-    """Everything that an operator sets, as ``PATHSWITCH_<NAME>``."""
+    """Everything an operator sets, each as ``PATHSWITCH_<NAME>``."""
 
     model_config = SettingsConfigDict(env_prefix="PATHSWITCH_", frozen=True)
 
     home: Path = Path(".pathswitch")
     database_url: str | None = None
     artifacts_url: str | None = None
-    # Of an object store: where files are copied to (by default in the home), and how many bytes of them stay (all).
+    # For an object store: the folder for local copies (default: <home>/cache), and how many bytes of them to keep (all).
     artifacts_cache: Path | None = None
     artifacts_cache_bytes: int | None = Field(None, ge=0)
     ray_address: str | None = None
@@ -31,29 +29,29 @@ class Settings(BaseSettings):
     serve_host: str = "127.0.0.1"
     serve_port: int = Field(8000, ge=0, le=65535)
     executor: Literal["ray", "local"] = "ray"
-    local_processes: int = Field(1, ge=1, le=1024)  # of the local executor: stages that run side by side
+    local_processes: int = Field(1, ge=1, le=1024)  # the local executor runs this many stages side by side
     engine: EngineName = EngineName.AUTO
-    # Of an engine, where they are not its own default.
+    # Overrides of the engine's own defaults.
     engine_max_slots: int | None = Field(None, ge=1, le=65536)
     engine_kv_cache_bytes: int | None = Field(None, ge=1)
     engine_max_waiting: int | None = Field(None, ge=1)
     import_roots: tuple[Path, ...] = ()
-    max_line_bytes: int = Field(64 * MIB, ge=1)
-    max_document_bytes: int = Field(64 * MIB, ge=1)
-    max_decoded_bytes: int = Field(256 * GIB, ge=1)
+    max_line_bytes: int = Field(Limits.max_line_bytes, ge=1)
+    max_document_bytes: int = Field(Limits.max_document_bytes, ge=1)
+    max_decoded_bytes: int = Field(Limits.max_decoded_bytes, ge=1)
     lease_seconds: float = Field(15.0, gt=0)
     tick_seconds: float = Field(0.5, gt=0)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def database(self) -> str:
-        """URL of the database: the one that is set, or a SQLite file in the home."""
+        """URL of the database: ``database_url``, or a SQLite file in the home."""
         return self.database_url or f"sqlite:///{self.home.absolute() / 'pathswitch.db'}"
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def artifacts(self) -> str:
-        """URL of the artifact store: the one that is set, or a folder in the home. An object store's has its cache in it."""
+        """URL of the artifact store: ``artifacts_url``, or a folder in the home. An S3 URL names its cache folder too."""
         url = self.artifacts_url or (self.home.absolute() / "artifacts").as_uri()
         if not url.startswith("s3://") or "#" in url:
             return url
@@ -62,7 +60,7 @@ class Settings(BaseSettings):
 
     @property
     def engine_options(self) -> dict[str, int | str]:
-        """What engines are given: which it is, and what of its options is set."""
+        """The engine to use and its options, as far as they are set."""
         options = {
             "engine": None if self.engine is EngineName.AUTO else str(self.engine),
             "max_slots": self.engine_max_slots,
@@ -72,17 +70,17 @@ class Settings(BaseSettings):
         return {name: value for name, value in options.items() if value is not None}
 
     def environment(self) -> dict[str, str]:
-        """This process's environment with these settings in it: what child processes are started with."""
+        """The environment for child processes: this process's own, with these settings."""
         values = {
             name: getattr(self, name) for name in type(self).model_fields if getattr(self, name) is not None
         }
-        written = {
-            f"PATHSWITCH_{name.upper()}": _written(value) for name, value in values.items() if value != ()
+        variables = {
+            f"PATHSWITCH_{name.upper()}": _to_text(value) for name, value in values.items() if value != ()
         }
-        return os.environ | written
+        return os.environ | variables
 
 
-def _written(value: object) -> str:
+def _to_text(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(f'"{item}"' for item in value) + "]"
     return str(value)

@@ -1,19 +1,21 @@
 """Data versions: register by streaming a body, list, show."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, Number, PlaceHere, ServicesHere
+from api.deps import DatabaseHere, Number, PlaceHere, ServicesHere, in_thread
 from api.schemas.common import Page, Text
 from api.schemas.data import AffectedVersion, DataVersion, Excluded, Exclusion, LabelledSource
-from api.upload import Received, openapi_body, registered
+from api.upload import openapi_body, receive_upload
+from service.ingest.stream import in_worker
 from service.operations.exclusion import exclude_version
+from service.registration.data_versions import register_version
 from service.store import datasets, tables, updates
 from service.store.database import Database
-from service.version_rounds import RegisteredVersion
 
 router = APIRouter(tags=["data"])
 
@@ -21,7 +23,7 @@ router = APIRouter(tags=["data"])
 @router.post(
     "/datasets/{dataset}/versions",
     status_code=201,
-    responses={200: {"model": DataVersion, "description": "The same content is there already: its row"}},
+    responses={200: {"model": DataVersion, "description": "The dataset already has this content: its row"}},
     openapi_extra=openapi_body(LabelledSource),
 )
 async def add_data_version(
@@ -31,21 +33,18 @@ async def add_data_version(
     services: ServicesHere,
     label: Annotated[Text | None, Query()] = None,
 ) -> DataVersion:
-    """The body is the data itself, streamed, or JSON that names it. Bad content: 422, nothing is stored."""
+    """Register the data in the body, or the data that JSON names. Bad content: 422, nothing is stored."""
     database = services.database
-
-    def register(taken_in: Received[LabelledSource]) -> RegisteredVersion:
-        source = taken_in.source
-        return services.versions.register(
-            dataset,
-            taken_in.ingest,
-            taken_in.body,
-            label=label if source is None or source.label is None else source.label,
+    await in_thread(partial(_check_dataset, database, dataset))
+    async with receive_upload(request, services, LabelledSource) as received:
+        if received.source is not None and received.source.label is not None:
+            label = received.source.label
+        register = partial(
+            register_version, database, services.hashes, dataset, received.ingest, received.body, label=label
         )
-
-    result = await registered(request, services, LabelledSource, lambda: _check(database, dataset), register)
-    response.status_code = 201 if result.created else 200
-    return _document(dataset, result.row, result.updates)
+        registered = await in_worker(register, received.threads)
+    response.status_code = 201 if registered.created else 200
+    return _document(dataset, registered.row, registered.updates)
 
 
 @router.get("/datasets/{dataset}/versions")
@@ -65,7 +64,7 @@ def show_data_version(dataset: str, number: Number, database: DatabaseHere) -> D
 
 @router.post("/datasets/{dataset}/versions/{number}/exclude")
 def exclude_data_version(dataset: str, number: Number, database: DatabaseHere, body: Exclusion) -> Excluded:
-    """Models rewind to before it at their next update; what is served stays until it is released over."""
+    """Models rewind to before the data version at their next update. Served versions stay until replaced."""
     affected = exclude_version(database, dataset, number, body.reason)
     return Excluded(
         affected_versions=[
@@ -74,7 +73,7 @@ def exclude_data_version(dataset: str, number: Number, database: DatabaseHere, b
     )
 
 
-def _check(database: Database, dataset: str) -> None:
+def _check_dataset(database: Database, dataset: str) -> None:
     with database.reading() as session:
         datasets.dataset(session, dataset)
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, PlaceHere, told
+from api.deps import DatabaseHere, PlaceHere, read_after_commit
 from api.schemas.common import Page
 from api.schemas.data import Dataset, NewDataset
-from service.register_data import create_dataset
+from service.operations.datasets import create_dataset
 from service.store import datasets, tables
 
 router = APIRouter(tags=["data"])
@@ -19,7 +19,7 @@ def add_dataset(body: NewDataset, database: DatabaseHere) -> Dataset:
     row = create_dataset(
         database, body.name, description=body.description, holdout_fraction=body.holdout_fraction
     )
-    return told(database, lambda session: _documents(session, [row])[0])
+    return read_after_commit(database, lambda session: _documents(session, [row])[0])
 
 
 @router.get("/datasets")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, PlaceHere, ServicesHere, told
+from api.deps import DatabaseHere, PlaceHere, ServicesHere, read_after_commit
 from api.schemas.common import Page
 from api.schemas.models import Model, ModelChanges, ModelState
 from service.core.specs import ModelSpec
@@ -19,7 +19,7 @@ router = APIRouter(tags=["models"])
 def add_model(body: ModelSpec, services: ServicesHere) -> Model:
     """Everything but ``name`` and ``dataset`` has a default that trains."""
     row = create_model(services.database, services.artifacts, services.settings.import_roots, body)
-    return told(services.database, lambda session: _documents(session, [row])[0])
+    return read_after_commit(services.database, lambda session: _documents(session, [row])[0])
 
 
 @router.get("/models")
@@ -38,20 +38,20 @@ def show_model(model: str, database: DatabaseHere) -> Model:
 @router.patch("/models/{model}")
 def patch_model(model: str, body: ModelChanges, database: DatabaseHere) -> Model:
     row = change_model(database, model, body.model_dump(exclude_unset=True))
-    return told(database, lambda session: _documents(session, [row])[0])
+    return read_after_commit(database, lambda session: _documents(session, [row])[0])
 
 
 def _documents(session: Session, rows: Sequence[tables.Model]) -> list[Model]:
-    standings = models.standings(session, [row.id for row in rows])
+    statuses = models.statuses(session, [row.id for row in rows])
     return [
         Model(
             **row.spec,
             id=row.id,
             state=ModelState(
-                trunk_step=standings[row.id].trunk_step,
-                latest_version=standings[row.id].latest_version,
-                served_version=standings[row.id].served_version,
-                update=standings[row.id].update_id,
+                trunk_step=statuses[row.id].trunk_step,
+                latest_version=statuses[row.id].latest_version,
+                served_version=statuses[row.id].served_version,
+                update=statuses[row.id].update_id,
             ),
             created_at=row.created_at,
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, PlaceHere, told
+from api.deps import DatabaseHere, PlaceHere, read_after_commit
 from api.schemas.common import Page
 from api.schemas.releases import NewRelease, Release, Replica, ReplicaVersion, Serving
 from service.operations.releases import release_version, roll_back
@@ -23,7 +23,7 @@ def add_release(model: str, body: NewRelease, database: DatabaseHere) -> Release
         row = roll_back(database, model, by=BY, reason=body.reason, rollout=body.rollout)
     else:
         row = release_version(database, model, body.version, by=BY, reason=body.reason, rollout=body.rollout)
-    return told(database, lambda session: _documents(session, model, [row])[0])
+    return read_after_commit(database, lambda session: _documents(session, model, [row])[0])
 
 
 @router.get("/models/{model}/releases")
@@ -57,7 +57,7 @@ def get_serving(model: str, database: DatabaseHere) -> Serving:
     )
 
 
-def _replica(seen: observations.SeenReplica) -> Replica:
+def _replica(seen: observations.ObservedReplica) -> Replica:
     versions = [
         ReplicaVersion(
             version=held.number,

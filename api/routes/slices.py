@@ -1,5 +1,6 @@
 """Given evaluation sets: register by streaming a body, list."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -7,10 +8,10 @@ from fastapi import APIRouter, Query, Request, Response
 from api.deps import MAX_NUMBER, DatabaseHere, PlaceHere, ServicesHere, in_thread
 from api.schemas.common import Page
 from api.schemas.data import Slice, Source
-from api.upload import openapi_body, received
+from api.upload import openapi_body, receive_upload
 from service.core.specs import Name
 from service.ingest.stream import in_worker
-from service.register_data import check_slice, register_slice
+from service.registration.slices import check_slice, register_slice
 from service.store import datasets, tables
 
 router = APIRouter(tags=["data"])
@@ -19,7 +20,7 @@ router = APIRouter(tags=["data"])
 @router.post(
     "/datasets/{dataset}/slices",
     status_code=201,
-    responses={200: {"model": Slice, "description": "The same slice is there already"}},
+    responses={200: {"model": Slice, "description": "The slice exists already"}},
     openapi_extra=openapi_body(Source),
 )
 async def add_slice(
@@ -30,14 +31,14 @@ async def add_slice(
     name: Annotated[Name, Query()],
     data_version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
 ) -> Slice:
-    """A given evaluation set, immutable. Its documents are kept out of training from the next update on."""
+    """Give an immutable evaluation set. From the next update on, its documents are kept out of training."""
     database = services.database
-    await in_thread(lambda: check_slice(database, dataset, name))
-    async with received(request, services, Source) as (ingest, _, _):
-        registered = await in_worker(
-            lambda: register_slice(database, dataset, ingest, name=name, data_version=data_version),
-            services.uploads.threads,
+    await in_thread(partial(check_slice, database, dataset, name))
+    async with receive_upload(request, services, Source) as received:
+        register = partial(
+            register_slice, database, dataset, received.ingest, name=name, data_version=data_version
         )
+        registered = await in_worker(register, received.threads)
     response.status_code = 201 if registered.created else 200
     return _document(dataset, registered.row)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, PlaceHere, told
+from api.deps import DatabaseHere, PlaceHere, read_after_commit
 from api.schemas.common import Page
 from api.schemas.updates import Failure, NewUpdate, Progress, Stage, Update
 from service.core.paradigm_specs import paradigm_of
@@ -25,7 +25,7 @@ def add_update(model: str, database: DatabaseHere, body: NewUpdate | None = None
         row = start_one_off(database, model, body.paradigm, body.data_version)
     else:
         row = start_update(database, model, body.data_version)
-    return told(database, lambda session: _document(session, row.id))
+    return read_after_commit(database, lambda session: _document(session, row.id))
 
 
 @router.get("/models/{model}/updates")
@@ -45,14 +45,14 @@ def show_update(update: str, database: DatabaseHere) -> Update:
 @router.post("/updates/{update}/cancel")
 def cancel(update: str, database: DatabaseHere) -> Update:
     cancel_update(database, update)
-    return told(database, lambda session: _document(session, update))
+    return read_after_commit(database, lambda session: _document(session, update))
 
 
 @router.post("/updates/{update}/retry")
 def retry(update: str, database: DatabaseHere) -> Update:
     """A failed update goes on from its last good stage and checkpoint."""
     retry_update(database, update)
-    return told(database, lambda session: _document(session, update))
+    return read_after_commit(database, lambda session: _document(session, update))
 
 
 def _document(session: Session, update_id: str) -> Update:

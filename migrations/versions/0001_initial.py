@@ -1,4 +1,4 @@
-"""initial"""
+"""The initial schema."""
 
 import sqlalchemy as sa
 from alembic import op

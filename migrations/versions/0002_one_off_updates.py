@@ -1,4 +1,4 @@
-"""one-off updates: no part of their line, among them branches on request"""
+"""One-off updates, which stand beside their line, and branches on request."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""excluded data versions"""
+"""Excluded data versions."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""requests under a key of their caller's"""
+"""Requests with an Idempotency-Key, and their answers."""
 
 import sqlalchemy as sa
 from alembic import op

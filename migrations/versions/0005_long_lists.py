@@ -1,4 +1,4 @@
-"""long lists: the updates of a page of data versions, and a page of a model's updates"""
+"""Indexes for long lists: the updates of a page of data versions, and a page of a model's updates."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""the excluded versions of a dataset, which every registration counts"""
+"""Index of a dataset's excluded versions, which every registration reads."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""how a release is rolled out, how far it is, and what replicas said last"""
+"""Rollouts: how a release is rolled out, its progress, and the latest reports of replicas."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -36,6 +36,13 @@ class Artifacts(ABC):
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @classmethod
+    def from_url(cls, url: str) -> "Artifacts":
+        """Kept through 0.3: ranks of 0.2's training jobs open the store with it. Use ``open_artifacts``."""
+        from service.artifacts import open_artifacts
+
+        return open_artifacts(url)
+
     @property
     @abstractmethod
     def url(self) -> str:

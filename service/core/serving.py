@@ -1,8 +1,9 @@
-"""The port through which the orchestrator has model versions served: desired in, observed out.
+"""The port through which the orchestrator serves model versions: desired state in, observed state out.
 
-Level-triggered: ``apply`` is called on every tick with all that should be served, changes only what differs, and returns
-without waiting; ``observe`` reports what every replica answers with now. A new version is loaded beside the old one and
-swapped in when warm, so that no request is dropped; requests in flight keep the version they began with.
+It is level-triggered: every tick calls ``apply`` with everything that should be served. ``apply`` changes
+only what differs and returns without waiting; ``observe`` reports what every replica answers with now. A
+replica loads a new version beside the old one and swaps when it is warm, so that no request is dropped.
+Requests in flight keep the version they started with.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,8 +23,10 @@ class ServedVersion:
 
 @dataclass(frozen=True)
 class Trial:
-    """A version that is loaded beside the served one before it may take over: ``share`` of the requests are answered by
-    it, a copy of ``shadowed`` of them is given to it, and where it is ``scored`` both versions' loss on those is measured.
+    """A version on trial beside the served one, before it may take over.
+
+    It answers ``share`` of the requests and gets copies of ``shadowed`` of them. If ``scored``, the loss of
+    both versions on the copied prompts is measured.
     """
 
     version: ServedVersion
@@ -36,9 +39,9 @@ class Trial:
 class ServedTarget:
     """What one model line should answer with: ``stable``, None before its first release.
 
-    ``kept`` are earlier versions that stay loaded where there is room. ``rolling``: replicas hold ``stable`` alone, and are
-    replaced one by one when it changes. ``awake``: not scaled to zero for the moment. ``proven``: the line has been
-    live, so that a replica that cannot load ``stable`` must not stand beside those that have.
+    ``kept``: earlier versions that stay loaded while memory allows. ``rolling``: replicas hold ``stable``
+    alone and are replaced one by one when it changes. ``awake``: do not scale to zero for now. ``proven``:
+    the line has been live, so a replica that cannot load ``stable`` must not join those that have.
     """
 
     model: str
@@ -53,12 +56,14 @@ class ServedTarget:
 
 
 class EngineName(StrEnum):
-    AUTO = "auto"  # vLLM where it is installed and there is a GPU
+    AUTO = "auto"  # vLLM if it is installed and there is a GPU, else transformers
     TRANSFORMERS = "transformers"
     VLLM = "vllm"
 
 
 class Residence(StrEnum):
+    """State of a version on a replica."""
+
     LOADING = "loading"
     READY = "ready"
     FAILED = "failed"
@@ -66,9 +71,10 @@ class Residence(StrEnum):
 
 @dataclass(frozen=True)
 class VersionReport:
-    """A version that a replica was told to hold. ``traffic``: what it has answered there since it was loaded.
+    """State of a wanted version on a replica, and its ``traffic`` there since it was loaded.
 
-    ``tried``: the part of ``traffic`` since the present trial began, of the version that is tried and of the served one.
+    ``tried``: the part of ``traffic`` since the current trial started, for the version on trial and the
+    served one.
     """
 
     number: int
@@ -80,9 +86,10 @@ class VersionReport:
 
 @dataclass(frozen=True)
 class ReplicaReport:
-    """``number``: what the replica answers with where no version is named; None: it does not answer. ``sequence``: of the
-    target that it was told last; what it says of ``versions`` is of that. ``starting``: it will answer with what is then
-    desired, once it is up, if it ever is.
+    """What one replica answers with: ``number`` if a request names no version; None if it does not answer.
+
+    ``sequence`` is that of the replica's latest target, to which ``versions`` belongs. ``starting``: the
+    replica is not up yet, and may never be.
     """
 
     replica: str
@@ -97,22 +104,22 @@ class ReplicaReport:
 
 class Serving(Protocol):
     def url(self) -> str:
-        """Base URL of the OpenAI-compatible endpoint, without ``/v1``."""
+        """Return the base URL of the OpenAI-compatible endpoint, without ``/v1``."""
         ...
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
-        """Make the targets desired. Raises Unavailable while serving does not answer.
+        """Make the targets the desired state. Raises Unavailable while serving does not answer.
 
-        A target of a lower ``sequence`` than the line has is left alone: several orchestrators tell of what they have
-        read, and the last to speak need not be the last to have read. Where it stays lower, the database was put
-        back, and is right.
+        A target with a lower ``sequence`` than the line already has is ignored: with several orchestrators,
+        the last to call may have read the database first. If its sequence stays lower, the database was
+        restored from a backup; then the database is right.
         """
         ...
 
     def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
-        """Of those ``models``: name -> a report per replica that should run; one that does not answer reports number None."""
+        """Return a report per replica that should run, by model; silent replicas have number None."""
         ...
 
     def close(self) -> None:
-        """Let go of what outlives this process. Of what does not: refuse new requests, and let those in flight finish."""
+        """Finish the requests in flight and stop what ends with this process; leave the rest running."""
         ...

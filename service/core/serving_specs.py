@@ -1,4 +1,4 @@
-"""How a model line is served: how a new version takes over, what it is held to, and on how many replicas."""
+"""How a model line is served: rollouts of new versions, their limits, and the number of replicas."""
 
 from typing import Annotated, Literal, Self
 
@@ -11,23 +11,25 @@ Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class ReplaceSpec(Spec):
-    """Every replica loads the new version beside the old one; when all have it, all answer with it."""
+    """Every replica loads the new version beside the old one; once all have it, all switch to it."""
 
     strategy: Literal["replace"] = "replace"
 
 
 class RollingSpec(Spec):
-    """Replica by replica, each begun before an old one ends: no replica holds two versions."""
+    """Replicas are replaced one by one, each started before an old one stops. No replica holds two versions."""
 
     strategy: Literal["rolling"] = "rolling"
 
 
-class _TriedSpec(Spec):
-    """A new version is loaded beside the old one and tried for ``seconds`` and ``min_requests``, at most ``max_seconds``.
+class _TrialSpec(Spec):
+    """A new version is tried beside the old one for ``seconds`` and ``min_requests``, at most
+    ``max_seconds``.
 
-    It takes over unless it fails more often than the old one by ``max_error_rate``, is slower than
-    ``max_latency_ratio`` times the old one (medians: to the first token, and between tokens), or, where
-    ``max_loss_increase`` is given, its loss in nats per token on prompts that both score is higher by more.
+    It takes over unless its error rate exceeds the old one's by more than ``max_error_rate``, its median
+    latency (to the first token, or between tokens) exceeds ``max_latency_ratio`` times the old one's, or its
+    loss on prompts that both score exceeds the old one's by more than ``max_loss_increase`` nats per token,
+    if given.
     """
 
     seconds: Seconds = 300
@@ -44,15 +46,15 @@ class _TriedSpec(Spec):
         return self
 
 
-class CanarySpec(_TriedSpec):
-    """It answers a share of the requests: the same users' again and again."""
+class CanarySpec(_TrialSpec):
+    """The new version answers a share of the requests, always those of the same users."""
 
     strategy: Literal["canary"] = "canary"
     share: Share = 0.1
 
 
-class ShadowSpec(_TriedSpec):
-    """It is given a copy of a share of the requests; its answers go nowhere."""
+class ShadowSpec(_TrialSpec):
+    """The new version gets copies of a share of the requests; its answers are discarded."""
 
     strategy: Literal["shadow"] = "shadow"
     share: Share = 1.0
@@ -62,8 +64,9 @@ RolloutSpec = Annotated[ReplaceSpec | RollingSpec | CanarySpec | ShadowSpec, Fie
 
 
 class LimitsSpec(Spec):
-    """What a version must keep to before it takes any traffic: ``first_token_seconds`` and ``token_seconds`` are measured alone,
-    right after loading. One whose engine is at one and the same turn for ``hang_seconds`` hangs, however long turns have been.
+    """Limits of a version: the first three are checked after loading, before it gets any traffic.
+
+    An engine that spends ``hang_seconds`` on one step counts as hung, however long its earlier steps took.
     """
 
     load_seconds: float = Field(600, gt=0, le=86400, allow_inf_nan=False)
@@ -73,7 +76,10 @@ class LimitsSpec(Spec):
 
 
 class ReplicasSpec(Spec):
-    """As many as ``requests`` each need, from ``min`` to ``max``; with ``min`` 0 none after ``idle_seconds`` without any."""
+    """Between ``min`` and ``max`` replicas, one per ``requests`` in flight.
+
+    With a ``min`` of 0, none after ``idle_seconds`` without a request.
+    """
 
     min: int = Field(1, ge=0, le=1024)
     max: int = Field(1, ge=1, le=1024)
@@ -88,7 +94,7 @@ class ReplicasSpec(Spec):
 
 
 class ServingSpec(Spec):
-    """``keep``: how many earlier versions stay loaded where there is room, to be asked by number and rolled back to at once."""
+    """``keep``: how many earlier versions stay loaded for requests by number and for instant rollbacks."""
 
     rollout: RolloutSpec = ReplaceSpec()
     limits: LimitsSpec = LimitsSpec()

@@ -1,16 +1,16 @@
-"""What a model version has answered, as counts that can be added and subtracted: of replicas, and of stretches of time."""
+"""Traffic of a model version: counts that can be added over replicas and subtracted to get a period."""
 
 import bisect
 from dataclasses import dataclass, fields
 from typing import Self
 
 BOUNDS: tuple[float, ...] = tuple(2.0 ** (power / 2 - 10) for power in range(35))
-"""Upper ends of the histograms' buckets in seconds: from 1 ms to 128 s, each 1.41 times the one before."""
+"""Upper bounds of the histogram buckets in seconds: from 1 ms to 128 s, each 1.41 times the one before."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """``counts`` of values in seconds up to each of BOUNDS, and of those above; ``total`` is their sum."""
+    """``counts``: one per bucket of BOUNDS, and one for larger values. ``total``: sum of the values in s."""
 
     counts: tuple[int, ...] = (0,) * (len(BOUNDS) + 1)
     total: float = 0.0
@@ -20,27 +20,27 @@ class Histogram:
         return sum(self.counts)
 
     def observed(self, seconds: float) -> Self:
-        at = bisect.bisect_left(BOUNDS, seconds)
-        counts = (*self.counts[:at], self.counts[at] + 1, *self.counts[at + 1 :])
+        bucket = bisect.bisect_left(BOUNDS, seconds)
+        counts = (*self.counts[:bucket], self.counts[bucket] + 1, *self.counts[bucket + 1 :])
         return type(self)(counts, self.total + seconds)
 
     def median(self) -> float | None:
-        """Between the bounds of the bucket that it lies in, by position; None of nothing."""
+        """Interpolate within the median's bucket; None if there are no values."""
         below, middle = 0, self.count / 2
-        for at, count in enumerate(self.counts):
+        for bucket, count in enumerate(self.counts):
             if count and below + count >= middle:
-                low = BOUNDS[at - 1] if at else 0.0
-                high = BOUNDS[min(at, len(BOUNDS) - 1)]
+                low = BOUNDS[bucket - 1] if bucket else 0.0
+                high = BOUNDS[min(bucket, len(BOUNDS) - 1)]
                 return low + (high - low) * (middle - below) / count
             below += count
         return None
 
     def __add__(self, other: Self) -> Self:
-        counts = tuple(own + others for own, others in zip(self.counts, other.counts, strict=True))
+        counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         return type(self)(counts, self.total + other.total)
 
     def __sub__(self, other: Self) -> Self:
-        counts = tuple(own - others for own, others in zip(self.counts, other.counts, strict=True))
+        counts = tuple(a - b for a, b in zip(self.counts, other.counts, strict=True))
         return type(self)(counts, self.total - other.total)
 
 
@@ -49,11 +49,12 @@ EMPTY = Histogram()
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests that were answered or failed, and what they took. Neither are those that were ``refused`` because too many
-    waited, and those whose client had ``departed`` before the end.
+    """Counts and latencies of requests. ``requests`` counts those that were answered or failed.
 
-    ``first_token``: from the request to its first token. ``per_token``: between a sequence's tokens after the first, its
-    mean. ``scored_*``: prompts that were scored on the side, their tokens and the sum of their losses in nats.
+    ``refused``: rejected because too many were waiting. ``departed``: the client disconnected before the end.
+    Neither is part of ``requests``. ``first_token``: time from the request to its first token. ``per_token``:
+    mean time between a sequence's tokens after the first. ``scored_*``: tokens of prompts scored for a trial,
+    and their total loss in nats.
     """
 
     requests: int = 0

@@ -1,4 +1,4 @@
-"""What a body may be: its format, its content encoding, and how large its parts may get."""
+"""Formats and content encodings of a body, and the limits on its size."""
 
 from dataclasses import dataclass
 from email.message import Message
@@ -9,16 +9,16 @@ from service.core.errors import UnsupportedMediaType
 
 
 class DataFormat(StrEnum):
-    """How documents lie in a decoded body; the value is the word that ``format`` takes in a request."""
+    """Format of a decoded body. The value is what ``format`` is set to in a request."""
 
     NDJSON = "ndjson"
-    """One JSON object a line: ``text``, and optional ``id``, ``date``, ``source``; others are dropped."""
+    """One JSON object per line: ``text``, optional ``id``, ``date``, ``source``; other fields are dropped."""
 
     TEXT = "text"
-    """Documents separated by a form feed or, without any, one document."""
+    """Documents separated by form feeds; without a form feed, one document."""
 
     PARQUET = "parquet"
-    """A column ``text``, and optional ``id``, ``date``, ``source``; other columns are not read."""
+    """A column ``text``, optional ``id``, ``date``, ``source``; other columns are not read."""
 
 
 class ContentEncoding(StrEnum):
@@ -42,27 +42,27 @@ ENCODING_SUFFIXES = {".gz": ContentEncoding.GZIP, ".zst": ContentEncoding.ZSTD}
 
 @dataclass(frozen=True)
 class Limits:
-    """What one body may ask of the service. All in bytes but ``max_expansion``.
+    """Upload limits. The settings override the first three.
 
-    ``max_expansion`` is how many times its own size a body may decode to, looked at once that is over
-    ``expansion_floor_bytes``: text compresses 3 to 10 times, and no bomb worth the name less than 1,000.
-    ``parquet_memory_bytes`` is what the process that reads a Parquet body may allocate: its largest page must
-    fit.
+    A body may decode to at most ``max_expansion`` times its own size; the check starts above
+    ``expansion_floor_bytes``. Text compresses 3 to 10 times, a decompression bomb at least 1,000 times.
+    ``parquet_memory_bytes`` is what the process that reads a Parquet body may allocate; the largest page must
+    fit into it.
     """
 
-    max_line_bytes: int = 16 * 2**20
-    max_document_bytes: int = 8 * 2**20
-    max_decoded_bytes: int = 64 * 2**30
+    max_line_bytes: int = 64 * 2**20
+    max_document_bytes: int = 64 * 2**20
+    max_decoded_bytes: int = 256 * 2**30
     max_expansion: int = 1000
     expansion_floor_bytes: int = 256 * 2**20
     parquet_memory_bytes: int = 512 * 2**20
 
 
 def format_of_media_type(content_type: str) -> DataFormat:
-    """Format of a body by its ``Content-Type``. Raises UnsupportedMediaType for others."""
+    """Format for a ``Content-Type``. Raises UnsupportedMediaType for an unknown one."""
     message = Message()
     message["content-type"] = content_type
-    # Not message.get_content_type(), for which whatever is malformed is text/plain.
+    # Not message.get_content_type(), which turns anything malformed into text/plain.
     format = MEDIA_TYPES.get(content_type.partition(";")[0].strip().lower())
     if format is None:
         raise UnsupportedMediaType(f"content type {content_type!r} is not one of {', '.join(MEDIA_TYPES)}")
@@ -73,7 +73,7 @@ def format_of_media_type(content_type: str) -> DataFormat:
 
 
 def encoding_of_header(content_encoding: str | None) -> ContentEncoding | None:
-    """Encoding by ``Content-Encoding``; None for identity. Raises UnsupportedMediaType for others."""
+    """Encoding for a ``Content-Encoding``; None for identity. Raises UnsupportedMediaType for others."""
     name = (content_encoding or "identity").strip().lower()
     if name in ("identity", ""):
         return None
@@ -86,7 +86,7 @@ def encoding_of_header(content_encoding: str | None) -> ContentEncoding | None:
 
 
 def format_of_path(path: str) -> tuple[DataFormat | None, ContentEncoding | None]:
-    """Format and encoding of a file by its suffixes, as in ``news.ndjson.zst``; None where there is none."""
+    """Format and encoding by the suffixes of a file name such as ``news.ndjson.zst``; None if not given."""
     name = PurePosixPath(path)
     encoding = ENCODING_SUFFIXES.get(name.suffix.lower())
     if encoding is not None:

@@ -3,11 +3,11 @@
     with Ingest(artifacts, DataFormat.NDJSON, ContentEncoding.GZIP) as ingest:
         for chunk in chunks:
             ingest.feed(chunk)
-        body = ingest.end()                    # its sha256: is this content registered already?
+        body = ingest.end()                    # body.sha256 tells whether the content is registered already
         version = ingest.publish_version(earlier=[…], given=[…], holdout_fraction=0.02)
 
-Whatever goes wrong, nothing remains on disk. A body may be published again, where what came before it has
-changed meanwhile. Nothing here is for more than one thread at a time.
+Leaving the block deletes everything that is not published. A body can be published again if the versions
+before it have changed meanwhile. An Ingest must not be used by two threads at a time.
 """
 
 import hashlib
@@ -26,15 +26,14 @@ from service.artifacts.files import sha256_of
 from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES
 from service.core.manifest import SMALL_BYTES, Manifest
 from service.ingest.decoding import decoder
-from service.ingest.division import divide, write_hashes, write_holdout
 from service.ingest.documents import DocumentSpool
-from service.ingest.findings import Findings, Meter, bad_body
 from service.ingest.formats import ContentEncoding, DataFormat, Limits
-from service.ingest.hash_memory import NOTHING, SMALL_DOCUMENTS, Remembered
-from service.ingest.hashfile import HashFile
+from service.ingest.hash_file import HashFile, HashSet
 from service.ingest.parquet import ParquetParser
 from service.ingest.parsing import NdjsonParser, Parser, TextParser
 from service.ingest.scratch import Scratch
+from service.ingest.split import split_body, write_hashes, write_holdout
+from service.ingest.validation import ExpansionMeter, RowErrors, body_error
 
 DEFAULT_LIMITS = Limits()
 _BODY = "the body"
@@ -42,7 +41,7 @@ _BODY = "the body"
 
 @dataclass(frozen=True)
 class Body:
-    """A body that was read to its end and is good. ``sha256`` and ``bytes`` are of the decoded body."""
+    """A complete, valid body. ``sha256`` and ``bytes`` are those of the decoded body."""
 
     sha256: str
     bytes: int
@@ -51,7 +50,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Ingested:
-    """What was published: the artifact, and what its row says. A slice has no holdout."""
+    """A published body: its artifact, and the counts for its row. A slice has no holdout."""
 
     manifest: Manifest
     sha256: str
@@ -71,43 +70,44 @@ class Ingest:
         *,
         small: bool = False,
     ) -> None:
-        """``small``: the body is known to be of a few KiB, for which no staging folder is made."""
+        """``small``: the body is at most a few KiB, so no staging folder is created for it."""
         self._artifacts = artifacts
         self._format = format
         self._decoder = decoder(encoding)
-        self._meter = Meter(limits)
+        self._meter = ExpansionMeter(limits)
         self._sha256 = hashlib.sha256()
-        self._findings = Findings()
+        self._errors = RowErrors()
         self._body: Body | None = None
         with translate_disk_full(_BODY), ExitStack() as stack:
             self._scratch = stack.enter_context(closing(Scratch(artifacts.root, small=small)))
             self._spool = DocumentSpool(self._scratch, limits)
             stack.callback(self._spool.close)
-            self._parser = self._parser_of(format, limits)
+            self._parser = self._create_parser(format, limits)
             stack.callback(self._parser.close)
             self._stack = stack.pop_all()
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the encoded body. Raises BadContent where reading on is pointless."""
+        """Take the next bytes of the encoded body. Raises BadContent once the body is known to be bad."""
         assert self._body is None
-        self._meter.encoded += len(chunk)
+        self._meter.add_encoded(len(chunk))
         with translate_disk_full(_BODY):
             for piece in self._decoder.feed(chunk):
-                self._meter.count(len(piece))
+                self._meter.add_decoded(len(piece))
                 self._sha256.update(piece)
                 self._parser.feed(piece)
 
     def end(self) -> Body:
-        """Take the body as whole. Raises BadContent where it has flaws, or no documents."""
+        """End the body. Raises BadContent if it has errors or no documents."""
         with translate_disk_full(_BODY):
             self._decoder.end()
             self._parser.end()
-            self._findings.check()
+            self._errors.check()
             self._spool.seal()
-        documents = self._spool.digests.count
+        documents = self._spool.hashes.count
+        decoded_bytes = self._meter.decoded_bytes
         if not documents:
-            raise bad_body("the body is empty" if not self._meter.decoded else "the body has no documents")
-        self._body = Body(self._sha256.hexdigest(), self._meter.decoded, documents)
+            raise body_error("the body has no documents" if decoded_bytes else "the body is empty")
+        self._body = Body(self._sha256.hexdigest(), decoded_bytes, documents)
         return self._body
 
     def publish_version(
@@ -115,49 +115,41 @@ class Ingest:
         earlier: Sequence[Path],
         given: Sequence[Path],
         holdout_fraction: float,
-        remembered: Remembered = NOTHING,
+        cached: HashSet | None = None,
     ) -> Ingested:
-        """Publish the ended body as a data version: ``data/<fingerprint>``. Raises NothingNew.
+        """Publish the ended body as a data version, under ``data/<fingerprint>``. Raises NothingNew.
 
-        ``earlier`` are the artifact folders of the earlier versions that are not excluded and not ``remembered``,
-        ``given`` those of the given evaluation sets. The fingerprint is sha256 of what the artifact depends on: the content's
-        sha256 and format, the sha256 of the list of holdout hashes, and the counts. Can be called again where
-        the earlier versions turn out to be others by now.
+        ``earlier`` are the artifact folders of the earlier versions that are not excluded, except those
+        whose hashes are ``cached``; ``given`` those of the given evaluation sets. The fingerprint is the
+        sha256 of all that the artifact depends on: sha256 and format of the content, sha256 of the list of
+        holdout hashes, and the counts. Can be called again if the earlier versions have changed.
         """
         assert self._body is not None
         with translate_disk_full(_BODY):
-            division = divide(
-                self._spool.digests, earlier, given, holdout_fraction, self._scratch, remembered
-            )
+            split = split_body(self._spool.hashes, cached, earlier, given, holdout_fraction, self._scratch)
             write_holdout(self._spool, self._scratch)
         files = (DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES)
-        return self._publish("data", self._body, division.duplicates, division.holdout, files)
-
-    def hashes(self) -> list[bytes] | None:
-        """The distinct hashes of the ended body's documents, sorted; None where they are more than SMALL_DOCUMENTS."""
-        if self._spool.digests.count > SMALL_DOCUMENTS:
-            return None
-        return [digest for block in self._spool.digests.merged() for digest in block]
+        return self._publish("data", self._body, split.duplicates, split.holdout, files)
 
     def publish_slice(self) -> Ingested:
-        """Publish the ended body as a given evaluation set: ``slice/<fingerprint>``, likewise."""
+        """Publish the ended body as a given evaluation set, under ``slice/<fingerprint>``."""
         assert self._body is not None
         with translate_disk_full(_BODY):
-            distinct = write_hashes(self._spool.digests, self._scratch)
+            distinct = write_hashes(self._spool.hashes, self._scratch)
         return self._publish("slice", self._body, self._body.documents - distinct, 0, (DOCUMENTS, HASHES))
 
-    def published_hashes(self, ingested: Ingested) -> HashFile:
-        """The distinct hashes of the documents of what was published, to be closed."""
+    def open_hashes(self, ingested: Ingested) -> HashFile:
+        """The distinct document hashes of the published body. The caller closes them."""
         manifest = ingested.manifest
         return HashFile(manifest.file(HASHES).content or self._artifacts.path(manifest, HASHES))
 
-    def has(self, ingested: Ingested) -> bool:
-        """Whether it is published still. Where it is not, publish again."""
+    def is_published(self, ingested: Ingested) -> bool:
+        """Whether the artifact still exists. If it does not, publish the body again."""
         return self._artifacts.exists(ingested.manifest.key)
 
     def close(self) -> None:
-        """Remove what is not published."""
-        # Files that are closed write what they hold back, for which a full disk has no room, and nobody a use.
+        """Delete everything that is not published."""
+        # Closing flushes buffers. On a full disk that fails, which does not matter for files to be deleted.
         with suppress(OSError):
             self._stack.close()
 
@@ -169,14 +161,14 @@ class Ingest:
     ) -> None:
         self.close()
 
-    def _parser_of(self, format: DataFormat, limits: Limits) -> Parser:
+    def _create_parser(self, format: DataFormat, limits: Limits) -> Parser:
         match format:
             case DataFormat.NDJSON:
-                return NdjsonParser(self._spool, self._findings, limits)
+                return NdjsonParser(self._spool, self._errors, limits)
             case DataFormat.TEXT:
-                return TextParser(self._spool, self._findings, limits)
+                return TextParser(self._spool, self._errors, limits)
             case DataFormat.PARQUET:
-                return ParquetParser(self._spool, self._findings, limits, self._scratch.folder)
+                return ParquetParser(self._spool, self._errors, limits, self._scratch.folder)
 
     def _publish(
         self, prefix: str, body: Body, duplicates: int, holdout: int, files: Sequence[str]
@@ -198,18 +190,18 @@ class Ingest:
         else:
             with self._artifacts.writing(key) as directory:
                 for name in files:
-                    self._place(name, directory)
+                    self._move_or_link(name, directory)
                 manifest = self._artifacts.publish(key, directory, result)
         return Ingested(manifest, body.sha256, body.bytes, body.documents, duplicates, holdout)
 
-    def _place(self, name: str, directory: Path) -> None:
+    def _move_or_link(self, name: str, directory: Path) -> None:
         source = self._scratch.source(name)
         if isinstance(source, bytes):
             (directory / name).write_bytes(source)
+        elif name == DOCUMENTS:
+            os.link(source, directory / name)  # a second publication needs it again
         else:
-            # Linked, so that the body can be published again; whatever is written again must not be.
-            place = os.link if name == DOCUMENTS else os.replace
-            place(source, directory / name)
+            os.replace(source, directory / name)  # a second publication writes a new one
 
 
 def _sha256(source: bytes | Path) -> str:

@@ -1,14 +1,15 @@
-"""Reads a Parquet file for ``parquet.py``, as a process of its own with little memory to allocate.
+"""Reads a Parquet file for ``parquet.py`` in a child process with little memory.
 
-A Parquet file says how large its pages are before anyone can know whether that is true, and a page of a few
-bytes may hold a million rows of a megabyte; malformed ones have crashed the library that reads them. So the
-file, which is this process's standard input, is read where the kernel limits memory and a crash is only a
+A Parquet file declares the sizes of its pages, and nobody can check that before decoding them; a page of a
+few bytes may expand to a million rows of a megabyte; and malformed files have crashed the library. So the
+file, this process's standard input, is read where the kernel limits memory and where a crash is only an exit
 status.
 
-Run as ``python parquet_child.py MEMORY_BYTES MAX_VALUE_BYTES``. Standard output is a sequence of frames: four
-32-bit lengths, -1 for a null, then the bytes of ``text``, ``id``, ``date``, ``source`` of one row. A value
-longer than MAX_VALUE_BYTES is cut one byte after it. The first length -2 says that a message of the second
-length follows, which refuses the file; -3, that all rows were read. It imports nothing of this project.
+Run as ``python parquet_child.py MEMORY_BYTES MAX_VALUE_BYTES``. Standard output is a sequence of frames:
+four 32-bit lengths, with -1 for a null, then the bytes of ``text``, ``id``, ``date`` and ``source`` of one
+row. A value longer than MAX_VALUE_BYTES is cut one byte after that. A first length of -2 announces a
+message, of the second length, that says why the file is rejected; -3 ends the rows. This module imports
+nothing of the project.
 """
 
 import os
@@ -18,46 +19,46 @@ from typing import Any, BinaryIO
 
 FIELDS = ("text", "id", "date", "source")
 FRAME = struct.Struct("<4i")
-NULL, REFUSED, END = -1, -2, -3
+NULL, REJECTED, END = -1, -2, -3
 
-# With 16 rows a batch takes 5 µs a row at 2 KB, and 128 MiB where every row is 8 MiB.
+# Batches of 16 rows take 5 µs per row of 2 KB, and 128 MiB of memory if every row is 8 MiB.
 BATCH_ROWS = 16
 FLUSH_BYTES = 1 << 18
 
 
-class Refused(Exception):
-    """The file cannot be taken; the message says why."""
+class RejectedFile(Exception):
+    """The file cannot be read. The message says why."""
 
 
 def main() -> None:
     memory_bytes, max_value_bytes = int(sys.argv[1]), int(sys.argv[2])
     output = os.fdopen(1, "wb", buffering=FLUSH_BYTES)
-    # Before the import, and because the other allocators reserve address space far ahead.
+    # Must be set before the import. The other allocators reserve address space far ahead.
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     os.environ["OMP_NUM_THREADS"] = "1"
     import pyarrow
-    import pyarrow.parquet  # its libraries, too, are mapped before the limit
+    import pyarrow.parquet  # loaded before the limit, which then need not cover its libraries
 
     pyarrow.set_io_thread_count(1)
     limit_memory(memory_bytes)
     try:
         write_rows(output, max_value_bytes)
         output.write(FRAME.pack(END, 0, 0, 0))
-    except Refused as refused:
-        refuse(output, str(refused))
+    except RejectedFile as error:
+        reject(output, str(error))
     except MemoryError:  # pyarrow's own is a subclass
-        refuse(
+        reject(
             output,
             f"the Parquet file needs more than {memory_bytes} bytes of memory to read; write smaller pages",
         )
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        refuse(output, f"not a readable Parquet file: {' '.join(str(error).split())[:300]}")
+        reject(output, f"not a readable Parquet file: {' '.join(str(error).split())[:300]}")
     output.flush()
-    os._exit(0)  # what a malformed file has left in the library must not be torn down
+    os._exit(0)  # skip the teardown of a library that a malformed file may have damaged
 
 
 def limit_memory(memory_bytes: int) -> None:
-    """Let this process map ``memory_bytes`` more than it has now. Only Linux counts that."""
+    """Let this process map ``memory_bytes`` more than it has now. Does nothing outside Linux."""
     try:
         with open("/proc/self/statm") as file:
             mapped = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -69,9 +70,9 @@ def limit_memory(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def refuse(output: BinaryIO, message: str) -> None:
+def reject(output: BinaryIO, message: str) -> None:
     encoded = message.encode("utf-8", "replace")
-    output.write(FRAME.pack(REFUSED, len(encoded), 0, 0) + encoded)
+    output.write(FRAME.pack(REJECTED, len(encoded), 0, 0) + encoded)
 
 
 def write_rows(output: BinaryIO, max_value_bytes: int) -> None:
@@ -97,37 +98,39 @@ def write_rows(output: BinaryIO, max_value_bytes: int) -> None:
                 output.write(b"".join(value for value in cut if value))
             rows += len(batch)
         if rows != file.metadata.num_rows:
-            raise Refused(f"the Parquet file has {rows} rows where its footer says {file.metadata.num_rows}")
+            raise RejectedFile(
+                f"the Parquet file has {rows} rows, but its footer says {file.metadata.num_rows}"
+            )
 
 
 def columns(schema: Any) -> list[str]:
-    """The columns to read. Raises Refused where there is no text, or one is of a type that is not text."""
+    """The columns to read. Raises RejectedFile if there is no text column, or one has an unusable type."""
     import pyarrow.types as types
 
     names = [name for name in FIELDS if name in schema.names]
     if "text" not in names:
-        raise Refused("no column 'text'")
+        raise RejectedFile("no column 'text'")
     for name in names:
         if schema.names.count(name) > 1:
-            raise Refused(f"column '{name}' is there more than once")
+            raise RejectedFile(f"column '{name}' appears more than once")
         kind = schema.field(name).type
         value = kind.value_type if types.is_dictionary(kind) else kind
         is_text = types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)
         is_other = types.is_integer(value) or types.is_date(value) or types.is_timestamp(value)
         if not is_text and (name == "text" or not is_other):
-            raise Refused(f"column '{name}' is of type {str(kind)[:80]}, not string")
+            raise RejectedFile(f"column '{name}' is of type {str(kind)[:80]}, not string")
     return names
 
 
 def as_bytes(column: Any) -> list[bytes | None]:
-    """Values as UTF-8; numbers, dates and times as Arrow writes them (2024-12-31 23:59:00)."""
+    """Values as UTF-8; numbers, dates and times as Arrow formats them (2024-12-31 23:59:00)."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
         column = column.cast(pyarrow.large_string())
-    # As binary, because invalid UTF-8 is for the reader to find, row by row.
+    # As binary, so that the parent finds invalid UTF-8 row by row.
     values: list[bytes | None] = column.cast(pyarrow.large_binary()).to_pylist()
     return values
 

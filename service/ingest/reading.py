@@ -1,4 +1,4 @@
-"""What the artifacts of a data version or a slice hold, read back: all documents, and those trained on."""
+"""Reads documents from the published artifacts of data versions and slices: all, or those to train on."""
 
 import json
 from bisect import bisect_left
@@ -9,8 +9,8 @@ from pathlib import Path
 
 from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT_HASHES
 from service.ingest.documents import Document, document_hash
-from service.ingest.hashfile import HashFile
-from service.ingest.lines import read_lines
+from service.ingest.hash_file import HashFile
+from service.ingest.line_file import read_lines
 
 _BLOCK_HASHES = 1 << 16
 
@@ -25,15 +25,15 @@ def read_documents(folder: Path, file: str = DOCUMENTS) -> Iterator[Document]:
 
 
 def training_documents(version: Path, earlier: Sequence[Path], slices: Sequence[Path]) -> Iterator[Document]:
-    """Documents of a data version that are trained on, in order.
+    """Documents of a data version to train on, in order.
 
-    Left out are those that an earlier version has, the second and later of equal ones, the version's own
-    holdout, and those of given evaluation sets. All arguments are verified artifact folders; ``earlier`` are
-    those of the versions before it that are not excluded *now*, which may be fewer than when it was
-    registered. Memory: one bit a document.
+    Skips documents of earlier versions, repeated documents, the version's own holdout, and documents of
+    given evaluation sets. All arguments are folders of verified artifacts. ``earlier`` are the earlier
+    versions that are not excluded *now*, possibly fewer than at registration. Takes one bit of memory per
+    document.
     """
     with HashFile(version / HASHES) as hashes:
-        taken = _left_out(
+        skip = _bitmap(
             hashes, [version / HOLDOUT_HASHES, *(folder / HASHES for folder in (*earlier, *slices))]
         )
         for document in read_documents(version):
@@ -41,19 +41,19 @@ def training_documents(version: Path, earlier: Sequence[Path], slices: Sequence[
             if index is None:
                 raise ValueError(f"{version.name}: a document is not in {HASHES}")
             byte, bit = index >> 3, 1 << (index & 7)
-            if not taken[byte] & bit:
-                taken[byte] |= bit
+            if not skip[byte] & bit:
+                skip[byte] |= bit
                 yield document
 
 
-def _left_out(hashes: HashFile, paths: Sequence[Path]) -> bytearray:
-    """One bit for each of ``hashes``: whether it is in any of the hash files at ``paths``."""
+def _bitmap(hashes: HashFile, paths: Sequence[Path]) -> bytearray:
+    """One bit per hash: whether it is in any of the hash files at ``paths``."""
     bits = bytearray((len(hashes) + 7) // 8)
     with ExitStack() as stack:
         others = [stack.enter_context(HashFile(path)) for path in paths]
-        digests = iter(hashes)
+        remaining = iter(hashes)
         start = 0
-        while block := list(islice(digests, _BLOCK_HASHES)):
+        while block := list(islice(remaining, _BLOCK_HASHES)):
             for other in others:
                 for digest in other.among(block):
                     index = start + bisect_left(block, digest)

@@ -1,4 +1,4 @@
-"""Bodies that are named instead of sent: the chunks of a file under the import roots, or of an object in S3."""
+"""Bodies named by a URI: chunks of a file under the import roots, or of an S3 object."""
 
 import os
 import stat
@@ -13,11 +13,11 @@ _CHUNK_BYTES = 1 << 20
 
 
 def open_uri(uri: str, import_roots: Sequence[Path]) -> Iterator[bytes]:
-    """Chunks of the file at a ``file://`` URI that lies under an import root, symbolic links followed, or of ``s3://bucket/key``.
+    """Chunks of an ``s3://bucket/key``, or of a ``file://`` under an import root after following links.
 
-    Raises InvalidRequest at once for anything else, with the same words for a file that is outside and one
-    that does not exist; for an object, where it does not exist, with the first chunk, and Unavailable where the store does
-    not answer. A question mark or hash in a name must be percent-encoded.
+    Raises InvalidRequest at once for anything else; the message does not tell a file outside the roots from
+    a missing one. For a missing object it is raised with the first chunk, as is Unavailable if the store
+    does not answer. Question marks and hashes in a name must be percent-encoded.
     """
     try:
         parts = urlsplit(uri)
@@ -26,14 +26,16 @@ def open_uri(uri: str, import_roots: Sequence[Path]) -> Iterator[bytes]:
         raise InvalidRequest(f"{uri!r} is not a URI") from None
     if parts.scheme == "s3":
         if not parts.netloc or not path.strip("/") or parts.query or parts.fragment:
-            raise InvalidRequest(f"{uri!r} is not of the form s3://bucket/key")
+            raise InvalidRequest(f"{uri!r} does not have the form s3://bucket/key")
         return _object_chunks(uri, parts.netloc, path.lstrip("/"))
     if parts.scheme != "file":
-        raise InvalidRequest(f"{uri!r}: only s3://, and file:// under the import roots, can be read")
+        raise InvalidRequest(
+            f"{uri!r}: only s3:// URIs, and file:// URIs under the import roots, can be read"
+        )
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or not path.startswith("/"):
-        raise InvalidRequest(f"{uri!r} is not of the form file:///path")
+        raise InvalidRequest(f"{uri!r} does not have the form file:///path")
     if not import_roots:
-        raise InvalidRequest("no import roots are configured, so that no file can be read")
+        raise InvalidRequest("no file can be read: PATHSWITCH_IMPORT_ROOTS is not set")
     return _chunks(uri, _under_roots(uri, path, import_roots))
 
 
@@ -43,13 +45,13 @@ def _under_roots(uri: str, path: str, import_roots: Sequence[Path]) -> Path:
         roots = [root.resolve() for root in import_roots]
         if any(resolved.is_relative_to(root) for root in roots) and resolved.is_file():
             return resolved
-    except (OSError, ValueError, RuntimeError):  # missing, a NUL in the name, links in a circle
+    except (OSError, ValueError, RuntimeError):  # missing file, NUL in the name, circular links
         pass
     raise _not_under_roots(uri)
 
 
 def _chunks(uri: str, path: Path) -> Iterator[bytes]:
-    # The path is resolved: a link or pipe put in its place since then is not followed, nor waited for.
+    # The path is resolved. Don't follow a link, or block on a pipe, that has replaced the file since.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

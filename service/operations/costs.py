@@ -1,7 +1,6 @@
-"""What a model line has cost, what other ways of making its versions would have, and what the next one will.
+"""Reports what a line has cost, what other paradigms would have cost, and what the next version will cost.
 
-Everything is read from the training stages of the line's updates: what they trained, and the ledger they
-trained on.
+Every figure comes from the training stages of the line's updates: what they trained, and the ledger they trained on.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -25,7 +24,7 @@ from service.store.tables import Model, ModelVersion, Stage
 
 @dataclass(frozen=True)
 class VersionCost:
-    """One version's own training, and E_i in tokens: what it would have taken from scratch."""
+    """The training of one version. ``from_scratch_tokens`` is E_i in tokens: what training from scratch would take."""
 
     number: int
     data_version: int
@@ -38,7 +37,11 @@ class VersionCost:
 
 @dataclass(frozen=True)
 class Totals:
-    """Of the line: ``spent`` was trained anew, ``reused`` had been already, ``wasted`` led to no version. ``extra``: one-offs."""
+    """Totals of a line.
+
+    ``spent`` was trained for this line, ``reused`` had been trained before, ``wasted`` led to no version, and ``extra``
+    went into one-off updates.
+    """
 
     spent: Amount
     reused: Amount
@@ -48,6 +51,8 @@ class Totals:
 
 @dataclass(frozen=True)
 class Forecast:
+    """The next version, planned on ``new_tokens`` of new data as the line's paradigm would."""
+
     new_tokens: int
     tokens: int
     flops: float
@@ -58,7 +63,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class CostReport:
-    """``ratio_to_from_scratch``: tokens of the line over Σ E_i of its versions, reused ones counted too."""
+    """``ratio_to_from_scratch`` is the line's tokens, reused ones included, over Σ E_i of its versions."""
 
     ratio_to_from_scratch: float | None
     versions: tuple[VersionCost, ...]
@@ -69,29 +74,29 @@ class CostReport:
 
 
 @dataclass(frozen=True)
-class _Standing:
-    """Where the line stands: what its next version is planned from."""
+class _Position:
+    """The present position of a line, from which its next version is planned."""
 
     excluded: frozenset[int]
     trunk_step: int
-    data_version: int  # of the version that it goes on from, 0 where there is none
+    data_version: int  # of the version it continues from; 0 if there is none
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """A training stage that ended well, and the version that its update made, if any."""
+    """A succeeded training stage, and the version that its update made, if any."""
 
     kind: str
     spec: TrainStage
     cost: StageCost
     one_off: bool
-    ended: bool  # its update has: what it has not made by now, it never will
-    abandoned: bool  # a trunk segment that the line was rewound behind
+    ended: bool  # the update has ended, so it will make no version any more
+    abandoned: bool  # a rewind abandoned this trunk segment
     version: ModelVersion | None
 
 
 def report_costs(database: Database, model_name: str, *, next_tokens: int | None = None) -> CostReport:
-    """``next_tokens``: how many the next data version has; by default as many as the last.
+    """Report the costs of a model. ``next_tokens`` is the size of the next data version, by default that of the last.
 
     Raises NotFound.
     """
@@ -100,7 +105,7 @@ def report_costs(database: Database, model_name: str, *, next_tokens: int | None
         versions = models.versions(session, model.id)
         trained, wasted_seconds = _read(session, model, versions)
         trunk, newest = lines.trunk(session, model.id), lines.newest_version(session, model)
-        standing = _Standing(
+        position = _Position(
             excluded=datasets.excluded_numbers(session, model.dataset_id),
             trunk_step=trunk.step if trunk else 0,
             data_version=newest.data_version if newest else 0,
@@ -109,15 +114,15 @@ def report_costs(database: Database, model_name: str, *, next_tokens: int | None
     if not versions:
         return CostReport(None, (), totals, Amount(), Amount(), None)
     line = LineSpec.model_validate(model.line)
-    rows = tuple(_version_cost(row, line, trained, standing.excluded) for row in versions)
+    rows = tuple(_version_cost(row, line, trained, position.excluded) for row in versions)
     one_off = {stage.version.id for stage in trained if stage.version and stage.one_off}
     of_line = [row for row in versions if row.id not in one_off]
     if not of_line:
         return CostReport(None, rows, totals, Amount(), Amount(), None)
     trained = [stage for stage in trained if not stage.one_off]
-    # What the versions stand on: their own training, and trunk segments of updates that failed after them.
+    # What the versions needed: their own training, and trunk segments trained by updates that later failed.
     highest = max(row.branch_point for row in of_line)
-    stood_on = _sum(
+    needed = _sum(
         stage.cost.whole
         for stage in trained
         if stage.version or (stage.kind == StageKind.TRAIN_TRUNK and stage.spec.to_step <= highest)
@@ -125,17 +130,17 @@ def report_costs(database: Database, model_name: str, *, next_tokens: int | None
     ends = [cost.from_scratch_tokens for row, cost in zip(versions, rows, strict=True) if row in of_line]
     scratch = from_scratch(ends)
     return CostReport(
-        ratio_to_from_scratch=stood_on.tokens / scratch,
+        ratio_to_from_scratch=needed.tokens / scratch,
         versions=rows,
         totals=totals,
-        from_scratch=stood_on.scaled_to(scratch),
-        continual=stood_on.scaled_to(continual(ends)),
-        forecast=_forecast(model, line, standing, of_line, trained, stood_on, scratch, next_tokens),
+        from_scratch=needed.scaled_to(scratch),
+        continual=needed.scaled_to(continual(ends)),
+        forecast=_forecast(model, line, position, of_line, trained, needed, scratch, next_tokens),
     )
 
 
 def _read(session: Session, model: Model, versions: Sequence[ModelVersion]) -> tuple[list[_Trained], float]:
-    """The line's training stages, and the device-seconds of attempts that failed."""
+    """Read the line's succeeded training stages, and the device-seconds of failed attempts."""
     by_update = {row.update_id: row for row in versions}
     workers = ModelSpec.model_validate(model.spec).training.workers
     trained: list[_Trained] = []
@@ -174,7 +179,7 @@ def _trained(
 
 
 def _totals(trained: Sequence[_Trained], failed_attempts: Amount) -> Totals:
-    """A branch that no version came of is wasted; a trunk segment is not, for the line goes on from it, until it is rewound."""
+    """Sum up. A branch without a version is wasted; a trunk segment is only wasted once a rewind abandons it."""
     of_line = [stage for stage in trained if not stage.one_off]
     kept = [stage for stage in of_line if _is_kept(stage)]
     lost = [stage for stage in of_line if not _is_kept(stage)]
@@ -187,8 +192,8 @@ def _totals(trained: Sequence[_Trained], failed_attempts: Amount) -> Totals:
 
 
 def _is_kept(stage: _Trained) -> bool:
-    of_use = stage.version is not None or stage.kind == StageKind.TRAIN_TRUNK or not stage.ended
-    return of_use and not stage.abandoned
+    useful = stage.version is not None or stage.kind == StageKind.TRAIN_TRUNK or not stage.ended
+    return useful and not stage.abandoned
 
 
 def _version_cost(
@@ -210,22 +215,23 @@ def _version_cost(
 def _forecast(
     model: Model,
     line: LineSpec,
-    standing: _Standing,
+    position: _Position,
     versions: Sequence[ModelVersion],
     trained: Sequence[_Trained],
-    stood_on: Amount,
+    needed: Amount,
     scratch: int,
     next_tokens: int | None,
 ) -> Forecast | None:
-    """Plan a version right after the newest, as the paradigm would, and add up its training stages.
+    """Plan a version after the newest one, as the paradigm would, and add up its training stages.
 
-    At the speed of the newest version that trained anything anew: hardware and settings change in the life of a line.
+    Device-seconds follow the speed of the newest version that trained anything, since hardware and settings change during
+    the life of a line.
     """
     newest = max(versions, key=lambda row: (row.data_version, row.number))
-    ledger = _ledger([stage for stage in trained if stage.version is newest], standing.excluded)
-    if not ledger:  # all that the line has read is excluded
+    ledger = _ledger([stage for stage in trained if stage.version is newest], position.excluded)
+    if not ledger:  # everything the line has read is excluded
         return None
-    # Where what came before it is excluded, the first one has nothing to replay any more.
+    # If earlier data versions are excluded, the first remaining one has nothing to replay.
     first = ledger[0].model_copy(update={"steps": steps_of(ledger[0].rows, line.batch_rows, line.epochs)})
     ledger = (first, *ledger[1:])
     new_tokens = next_tokens or ledger[-1].rows * line.sequence_length
@@ -238,20 +244,20 @@ def _forecast(
             line=line,
             model=model.name,
             ledger=(*ledger, entry),
-            trunk_step=standing.trunk_step,
-            previous=LineEnd(checkpoint_key="", data_version=standing.data_version),
-            auto_length=_as_before(spec.paradigm, newest, ledger[-1].steps, steps),
+            trunk_step=position.trunk_step,
+            previous=LineEnd(checkpoint_key="", data_version=position.data_version),
+            auto_length=_same_share(spec.paradigm, newest, ledger[-1].steps, steps),
             paradigm=spec.paradigm,
             gate=spec.gate,
             checkpoint_every=spec.training.checkpoint_every,
         )
     )
     planned = [TrainStage.model_validate(stage.spec) for stage in plan.stages if stage.kind in TRAINING_KINDS]
-    cost = stood_on.scaled_to(sum(stage.total_steps for stage in planned) * batch_tokens(line))
+    cost = needed.scaled_to(sum(stage.total_steps for stage in planned) * batch_tokens(line))
     measured = [
         _sum(stage.cost.anew for stage in trained if stage.version is row) for row in reversed(versions)
     ]
-    speed = next((amount for amount in measured if amount.tokens), stood_on)
+    speed = next((amount for amount in measured if amount.tokens), needed)
     end = own_steps(line, (*ledger, entry)) * batch_tokens(line)
     return Forecast(
         new_tokens=new_tokens,
@@ -259,14 +265,14 @@ def _forecast(
         flops=cost.flops,
         device_seconds=speed.scaled_to(cost.tokens).device_seconds,
         from_scratch_tokens=end,
-        ratio_to_from_scratch=(stood_on.tokens + cost.tokens) / (scratch + end),
+        ratio_to_from_scratch=(needed.tokens + cost.tokens) / (scratch + end),
     )
 
 
-def _as_before(
+def _same_share(
     paradigm: ParadigmSpec, newest: ModelVersion, version_steps: int, next_steps: int
 ) -> AutoChoice | None:
-    """A branch that chooses its length is forecast to take the share of its version that the newest one took."""
+    """Forecast a branch of automatic length: it takes the same share of its version's steps as the newest branch did."""
     if paradigm.name != "path_switching" or paradigm.decay.length.rule != "auto":
         return None
     share = (newest.final_step - newest.branch_point) / version_steps
@@ -274,12 +280,12 @@ def _as_before(
 
 
 def batch_tokens(line: LineSpec) -> int:
-    """Tokens that one step trains on: the last batch of a data version is filled up."""
+    """Return the tokens of one step. The last batch of a data version is filled up, so every step has the same number."""
     return line.batch_rows * line.sequence_length
 
 
 def _ledger(own: Sequence[_Trained], excluded: Collection[int]) -> tuple[LedgerEntry, ...]:
-    """The ledger of a version, which the last of its stages has: a trunk segment's stops with the segment."""
+    """Return the ledger of a version: the longest of its stages', since a trunk segment's ends with the segment."""
     whole = max((stage.spec.ledger for stage in own), key=len)
     return tuple(entry for entry in whole if entry.number not in excluded)
 

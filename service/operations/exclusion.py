@@ -1,4 +1,4 @@
-"""Exclude a data version: every line that has read it goes back to before it, and plans around it from then on."""
+"""Excludes a data version: every line that has read it rewinds to before it and plans around it from then on."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ from sqlalchemy.orm import Session
 
 from service.core.ledger import total_steps
 from service.core.states import FINISHED_UPDATES, CheckpointState, ModelVersionState, UpdateState
-from service.store import datasets, events, lines, models, stages, updates
+from service.store import datasets, events, lines, models, updates
 from service.store.database import Database, now
 from service.store.tables import Model
 
 
 @dataclass(frozen=True)
 class AffectedVersion:
-    """A model version that has read the excluded data. It stays as it is, and served where it is, until released over."""
+    """A model version that was trained on the excluded data. If it is served, it stays so until another is released."""
 
     model: str
     number: int
@@ -21,52 +21,52 @@ class AffectedVersion:
 
 
 def exclude_version(database: Database, dataset_name: str, number: int, reason: str) -> list[AffectedVersion]:
-    """Leave a data version out of all that is planned from now on. Once excluded, it stays so, with its first reason.
+    """Leave a data version out of every later plan, for good. Excluding it again keeps the first reason.
 
-    Trunk checkpoints that have read it are abandoned, its updates that have not ended are cancelled, and an update that
-    was training later data on top of it starts again. Raises NotFound.
+    Trunk checkpoints that have read it become abandoned. Its unfinished updates are cancelled, and an update that is
+    training later data on top of it starts again. Raises NotFound.
     """
     with database.transaction() as session:
         dataset = datasets.dataset(session, dataset_name, lock=True)
         row = datasets.version(session, dataset.id, number)
-        lines_of_it = models.of_dataset(session, dataset.id)
+        models_of_dataset = models.of_dataset(session, dataset.id)
         if row.excluded_at is None:
             row.excluded_at, row.excluded_reason = now(session), reason
             session.flush()
             events.append(
                 session, "data_version.excluded", dataset=dataset_name, data_version=number, reason=reason
             )
-            for model in lines_of_it:
+            for model in models_of_dataset:
                 _rewind(session, model, number)
                 _end_updates(session, model, number)
-        return [version for model in lines_of_it for version in _affected(session, model, number)]
+        return [version for model in models_of_dataset for version in _affected(session, model, number)]
 
 
 def _rewind(session: Session, model: Model, number: int) -> None:
-    """Abandon the trunk from the first row of the data version on."""
-    ledger = stages.known_ledger(session, model.id, number)
+    """Abandon the trunk checkpoints that lie after the first row of the data version."""
+    ledger = lines.known_ledger(session, model.id, number)
     if ledger is None or ledger[-1].number != number:
         return
-    before = total_steps(ledger[:-1])
+    first_step = total_steps(ledger[:-1])
     live = lines.live_checkpoints(session, model.id)
-    abandoned = [row for row in live if row.step > before]
+    abandoned = [row for row in live if row.step > first_step]
     for row in abandoned:
         row.state = CheckpointState.ABANDONED
     session.flush()
     if abandoned:
-        stands = lines.trunk(session, model.id)
+        head = lines.trunk(session, model.id)
         events.append(
             session,
             "model.rewound",
             model=model.name,
             data_version=number,
             from_step=abandoned[-1].step,
-            to_step=stands.step if stands else 0,
+            to_step=head.step if head else 0,
         )
 
 
 def _end_updates(session: Session, model: Model, number: int) -> None:
-    """Cancel what trains the data version; what trains later data reads it too, and is started again without it."""
+    """Cancel unfinished updates that read the data version, and start those to later data again without it."""
     for update in updates.of_model(session, model.id):
         if update.state in FINISHED_UPDATES:
             continue

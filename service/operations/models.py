@@ -1,4 +1,4 @@
-"""Create a model line, copying what it is made from into the artifacts, and change what may change in its life."""
+"""Creates models, copying base checkpoints and tokenizers into the artifacts, and changes their mutable fields."""
 
 import hashlib
 import shutil
@@ -27,18 +27,17 @@ CHANGEABLE_TRAINING = frozenset({"workers", "strategy"})
 def create_model(
     database: Database, artifacts: Artifacts, import_roots: Sequence[Path], spec: ModelSpec
 ) -> Model:
-    """Write the model and, where its dataset has data and it updates by itself, its first update to the newest version.
+    """Write a model and, with ``auto_update`` on a dataset that has data, its first update to the newest data version.
 
-    Raises NotFound for an unknown dataset, Conflict for a taken name, InvalidRequest for a base or tokenizer that
-    cannot be taken over.
+    Raises NotFound for an unknown dataset, Conflict for a taken name, InvalidRequest for an unusable base or tokenizer.
     """
-    base_key = _take_base(artifacts, import_roots, spec.architecture.base) if spec.architecture.base else None
+    base_key = _copy_base(artifacts, import_roots, spec.architecture.base) if spec.architecture.base else None
     tokenizer_key = None
     if spec.tokenizer and spec.tokenizer.path:
-        tokenizer_key = _take_tokenizer(artifacts, import_roots, spec.tokenizer.path)
+        tokenizer_key = _copy_tokenizer(artifacts, import_roots, spec.tokenizer.path)
     try:
         with database.transaction() as session:
-            # Locked, so that a data version registered at this moment is either seen here or sees the model.
+            # With the lock, a concurrent registration either is seen here or sees the model.
             dataset = datasets.dataset(session, spec.dataset, lock=True)
             row = Model(
                 name=spec.name,
@@ -56,84 +55,84 @@ def create_model(
             if newest is not None and spec.auto_update:
                 updates.add(session, row, newest)
     except IntegrityError as error:
-        raise Conflict(f"the name {spec.name!r} is taken") from error
+        raise Conflict(f"a model named {spec.name!r} exists already: choose another name") from error
     return row
 
 
 def change_model(database: Database, name: str, changes: dict[str, Any]) -> Model:
-    """Change gate, serving, auto_update, auto_release, training.workers and training.strategy. Anything else is a Conflict."""
+    """Change gate, serving, auto_update, auto_release, training.workers or training.strategy; any other field is a Conflict."""
     fixed = [key for key in changes if key not in CHANGEABLE | {"training"}]
     fixed += [f"training.{key}" for key in changes.get("training") or {} if key not in CHANGEABLE_TRAINING]
     if fixed:
-        raise Conflict(f"fixed for the life of a model: {', '.join(fixed)}")
+        raise Conflict(f"these fields cannot change after a model is created: {', '.join(fixed)}")
     with database.transaction() as session:
         row = models.model(session, name, lock=True)
         merged = dict(row.spec)
         for key, value in changes.items():
-            merged[key] = _changed(merged.get(key), value)
+            merged[key] = _merged(merged.get(key), value)
         try:
             row.spec = ModelSpec.model_validate(merged).model_dump(mode="json")
         except ValidationError as error:
-            raise InvalidRequest("not a valid model", error_items(error)) from error
+            raise InvalidRequest("the changed model would be invalid", error_items(error)) from error
         session.flush()
         events.append(session, "model.changed", model=row.name, changes=changes)
     return row
 
 
-def _changed(before: Any, change: Any) -> Any:
-    """An object with the fields that a change names, theirs in turn; a rollout of another strategy is another object."""
-    if not isinstance(before, dict) or not isinstance(change, dict):
+def _merged(current: Any, change: Any) -> Any:
+    """Merge a change into nested objects. A rollout of another strategy replaces the whole object."""
+    if not isinstance(current, dict) or not isinstance(change, dict):
         return change
-    if change.get("strategy", before.get("strategy")) != before.get("strategy"):
+    if change.get("strategy", current.get("strategy")) != current.get("strategy"):
         return change
-    return before | {key: _changed(before.get(key), value) for key, value in change.items()}
+    return current | {key: _merged(current.get(key), value) for key, value in change.items()}
 
 
 def error_items(error: ValidationError) -> list[ErrorItem]:
-    """pydantic's findings as ours."""
+    """Convert the errors of a pydantic ValidationError."""
     return [ErrorItem(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
 
 
-def _take_base(artifacts: Artifacts, import_roots: Sequence[Path], given: str) -> str:
-    """Copy a base checkpoint: its config, its safetensors, its tokenizer. Nothing that could be code or a pickle."""
-    folder = allowed_path(import_roots, given)
+def _copy_base(artifacts: Artifacts, import_roots: Sequence[Path], path: str) -> str:
+    """Copy config, safetensors and tokenizer of a base checkpoint; never a file that could hold code or a pickle."""
+    folder = allowed_path(import_roots, path)
     if not folder.is_dir():
-        raise InvalidRequest(f"{given!r} is not a folder")
+        raise InvalidRequest(f"architecture.base: {path!r} is not a folder")
     weights = sorted(folder.glob("*.safetensors"))
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if not weights:
-        hint = f"; {pickles[0].name} is a pickle, which is never read" if pickles else ""
-        raise InvalidRequest(f"{given!r} holds no *.safetensors{hint}")
+        hint = f": convert {pickles[0].name}, a pickle, to safetensors" if pickles else ""
+        raise InvalidRequest(f"architecture.base: {path!r} has no *.safetensors{hint}")
     missing = [name for name in (CONFIG, TOKENIZER) if not (folder / name).is_file()]
     if missing:
-        raise InvalidRequest(f"{given!r} holds no {' and no '.join(missing)}")
+        raise InvalidRequest(f"architecture.base: {path!r} has no {' and no '.join(missing)}")
     others = [folder / name for name in BASE_FILES if (folder / name).is_file()]
     index = folder / f"{WEIGHTS}.index.json"
     return _publish_copy(artifacts, "base", [*others, *weights, *([index] if index.is_file() else [])])
 
 
-def _take_tokenizer(artifacts: Artifacts, import_roots: Sequence[Path], given: str) -> str:
-    path = allowed_path(import_roots, given)
-    path = path / TOKENIZER if path.is_dir() else path
-    if not path.is_file() or path.name != TOKENIZER:
-        raise InvalidRequest(f"{given!r} is neither a {TOKENIZER} nor a folder that holds one")
-    return _publish_copy(artifacts, "tokenizer-source", [path])
+def _copy_tokenizer(artifacts: Artifacts, import_roots: Sequence[Path], path: str) -> str:
+    file = allowed_path(import_roots, path)
+    file = file / TOKENIZER if file.is_dir() else file
+    if not file.is_file() or file.name != TOKENIZER:
+        raise InvalidRequest(f"tokenizer.path: {path!r} is neither a {TOKENIZER} nor a folder with one")
+    return _publish_copy(artifacts, "tokenizer-source", [file])
 
 
-def allowed_path(import_roots: Sequence[Path], given: str) -> Path:
-    """The real path behind ``given``, if it lies under an import root. Raises InvalidRequest."""
-    path = Path(given).resolve()
-    if not any(path.is_relative_to(root.resolve()) for root in import_roots):
-        raise InvalidRequest(f"{given!r} is not under PATHSWITCH_IMPORT_ROOTS")
-    return path
+def allowed_path(import_roots: Sequence[Path], path: str) -> Path:
+    """Resolve ``path``, links included. Raises InvalidRequest unless it lies under an import root."""
+    resolved = Path(path).resolve()
+    if not any(resolved.is_relative_to(root.resolve()) for root in import_roots):
+        raise InvalidRequest(f"{path!r} is not in any folder of PATHSWITCH_IMPORT_ROOTS")
+    return resolved
 
 
 def _require_published(session: Session, artifacts: Artifacts, keys: Sequence[str]) -> None:
-    """A copy that was made before may be old enough to have been collected since it was found."""
+    """Raise Unavailable if garbage collection removed a copy, made earlier, since it was found."""
     share_artifacts(session)
     for key in keys:
         if artifacts.manifest(key) is None:
-            raise Unavailable(f"{key} was removed meanwhile: try again")
+            raise Unavailable(f"garbage collection has just removed {key}: try again")
 
 
 def _publish_copy(artifacts: Artifacts, kind: str, files: Sequence[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Ask for a model version to be served: forward to a new one, or back to any earlier one."""
+"""Requests that a model version be served: a newer one, or an earlier one to roll back."""
 
 from sqlalchemy.orm import Session
 
@@ -19,10 +19,11 @@ def release_version(
     reason: str | None = None,
     rollout: RolloutSpec | None = None,
 ) -> Release:
-    """Write the request; the orchestrator has it served. Raises NotFound. Asked again while live: the live release.
+    """Write a pending release, which the orchestrator carries out. Returns the live release if it has this version already.
 
-    ``rollout``: instead of the model's own. What was live before has stood its trial: without one, it takes over as soon as
-    it is loaded. Raises Conflict where a rolling line is to try a version, or another one to roll.
+    ``rollout`` replaces the model's own. A version that was live before needs no second trial: unless ``rollout`` is
+    given, it takes over as soon as it is loaded. Raises NotFound, or Conflict when ``rollout`` and the model's own
+    differ and one of them is rolling.
     """
     with database.transaction() as session:
         model = models.model(session, model_name, lock=True)
@@ -37,7 +38,8 @@ def release_version(
         own = models.serving_spec(model).rollout
         if rollout is not None and "rolling" in {own.strategy, rollout.strategy} and own != rollout:
             raise Conflict(
-                "whether replicas hold one version or several is the model's own: change its rollout"
+                f"a {own.strategy} model cannot release with rollout {rollout.strategy}: replicas hold one version "
+                "with rolling and several otherwise; change the model's serving.rollout first"
             )
         if rollout is None and releases.was_live(session, row.id):
             rollout = ReplaceSpec()
@@ -52,28 +54,29 @@ def roll_back(
     reason: str | None = None,
     rollout: RolloutSpec | None = None,
 ) -> Release:
-    """Release what was served before. While a newer version is being rolled out, that is the one that is served now. Raises
-    Conflict where there is nothing before.
+    """Release the version that was served before; while a rollout is under way, the version still served.
+
+    Raises NotFound, or Conflict if no version was served before.
     """
     with database.reading() as session:
         model = models.model(session, model_name)
-        version_id = _before(session, model.id)
+        version_id = _rollback_target(session, model.id)
         if version_id is None:
-            raise Conflict(f"nothing was served before: {model_name!r} cannot be rolled back")
+            raise Conflict(f"model {model_name!r} has no earlier released version to roll back to")
         number = models.version_by_id(session, version_id).number
     return release_version(database, model_name, number, by=by, reason=reason or "rollback", rollout=rollout)
 
 
-def _before(session: Session, model_id: str) -> str | None:
-    """The version that a rollback goes to."""
+def _rollback_target(session: Session, model_id: str) -> str | None:
+    """Return the id of the version that a rollback releases."""
     pending = releases.pending(session, model_id)
-    # As pages in a browser: back to one that is there takes away those after it.
+    # Like the pages of a browser: returning to a version drops those released after it.
     path: list[str] = []
     for row in releases.history(session, model_id):
         if row.state in (ReleaseState.ENDED, ReleaseState.LIVE):
             version_id = row.model_version_id
             path = [*(path[: path.index(version_id)] if version_id in path else path), version_id]
-    # A rollback that is under way goes no further when it is asked for again.
+    # Asking again while a rollback is under way does not go further back.
     if path and pending is not None and pending.model_version_id not in path:
         return path[-1]
     return path[-2] if len(path) > 1 else None

@@ -38,7 +38,7 @@ def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> 
         wasted_seconds=max(0.0, wasted - carried),
     )
     if run_id is not None:
-        stages.next_begins(session, run_id)
+        stages.start_next_of_run(session, run_id)
     _after_success(session, stages.get(session, stage_id), manifest)
 
 
@@ -96,7 +96,12 @@ def fail_attempt(
     stage = stages.get(session, stage_id)
     if not stages.needs_succeeded(session, stage):
         stages.guarded_update(
-            session, stage_id, epoch, state=StageState.PENDING, attempt=Stage.attempt - 1, **stages.LET_GO
+            session,
+            stage_id,
+            epoch,
+            state=StageState.PENDING,
+            attempt=Stage.attempt - 1,
+            **stages.RELEASED_CLAIM,
         )
         return
     error_document, wasted_seconds = stages.lost_attempt(stage, error, at)
@@ -114,7 +119,7 @@ def fail_attempt(
         wasted_seconds=wasted_seconds,
         max_attempts=follow_up.max_attempts,
         **values,
-        **stages.LET_GO,
+        **stages.RELEASED_CLAIM,
     )
     again = follow_up.wait_seconds is not None
     events.append(
@@ -161,7 +166,7 @@ def _set_succeeded(
         result=result,
         finished_at=now(session),
         **values,
-        **stages.LET_GO,
+        **stages.RELEASED_CLAIM,
     )
 
 

@@ -16,7 +16,7 @@ from service.core.plan import checkpoint_key, checkpoint_prefix, checkpoint_step
 from service.core.stage_specs import TRAINING_KINDS, TrainStage
 from service.orchestrator import advance, repair
 from service.orchestrator.leases import Lease, LeaseTable
-from service.store import stages
+from service.store import metrics, stages
 from service.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def _record_progress(
             with _guarded(database, leases, lease) as session:
                 progress = _progress(points[-1], lease.first_step)
                 stages.guarded_update(session, lease.stage_id, lease.epoch, progress=progress)
-                stages.record_points(session, lease.stage_id, [point.as_row() for point in points])
+                metrics.record_points(session, lease.stage_id, [point.as_row() for point in points])
 
 
 def _progress(last: Point, first_step: int) -> dict[str, object]:
@@ -107,7 +107,7 @@ def _settle_success(
 ) -> None:
     points = _published_points(artifacts, manifest) if lease.kind in TRAINING_KINDS else []
     with _guarded(database, leases, lease) as session:
-        stages.record_points(session, lease.stage_id, points)
+        metrics.record_points(session, lease.stage_id, points)
         advance.succeed(session, lease.stage_id, lease.epoch, manifest)
 
 

@@ -131,7 +131,7 @@ def _submit(database: Database, executor: Executor, leases: LeaseTable, run: Run
     try:
         executor.submit(run)
         with database.reading() as session:
-            is_needed = stages.any_held(session, run.id)
+            is_needed = stages.any_running(session, run.id)
         if not is_needed:
             logger.warning("run %s was given up before it was submitted", run.id)
             executor.cancel(run.id)

@@ -63,7 +63,7 @@ def rerun_makers(
         needs=needs,
         error=error_document,
         wasted_seconds=wasted_seconds,
-        **stages.LET_GO,
+        **stages.RELEASED_CLAIM,
     )
     for maker_id in maker_ids:
         stages.reopen_succeeded(session, maker_id)

@@ -11,7 +11,7 @@ from service.core.stage_specs import LineSpec, PackStage, StageKind, TokenizerSt
 from service.core.states import UpdateState
 from service.planning.line import resolve_line, resolve_numerics
 from service.planning.stage_rows import write_stages
-from service.store import datasets, lines, models, stages, updates
+from service.store import datasets, lines, models, updates
 from service.store.database import Database
 from service.store.tables import Model
 
@@ -72,7 +72,7 @@ def _first_tokenizer(
 
 
 def _existing_tokenizer(session: Session, line: LineSpec) -> PlannedStage:
-    spec = stages.spec_by_key(session, line.tokenizer_key)
+    spec = lines.spec_by_key(session, line.tokenizer_key)
     return PlannedStage(
         name="tokenizer",
         kind=StageKind.TOKENIZER,
@@ -90,7 +90,7 @@ def _keep_packs_already_read(
     read_up_to = trunk.data_version if trunk else 0
     if newest is not None and spec.paradigm.name != "from_scratch":  # from_scratch reads all data anew
         read_up_to = max(read_up_to, newest.data_version)
-    read = stages.newest_pack_specs(session, model.id, read_up_to)
+    read = lines.newest_pack_specs(session, model.id, read_up_to)
     kept = []
     for stage in packs:
         if (earlier_spec := read.get(stage.name)) is not None:

@@ -1,4 +1,4 @@
-"""A consistent copy of a SQLite database that is in use. PostgreSQL has pg_dump."""
+"""Copies a SQLite database that is in use. For PostgreSQL there is pg_dump."""
 
 import os
 from contextlib import closing
@@ -11,18 +11,19 @@ from service.core.errors import Conflict, InvalidRequest, NotFound
 
 
 def backup(url: str, target: Path) -> None:
-    """Copy the database to the file ``target``, which must not exist; it is whole or not there.
+    """Write a consistent copy of the database to ``target``, which appears only when it is complete.
 
-    Raises InvalidRequest for another kind of database, NotFound where there is none, Conflict for a file that exists.
+    Raises InvalidRequest for other databases than SQLite, NotFound if there is no database, Conflict if ``target``
+    exists.
     """
-    place = make_url(url)
-    if place.get_backend_name() != "sqlite" or not place.database:
-        raise InvalidRequest("only a SQLite file is copied: of PostgreSQL make a dump with pg_dump")
-    source = Path(place.database)
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        raise InvalidRequest("only SQLite databases can be copied: use pg_dump for PostgreSQL")
+    source = Path(parsed.database)
     if not source.is_file():
-        raise NotFound(f"no database at {source}")
+        raise NotFound(f"there is no database at {source}")
     if target.exists():
-        raise Conflict(f"{target} exists")
+        raise Conflict(f"{target} exists already: choose another file")
     partial = target.with_name(f".{target.name}-{os.getpid()}")
     try:
         with (

@@ -1,4 +1,4 @@
-"""What columns are made of: ids, times and JSON that mean the same on SQLite and on PostgreSQL."""
+"""Column types and ids that mean the same on SQLite and on PostgreSQL."""
 
 import secrets
 import threading
@@ -13,7 +13,7 @@ _RANDOM_BITS = 64
 
 
 class _Ids:
-    """Numbers that grow within a process, whatever its clock does: 48 bits of time in ms, then 64 random ones."""
+    """Increasing 112-bit numbers: 48 bits of Unix time in ms, then 64 random bits. A clock set back does not disturb them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -32,15 +32,15 @@ _ids = _Ids()
 
 
 def new_id(prefix: str) -> str:
-    """An opaque id: prefix, 48 bits of time, 64 random bits.
+    """Return an opaque id: prefix, 48 bits of time, 64 random bits.
 
-    It sorts by creation: within a process always, between processes to the millisecond of their clocks.
+    Ids sort by creation: always within a process, and to the millisecond of their clocks between processes.
     """
     return f"{prefix}_{_ids.next():028x}"
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
-    """An aware UTC datetime: timestamptz on PostgreSQL, text of fixed width on SQLite, so that comparison is order."""
+    """An aware UTC datetime: timestamptz on PostgreSQL; on SQLite text of fixed width, which compares in time order."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True

@@ -1,7 +1,7 @@
 """Datasets, their data versions and their given slices."""
 
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -13,47 +13,24 @@ from service.core.stage_specs import SliceRef, holdout_name
 from service.store.paging import page
 from service.store.tables import Dataset, DataVersion, Slice
 
-# Written once, because every registration asks them, and to write one takes as long as to have it answered.
-_OF_DATASET = DataVersion.dataset_id == Dataset.id
+# Every registration runs these queries; building one takes as long as executing it.
+_IN_DATASET = DataVersion.dataset_id == Dataset.id
 _EXTENT = (
-    sa.select(sa.func.coalesce(sa.func.max(DataVersion.number), 0)).where(_OF_DATASET).scalar_subquery(),
-    sa.select(sa.func.count()).where(_OF_DATASET, DataVersion.excluded_at.is_not(None)).scalar_subquery(),
+    sa.select(sa.func.coalesce(sa.func.max(DataVersion.number), 0)).where(_IN_DATASET).scalar_subquery(),
+    sa.select(sa.func.count()).where(_IN_DATASET, DataVersion.excluded_at.is_not(None)).scalar_subquery(),
     sa.select(sa.func.count()).where(Slice.dataset_id == Dataset.id).scalar_subquery(),
 )
-_INSERT = sa.insert(cast(sa.Table, DataVersion.__table__))
-_IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
-_EXTENTS = sa.select(Dataset.id, *_EXTENT).where(Dataset.id.in_(_IDS))
-_LOCKED = sa.select(Dataset.id).where(Dataset.id.in_(_IDS)).order_by(Dataset.id).with_for_update()
-_STANDING = sa.select(
-    Dataset.id,
-    Dataset.holdout_fraction,
-    sa.exists().where(_OF_DATASET, DataVersion.sha256 == sa.bindparam("sha256")),
-    *_EXTENT,
-).where(Dataset.name == sa.bindparam("name"))
-_OF_CONTENTS = sa.select(DataVersion).where(
-    sa.tuple_(DataVersion.dataset_id, DataVersion.sha256).in_(sa.bindparam("contents", expanding=True))
+_EXTENT_BY_ID = sa.select(*_EXTENT).where(Dataset.id == sa.bindparam("dataset_id"))
+_SNAPSHOT_BY_NAME = sa.select(Dataset.id, Dataset.holdout_fraction, *_EXTENT).where(
+    Dataset.name == sa.bindparam("name")
 )
 
 
-def dataset(session: Session, name: str, *, lock: bool = False) -> Dataset:
-    """The dataset of that name, locked against other writers on request. Raises NotFound."""
-    query = sa.select(Dataset).where(Dataset.name == name)
-    row = session.scalar(query.with_for_update() if lock else query)
-    if row is None:
-        raise NotFound(f"no dataset {name!r}")
-    return row
+class DatasetExtent(NamedTuple):
+    """How much a dataset contains: its newest version, and counts of excluded versions and given slices.
 
-
-def lock_all(session: Session, dataset_ids: Collection[str]) -> None:
-    """Lock datasets against other writers, in one order for all who lock more than one."""
-    if session.get_bind().dialect.name == "postgresql":  # SQLite has one writer at a time anyway
-        session.execute(_LOCKED, {"ids": list(dataset_ids)}).all()
-
-
-class Extent(NamedTuple):
-    """How much a dataset has: the number of its newest version, and how many excluded versions and given slices.
-
-    Nothing is ever removed, changed, or excluded no longer: of equal extents the content is equal.
+    Versions and slices are never removed or changed, and exclusions never revoked, so equal extents of a
+    dataset mean equal content.
     """
 
     newest: int
@@ -61,28 +38,34 @@ class Extent(NamedTuple):
     slices: int
 
 
-class Standing(NamedTuple):
-    """Where a dataset stands when a body comes. ``is_there``: whether it has the body's content already."""
+class DatasetSnapshot(NamedTuple):
+    """A dataset at one point in time."""
 
     dataset_id: str
     holdout_fraction: float
-    is_there: bool
-    extent: Extent
+    extent: DatasetExtent
 
 
-def standing(session: Session, name: str, sha256: str) -> Standing:
-    """Raises NotFound."""
-    row = session.execute(_STANDING, {"name": name, "sha256": sha256}).one_or_none()
+def dataset(session: Session, name: str, *, lock: bool = False) -> Dataset:
+    """The dataset of that name, optionally locked against other writers. Raises NotFound."""
+    query = sa.select(Dataset).where(Dataset.name == name)
+    row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
         raise NotFound(f"no dataset {name!r}")
-    dataset_id, holdout_fraction, is_there, *extent = row
-    return Standing(dataset_id, holdout_fraction, is_there, Extent(*extent))
+    return row
 
 
-def extents(session: Session, dataset_ids: Collection[str]) -> dict[str, Extent]:
-    """Dataset id -> how much it has."""
-    rows = session.execute(_EXTENTS, {"ids": list(dataset_ids)})
-    return {dataset_id: Extent(*extent) for dataset_id, *extent in rows}
+def snapshot(session: Session, name: str) -> DatasetSnapshot:
+    """Raises NotFound."""
+    row = session.execute(_SNAPSHOT_BY_NAME, {"name": name}).one_or_none()
+    if row is None:
+        raise NotFound(f"no dataset {name!r}")
+    dataset_id, holdout_fraction, *extent_columns = row
+    return DatasetSnapshot(dataset_id, holdout_fraction, DatasetExtent(*extent_columns))
+
+
+def extent(session: Session, dataset_id: str) -> DatasetExtent:
+    return DatasetExtent(*session.execute(_EXTENT_BY_ID, {"dataset_id": dataset_id}).one())
 
 
 def by_id(session: Session, dataset_id: str) -> Dataset:
@@ -108,19 +91,13 @@ def version_by_id(session: Session, version_id: str) -> DataVersion:
 
 
 def versions(session: Session, dataset_id: str, up_to: int | None = None) -> Sequence[DataVersion]:
-    """The data versions that are not excluded in order of number, up to ``up_to`` inclusive."""
+    """The data versions that are not excluded, in order, up to and including number ``up_to``."""
     query = sa.select(DataVersion).where(
         DataVersion.dataset_id == dataset_id, DataVersion.excluded_at.is_(None)
     )
     if up_to is not None:
         query = query.where(DataVersion.number <= up_to)
     return session.scalars(query.order_by(DataVersion.number)).all()
-
-
-def add_versions(session: Session, rows: Sequence[DataVersion]) -> None:
-    """Write down rows that have all of their values. They are not the session's: what it would do for each is not needed."""
-    columns = DataVersion.__table__.columns.keys()
-    session.execute(_INSERT, [{name: getattr(row, name) for name in columns} for row in rows])
 
 
 class VersionArtifact(NamedTuple):
@@ -130,19 +107,18 @@ class VersionArtifact(NamedTuple):
 
 
 def version_artifacts(session: Session, dataset_id: str, after: int) -> list[VersionArtifact]:
-    """Of the data versions above ``after`` that are not excluded, in order of number, without the cost of their rows."""
+    """Artifacts of the data versions above ``after`` that are not excluded, in order."""
     query = sa.select(DataVersion.number, DataVersion.artifact_key, DataVersion.documents).where(
         DataVersion.dataset_id == dataset_id, DataVersion.number > after, DataVersion.excluded_at.is_(None)
     )
     return [VersionArtifact(*row) for row in session.execute(query.order_by(DataVersion.number))]
 
 
-def versions_by_sha256(
-    session: Session, contents: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], DataVersion]:
-    """Those data versions that there are of these contents, each the id of a dataset and a sha256."""
-    rows = session.scalars(_OF_CONTENTS, {"contents": list(contents)})
-    return {(row.dataset_id, row.sha256): row for row in rows}
+def version_by_sha256(session: Session, dataset_id: str, sha256: str) -> DataVersion | None:
+    """The data version with that content."""
+    return session.scalar(
+        sa.select(DataVersion).where(DataVersion.dataset_id == dataset_id, DataVersion.sha256 == sha256)
+    )
 
 
 def versions_by_id(session: Session, version_ids: Sequence[str]) -> dict[str, DataVersion]:
@@ -185,7 +161,7 @@ def page_of_slices(
 
 
 def newest_numbers(session: Session, dataset_ids: Sequence[str]) -> dict[str, int]:
-    """Dataset id -> number of its newest data version, for those that have one."""
+    """Dataset id -> number of its newest data version, for the datasets that have one."""
     query = (
         sa.select(DataVersion.dataset_id, sa.func.max(DataVersion.number))
         .where(DataVersion.dataset_id.in_(dataset_ids))
@@ -204,12 +180,12 @@ def given_slices(session: Session, dataset_id: str) -> Sequence[Slice]:
 
 
 def ledger_data(session: Session, dataset_id: str, up_to: int) -> list[DataRef]:
-    """What planning needs to know of the data versions up to ``up_to``."""
+    """References to the data versions up to ``up_to``, as planning takes them."""
     return [DataRef(number=row.number, key=row.artifact_key) for row in versions(session, dataset_id, up_to)]
 
 
 def slice_refs(session: Session, dataset_id: str, up_to: int) -> list[SliceRef]:
-    """Every evaluation set that concerns the data versions up to ``up_to``: their holdouts, then given slices."""
+    """Evaluation sets for the data versions up to ``up_to``: their holdouts, then the given slices."""
     refs = [
         SliceRef(
             name=holdout_name(row.number),

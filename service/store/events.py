@@ -1,9 +1,8 @@
-"""What happened, appended in the transaction that made it happen, read in order.
+"""The event log: each event is appended in the transaction that caused it, and events are read in order.
 
-Ids rise in the order in which events become visible: a reader that has seen an id never misses a lower one.
-SQLite has one writer at a time anyway; on PostgreSQL the rows are written last in their transaction, under a
-lock that is kept until the commit. It is the last lock that a transaction takes, so that its holder waits for
-nobody.
+Ids rise in the order in which events become visible, so a reader that has seen an id never misses a lower one.
+SQLite has a single writer. On PostgreSQL a transaction inserts its events last, under an advisory lock that it keeps
+until the commit. No transaction takes another lock after this one, so its holder never waits and cannot deadlock.
 """
 
 from collections.abc import Sequence
@@ -17,17 +16,17 @@ from service.store.tables import Event
 
 _PENDING = "pathswitch_events"
 
-# Any fixed number but the one that migrations lock.
+# Arbitrary, but different from the lock numbers of migrations (…101) and of artifacts in use (…103).
 _ADVISORY_LOCK = 7_204_102
 
-# Of the table and not of the class: nobody needs the ids, which would have to be asked for.
+# Inserting into the table rather than the mapped class spares the round trip that would fetch the new ids.
 _INSERT = sa.insert(cast(sa.Table, Event.__table__))
 
 
 def append(session: Session, type_: str, **data: Any) -> None:
     """Record an event, e.g. ``append(session, "update.succeeded", update=id)``.
 
-    It is kept until the end of the transaction: a savepoint that is rolled back does not take it along.
+    The row is inserted at the end of the transaction, so rolling back a savepoint does not remove it.
     """
     if not session.info.get(_PENDING):
         session.info[_PENDING] = []
@@ -37,17 +36,17 @@ def append(session: Session, type_: str, **data: Any) -> None:
 
 
 def page(session: Session, after: int, limit: int) -> Sequence[Event]:
-    """Up to ``limit`` events with ids above ``after``, oldest first."""
+    """Return up to ``limit`` events with ids above ``after``, oldest first."""
     return session.scalars(sa.select(Event).where(Event.id > after).order_by(Event.id).limit(limit)).all()
 
 
 def latest(session: Session) -> int:
-    """Id of the newest event; 0 where nothing has happened yet."""
+    """Return the id of the newest event, or 0 when there is none."""
     return session.scalar(sa.select(sa.func.max(Event.id))) or 0
 
 
 def _write(session: Session) -> None:
-    present = locked(session, _ADVISORY_LOCK)
+    created_at = locked(session, _ADVISORY_LOCK)
     pending = session.info.pop(_PENDING)
-    rows = [{"type": type_, "data": data, "created_at": present} for type_, data in pending]
+    rows = [{"type": type_, "data": data, "created_at": created_at} for type_, data in pending]
     session.execute(_INSERT, rows)

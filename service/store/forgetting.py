@@ -1,4 +1,4 @@
-"""What the versions of a model were measured to be on every slice."""
+"""Reads the evaluations of a model's versions into its forgetting matrix."""
 
 from sqlalchemy.orm import Session
 
@@ -8,13 +8,15 @@ from service.store.tables import Model
 
 
 def of_model(session: Session, model: Model) -> Forgetting:
-    """Slices in order of data version, given ones last; whatever else was measured on comes after them."""
+    """Columns are the holdouts by data version, then given slices, then slices measured once but gone since."""
     one_off = {row.id for row in updates.of_model(session, model.id) if row.one_off}
     versions = [
         MeasuredVersion(
             number=row.number,
             data_version=row.data_version,
-            evaluations={item["slice"]: {of: item[of] for of in Measure} for item in row.evaluations},
+            evaluations={
+                item["slice"]: {measure: item[measure] for measure in Measure} for item in row.evaluations
+            },
             one_off=row.update_id in one_off,
         )
         for row in models.versions(session, model.id)

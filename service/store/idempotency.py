@@ -1,22 +1,27 @@
-"""Requests under a key of their caller's: each is carried out once, and its answer is kept for a day.
+"""Requests under an Idempotency-Key: each is carried out once, and its answer is kept for a day.
 
-A row is claimed before the request is carried out, under a lease that its process renews. Every transaction of the
-request marks the row as carried out, and fails where the claim was lost meanwhile: a process that comes back from
-the dead changes nothing. A claim whose lease ran out is taken over, unless the request was carried out and only
-its answer is missing: then nobody may do it again.
+The process that handles a request first claims the key's row under a lease, which it renews. Every
+transaction of the request marks the row as carried out, and fails if another process has taken over the
+claim: a process that was stalled changes nothing. A claim with an expired lease can be taken over unless the
+row is marked: then the request was carried out and only its answer is missing, so it must not be carried out
+again.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from typing import TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from service.core.errors import Conflict
-from service.store.database import now
+from service.store.database import Database, is_away, now, retry_while_away
 from service.store.tables import IdempotentRequest
 
 Statement = TypeVar("Statement", sa.Update, sa.Delete)
@@ -25,17 +30,26 @@ LEASE = timedelta(seconds=15)
 KEPT = timedelta(hours=24)
 
 
-class Standing(StrEnum):
+class KeyState(StrEnum):
     FREE = "free"
+    """Unused, or the claim has expired and can be taken over."""
+
     OURS = "ours"
+    """Claimed by the caller."""
+
     IN_FLIGHT = "in_flight"
+    """Claimed by another request, whose lease is valid."""
+
     ANSWERED = "answered"
-    LOST = "lost"  # carried out by a process that died before it had kept the answer
+    """Carried out, and the answer is kept."""
+
+    LOST = "lost"
+    """Carried out, but the process died before it kept the answer."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``request_sha256``: of the body that was answered."""
+    """A kept answer. ``request_sha256`` is the hash of the request's body."""
 
     request_sha256: str
     status: int
@@ -43,96 +57,116 @@ class Answer:
     body: bytes
 
 
-class Mark:
-    """The guard of a request's transactions: each marks the row of its key as carried out, while the claim is ``owner``'s."""
-
-    def __init__(self, key: str, owner: str) -> None:
-        self._key, self._owner = key, owner
-        self._marks = 0
-
-    def __call__(self, session: Session) -> None:
-        mark_carried_out(session, self._key, self._owner)
-        self._marks += 1
-
-    def forget(self) -> None:
-        self._marks -= 1
-
-    def was_committed(self, session: Session) -> bool:
-        """Of a second transaction the row cannot tell: the first has marked it."""
-        query = sa.select(IdempotentRequest.carried_out).where(
-            IdempotentRequest.key == self._key, IdempotentRequest.owner == self._owner
-        )
-        return self._marks == 1 and bool(session.scalar(query.with_for_update()))
-
-
 @dataclass(frozen=True)
-class Seen:
-    """``target`` is what the key was first used for. ``answer``: where the standing is ANSWERED."""
+class KeyStatus:
+    """State of a key, and the target that it was first used for. ``answer`` is set if ANSWERED."""
 
-    standing: Standing
+    state: KeyState
     target: str = ""
     answer: Answer | None = None
 
 
-def look(session: Session, key: str) -> Seen:
-    """What is known of a key. FREE: of nobody's, or to be taken over."""
+class MarkedDatabase(Database):
+    """The database as one request sees it: each transaction marks the row of the request's key.
+
+    If the answer to a COMMIT is lost, the mark tells whether the transaction was committed. It can tell that
+    of the first commit only, because later ones find the row marked.
+    """
+
+    def __init__(self, database: Database, key: str, owner: str) -> None:
+        self.url, self.engine, self.writer = database.url, database.engine, database.writer
+        self._key, self._owner = key, owner
+        self._has_tried_commit = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """As in Database. Raises Conflict, and commits nothing, if the claim was taken over."""
+        with super().transaction() as session:
+            yield session
+            mark_carried_out(session, self._key, self._owner)
+
+    def _commit(self, session: Session) -> None:
+        is_first, self._has_tried_commit = not self._has_tried_commit, True
+        try:
+            session.commit()
+        except exc.DBAPIError as error:
+            if not (is_first and is_away(error) and self._was_committed(session)):
+                raise
+
+    def _was_committed(self, session: Session) -> bool:
+        connection = session.get_bind()
+        assert isinstance(connection, Connection)
+        connection.invalidate()  # rolls back a transaction that is not committed, and releases its locks
+        return retry_while_away(self._is_marked)
+
+    def _is_marked(self) -> bool:
+        query = sa.select(IdempotentRequest.carried_out).where(
+            IdempotentRequest.key == self._key, IdempotentRequest.owner == self._owner
+        )
+        # In a write transaction, because that waits for a COMMIT that is still under way.
+        with self._session(read_only=False) as session:
+            return bool(session.scalar(query.with_for_update()))
+
+
+def look_up(session: Session, key: str) -> KeyStatus:
     row = session.get(IdempotentRequest, key)
-    present = now(session)
-    if row is None or row.created_at + KEPT <= present:
-        return Seen(Standing.FREE)
+    current = now(session)
+    if row is None or row.created_at + KEPT <= current:
+        return KeyStatus(KeyState.FREE)
     if row.status is not None:
         assert row.request_sha256 is not None
         assert row.body is not None
         answer = Answer(row.request_sha256, row.status, row.media_type, row.body)
-        return Seen(Standing.ANSWERED, row.target, answer)
-    if row.lease_until > present:
-        return Seen(Standing.IN_FLIGHT, row.target)
-    return Seen(Standing.LOST if row.carried_out else Standing.FREE, row.target)
+        return KeyStatus(KeyState.ANSWERED, row.target, answer)
+    if row.lease_until > current:
+        return KeyStatus(KeyState.IN_FLIGHT, row.target)
+    return KeyStatus(KeyState.LOST if row.carried_out else KeyState.FREE, row.target)
 
 
-def claim(session: Session, key: str, target: str, owner: str) -> Seen:
-    """Take the key, where it is free or the owner's: OURS then. Otherwise what is known of it."""
-    present = now(session)
-    session.execute(sa.delete(IdempotentRequest).where(IdempotentRequest.created_at <= present - KEPT))
+def claim(session: Session, key: str, target: str, owner: str) -> KeyStatus:
+    """Claim the key if it is free or already the owner's, which gives OURS. Otherwise return its status."""
+    current = now(session)
+    session.execute(sa.delete(IdempotentRequest).where(IdempotentRequest.created_at <= current - KEPT))
     values = {
         "key": key,
         "target": target,
         "owner": owner,
-        "lease_until": present + LEASE,
-        "created_at": present,
+        "lease_until": current + LEASE,
+        "created_at": current,
         "carried_out": False,
     }
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    # Of two at once on PostgreSQL the later waits for the earlier, and then finds its row.
+    # On PostgreSQL, the second of two concurrent inserts waits for the first one, and then finds its row.
     insert = dialect.insert(IdempotentRequest).values(values).on_conflict_do_nothing()
     if session.scalar(insert.returning(IdempotentRequest.key)) is not None:
-        return Seen(Standing.OURS, target)
+        return KeyStatus(KeyState.OURS, target)
     row = session.get(IdempotentRequest, key, with_for_update=True, populate_existing=True)
-    if row is None:  # it was released while we waited: to be asked again
-        return Seen(Standing.IN_FLIGHT, target)
-    if row.owner == owner:  # by a claim whose answer was lost
-        return Seen(Standing.OURS, target)
-    seen = look(session, key)
-    if seen.standing != Standing.FREE or seen.target != target:
-        return seen
-    row.owner, row.lease_until = owner, present + LEASE
+    if row is None:  # released since the insert; the caller asks again
+        return KeyStatus(KeyState.IN_FLIGHT, target)
+    if row.owner == owner:  # an earlier claim was committed, but its answer was lost
+        return KeyStatus(KeyState.OURS, target)
+    status = look_up(session, key)
+    if status.state != KeyState.FREE or status.target != target:
+        return status
+    row.owner, row.lease_until = owner, current + LEASE
     session.flush()
-    return Seen(Standing.OURS, target)
+    return KeyStatus(KeyState.OURS, target)
 
 
 def renew(session: Session, key: str, owner: str) -> None:
+    """Extend the lease of the owner's claim."""
     session.execute(_own(sa.update(IdempotentRequest), key, owner).values(lease_until=now(session) + LEASE))
 
 
 def mark_carried_out(session: Session, key: str, owner: str) -> None:
-    """Raises Conflict where the claim is no longer the owner's."""
+    """Raises Conflict if the claim is no longer the owner's."""
     done = session.execute(_own(sa.update(IdempotentRequest), key, owner).values(carried_out=True))
     if not done.rowcount:  # type: ignore[attr-defined]
-        raise Conflict("the request was stalled, and another one with its Idempotency-Key has taken over")
+        raise Conflict("the request stalled, and another one with the same Idempotency-Key has taken over")
 
 
 def keep_answer(session: Session, key: str, owner: str, answer: Answer) -> None:
-    """Unless the claim is no longer the owner's."""
+    """Store the answer, unless the claim is no longer the owner's."""
     session.execute(
         _own(sa.update(IdempotentRequest), key, owner).values(
             request_sha256=answer.request_sha256,
@@ -144,7 +178,7 @@ def keep_answer(session: Session, key: str, owner: str, answer: Answer) -> None:
 
 
 def release(session: Session, key: str, owner: str) -> None:
-    """Forget a request that nothing came of."""
+    """Free the key of a request that changed nothing."""
     session.execute(_own(sa.delete(IdempotentRequest), key, owner).where(~IdempotentRequest.carried_out))
 
 

@@ -1,40 +1,64 @@
-"""Metric points of a stage, thinned by the database, and the numbers that monitoring asks for."""
+"""Metric points of training stages, thinned by the database, and the counts behind ``/metrics``."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from service.core.executor import METRIC_COLUMNS, StepMetrics
+from service.core.executor import METRIC_COLUMNS
 from service.core.states import ReleaseState, StageState
 from service.store.tables import MetricPoint, Model, ModelVersion, Release, Stage, Update
 
 _POINT = tuple(getattr(MetricPoint, name) for name in METRIC_COLUMNS)
 
 
-def thinned_points(session: Session, stage: Stage, at_most: int) -> list[StepMetrics]:
-    """Points of a stage in order of step: all, or ``at_most`` of them, evenly from the first to the last.
+def record_points(session: Session, stage_id: str, points: Sequence[Mapping[str, Any]]) -> None:
+    """Write points of a training stage. A step that a later attempt measures again overwrites the earlier point."""
+    by_step = {
+        point["step"]: {"stage_id": stage_id} | {name: point[name] for name in METRIC_COLUMNS}
+        for point in points
+    }
+    rows = list(by_step.values())
+    insert_into = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    # A statement carries at most 32,766 (SQLite) or 65,535 (PostgreSQL) parameters.
+    for start in range(0, len(rows), 1000):
+        insert = insert_into(MetricPoint).values(rows[start : start + 1000])
+        measured = {name: insert.excluded[name] for name in METRIC_COLUMNS if name != "step"}
+        session.execute(insert.on_conflict_do_update(index_elements=["stage_id", "step"], set_=measured))
 
-    A reused stage has those of the stage that published its artifact, as far as they are of its own steps. Of n
-    points, numbered from 0, those are kept at which ⌊number·(at_most-1)/(n-1)⌋ goes up; where there are gaps, but not
-    at the steps that are evenly apart, those steps.
+
+def points(session: Session, stage_id: str) -> Sequence[MetricPoint]:
+    """Return every point of a stage, in order of step."""
+    return session.scalars(
+        sa.select(MetricPoint).where(MetricPoint.stage_id == stage_id).order_by(MetricPoint.step)
+    ).all()
+
+
+def thinned_points(session: Session, stage: Stage, at_most: int) -> Sequence[sa.Row[Any]]:
+    """Return rows of METRIC_COLUMNS in order of step: all points, or ``at_most`` spread evenly from first to last.
+
+    A reused stage has the points of the stage that published its artifact, from its own first step on. When every
+    evenly spaced step has a point, those are returned. Otherwise, of n points numbered from 0, those at which
+    ⌊number·(at_most-1)/(n-1)⌋ rises.
     """
     own = sa.and_(
         MetricPoint.stage_id == _trained_by(session, stage), MetricPoint.step > stage.spec.get("from_step", 0)
     )
     in_order = sa.select(*_POINT).where(own).order_by(MetricPoint.step)
-    # Two looks at the ends of an index. Counting a million rows takes longer than all else here.
+    # Reading both ends of the index is cheap; counting a million rows would take longer than everything else here.
     first = session.scalar(sa.select(sa.func.min(MetricPoint.step)).where(own))
     last = session.scalar(sa.select(sa.func.max(MetricPoint.step)).where(own))
     if first is None or last is None or last - first < at_most:
-        return _points(session, in_order)
-    points = _points(session, _evenly(own, first, last, at_most))
-    if len(points) == at_most:
-        return points
+        return session.execute(in_order).all()
+    even = session.execute(_evenly(own, first, last, at_most)).all()
+    if len(even) == at_most:
+        return even
     count = session.scalar(sa.select(sa.func.count()).select_from(MetricPoint).where(own)) or 0
     if count <= at_most:
-        return _points(session, in_order)
+        return session.execute(in_order).all()
     number = sa.func.row_number().over(order_by=MetricPoint.step) - 1
     numbered = sa.select(*_POINT, number.label("number")).where(own).subquery()
     mark = (at_most - 1) * numbered.c.number // (count - 1)
@@ -42,15 +66,14 @@ def thinned_points(session: Session, stage: Stage, at_most: int) -> list[StepMet
     kept = sa.select(*(numbered.c[column.key] for column in _POINT)).where(
         sa.or_(numbered.c.number == 0, mark > mark_before)
     )
-    return _points(session, kept.order_by(numbered.c.step))
+    return session.execute(kept.order_by(numbered.c.step)).all()
 
 
 def _evenly(own: sa.ColumnElement[bool], first: int, last: int, count: int) -> sa.Select[*tuple[Any, ...]]:
-    """The points at ``count`` steps from the first to the last: where there is a point a step, those with those numbers.
+    """Select the points at ``count`` evenly spaced steps, each by its primary key.
 
-    Each is looked up by the primary key. Of a list of steps PostgreSQL may think that to read the whole curve is as fast,
-    which of a million points it is not: 180 ms instead of 11. Of a join SQLite may think that it is best begun with the
-    curve, and look through all steps for each of its points: minutes.
+    A recursive CTE produces the steps. Given a literal list, PostgreSQL's planner scans the whole curve instead
+    (180 ms for a million points, 11 ms this way). Given a join, SQLite's planner starts from the curve and takes minutes.
     """
     marks = sa.select(sa.cast(0, sa.BigInteger).label("mark")).cte("marks", recursive=True)
     marks = marks.union_all(sa.select(marks.c.mark + 1).where(marks.c.mark < count - 1))
@@ -58,12 +81,8 @@ def _evenly(own: sa.ColumnElement[bool], first: int, last: int, count: int) -> s
     return sa.select(*_POINT).where(own, MetricPoint.step.in_(steps)).order_by(MetricPoint.step)
 
 
-def _points(session: Session, query: sa.Select[*tuple[Any, ...]]) -> list[StepMetrics]:
-    return [StepMetrics(*row) for row in session.execute(query)]
-
-
 def _trained_by(session: Session, stage: Stage) -> str:
-    """Id of the stage whose attempt published what this one has."""
+    """Return the id of the stage whose attempt published the artifact of this one."""
     if not stage.reused:
         return stage.id
     trained = session.scalar(
@@ -86,7 +105,7 @@ def releases_by_state(session: Session) -> dict[str, int]:
 
 
 class ReleaseMark(NamedTuple):
-    """A model's release and when it last went a step."""
+    """A release of a model, and when it last changed."""
 
     model: str
     version: int
@@ -95,16 +114,16 @@ class ReleaseMark(NamedTuple):
 
 
 def release_marks(session: Session) -> list[ReleaseMark]:
-    """Of every model what is live, and what was asked for last."""
-    last = sa.select(sa.func.max(Release.id)).group_by(Release.model_id)
-    at = sa.func.coalesce(
+    """Return the live and the most recently requested release of every model."""
+    newest = sa.select(sa.func.max(Release.id)).group_by(Release.model_id)
+    changed_at = sa.func.coalesce(
         Release.released_at, Release.promoted_at, Release.tried_at, Release.begun_at, Release.requested_at
     )
     query = (
-        sa.select(Model.name, ModelVersion.number, Release.state, at)
+        sa.select(Model.name, ModelVersion.number, Release.state, changed_at)
         .join(Model, Model.id == Release.model_id)
         .join(ModelVersion, ModelVersion.id == Release.model_version_id)
-        .where(sa.or_(Release.state == ReleaseState.LIVE, Release.id.in_(last)))
+        .where(sa.or_(Release.state == ReleaseState.LIVE, Release.id.in_(newest)))
     )
     return [ReleaseMark(*row) for row in session.execute(query)]
 
@@ -115,7 +134,7 @@ def stages_by_kind_and_state(session: Session) -> dict[tuple[str, str], int]:
 
 
 def seconds_by_kind(session: Session) -> dict[str, tuple[int, float]]:
-    """Stage kind -> how many stages of it ran to their end, and the wall-clock seconds of all of them."""
+    """Map each stage kind to the number of finished stages and the sum of their wall-clock seconds."""
     if session.get_bind().dialect.name == "postgresql":
         seconds: sa.ColumnElement[Any] = sa.extract("epoch", Stage.finished_at - Stage.started_at)
     else:

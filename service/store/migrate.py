@@ -1,7 +1,7 @@
-"""Bring a database to the revision that this code expects, and tell whether it is there.
+"""Migrates a database to the revision that this code expects, and checks that it is there.
 
-Revisions are numbered, and a later one does not break the code before it (``DECISIONS.md``). So a database that is ahead of
-this code is as good as one that is at its revision: a newer version is being rolled out, or was taken back.
+A revision never breaks the release before it (``DECISIONS.md``), so this code also works with a database that is ahead:
+a newer release is being rolled out, or was rolled back.
 """
 
 from functools import cache
@@ -26,7 +26,7 @@ def alembic_config(url: str) -> Config:
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Run the missing migrations; none where the database is ahead. A SQLite file that is not there is made, and its folder."""
+    """Run the missing migrations; none if the database is ahead. Creates a missing SQLite file and its folder."""
     path = make_url(url).database
     if make_url(url).get_backend_name() == "sqlite" and path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -39,14 +39,14 @@ def downgrade(url: str, revision: str) -> None:
 
 
 def check(database: Database) -> None:
-    """Raise DatabaseBehind where migrations are missing, and DatabaseAway where it does not answer."""
+    """Raise DatabaseBehind if migrations are missing, DatabaseAway if the database does not answer."""
     revision = revision_of(database)
     if revision is None or revision < head():
         raise DatabaseBehind(revision, head())
 
 
 def revision_of(database: Database) -> str | None:
-    """The revision that a database is at. None: no migration has run on it."""
+    """Return the revision of a database, or None if no migration has run on it."""
     with database.reading() as session:
         if not sa.inspect(session.connection()).has_table("alembic_version"):
             return None
@@ -56,7 +56,7 @@ def revision_of(database: Database) -> str | None:
 
 @cache
 def head() -> str:
-    """The revision that this code expects."""
+    """Return the revision that this code expects."""
     revision = ScriptDirectory.from_config(alembic_config("")).get_current_head()
     assert revision is not None
     return revision

@@ -1,4 +1,4 @@
-"""Models, their checkpoints and their versions."""
+"""Queries for models, their checkpoints and their versions."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -15,7 +15,7 @@ from service.store.tables import Checkpoint, Model, ModelVersion, Update
 
 
 def model(session: Session, name: str, *, lock: bool = False) -> Model:
-    """The model of that name, locked against other writers on request. Raises NotFound."""
+    """Return the model of that name, with a row lock if ``lock``. Raises NotFound."""
     query = sa.select(Model).where(Model.name == name)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
@@ -24,7 +24,7 @@ def model(session: Session, name: str, *, lock: bool = False) -> Model:
 
 
 def serving_spec(model: Model) -> ServingSpec:
-    """How the model asks to be served; models made before it could be said have every default."""
+    """Return the model's serving spec. Models made before the field existed get the defaults."""
     return ServingSpec.model_validate(model.spec.get("serving", {}))
 
 
@@ -62,8 +62,8 @@ def page_of_checkpoints(
 
 
 @dataclass
-class Standing:
-    """Where a model stands: its trunk, its versions, and the update that is running."""
+class ModelStatus:
+    """The present state of a model. ``update_id`` is its running update."""
 
     trunk_step: int = 0
     latest_version: int | None = None
@@ -71,9 +71,9 @@ class Standing:
     update_id: str | None = None
 
 
-def standings(session: Session, model_ids: Sequence[str]) -> dict[str, Standing]:
-    """Where every one of these models stands, in as many queries as for one."""
-    found = {model_id: Standing() for model_id in model_ids}
+def statuses(session: Session, model_ids: Sequence[str]) -> dict[str, ModelStatus]:
+    """Map each model id to its status. The number of queries does not depend on the number of models."""
+    found = {model_id: ModelStatus() for model_id in model_ids}
     trunks = (
         sa.select(Checkpoint.model_id, sa.func.max(Checkpoint.step))
         .where(Checkpoint.model_id.in_(model_ids), Checkpoint.state == CheckpointState.LIVE)
@@ -102,7 +102,7 @@ def standings(session: Session, model_ids: Sequence[str]) -> dict[str, Standing]
 
 
 def following(session: Session, dataset_ids: Collection[str]) -> dict[str, list[Model]]:
-    """Dataset id -> models trained on it that start an update for every data version by themselves."""
+    """Map each dataset id to the models on it that update automatically with every data version."""
     found: dict[str, list[Model]] = defaultdict(list)
     for row in session.scalars(sa.select(Model).where(Model.dataset_id.in_(dataset_ids)).order_by(Model.id)):
         if row.spec["auto_update"]:
@@ -123,7 +123,7 @@ def checkpoint(session: Session, model_id: str, checkpoint_id: str) -> Checkpoin
 
 
 def abandoned_keys(session: Session, model_id: str) -> frozenset[str]:
-    """Artifacts of the trunk checkpoints that the line was rewound behind."""
+    """Return the artifact keys of the trunk checkpoints that a rewind abandoned."""
     query = sa.select(Checkpoint.artifact_key).where(
         Checkpoint.model_id == model_id, Checkpoint.state == CheckpointState.ABANDONED
     )
@@ -137,7 +137,7 @@ def checkpoint_by_key(session: Session, model_id: str, key: str) -> Checkpoint |
 
 
 def version(session: Session, model_id: str, number: int | str) -> ModelVersion:
-    """Model version by number, or ``"latest"`` or ``"served"``. Raises NotFound."""
+    """Return a model version by number, ``"latest"`` or ``"served"``. Raises NotFound."""
     query = sa.select(ModelVersion).where(ModelVersion.model_id == model_id)
     if number == "latest":
         query = query.order_by(ModelVersion.number.desc()).limit(1)
@@ -170,7 +170,7 @@ def version_of_update(session: Session, update_id: str) -> ModelVersion | None:
 
 
 def numbers_of_updates(session: Session, update_ids: Sequence[str]) -> dict[str, int]:
-    """Update id -> number of the model version that it made, for those that have made one."""
+    """Map update ids to the numbers of the model versions they made. Updates without a version are left out."""
     query = sa.select(ModelVersion.update_id, ModelVersion.number).where(
         ModelVersion.update_id.in_(update_ids)
     )
@@ -192,7 +192,10 @@ def versions(session: Session, model_id: str) -> Sequence[ModelVersion]:
 
 
 def next_number(session: Session, model_id: str) -> int:
-    """The number that the model's next version gets. Call under the model's running update: there is only one."""
+    """Return the number of the model's next version.
+
+    Call it only on behalf of the model's running update: there is at most one, which makes the number safe from races.
+    """
     newest = session.scalar(
         sa.select(sa.func.max(ModelVersion.number)).where(ModelVersion.model_id == model_id)
     )

@@ -1,4 +1,4 @@
-"""What replicas said last of what they answer with."""
+"""The latest reports of each model's replicas, as the API shows them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from service.store.tables import Observation
 
 
 @dataclass(frozen=True)
-class SeenVersion:
-    """A version that a replica was told to hold, and what it has answered there since it was loaded."""
+class ObservedVersion:
+    """A version on a replica, with what it has answered there since it was loaded."""
 
     number: int
     state: Residence
@@ -27,39 +27,39 @@ class SeenVersion:
 
 
 @dataclass(frozen=True)
-class SeenReplica:
-    """``number``: what it answers with where no version is named; None: it does not answer."""
+class ObservedReplica:
+    """A replica. ``number`` is the version it answers with by default; None if it does not answer."""
 
     replica: str
     number: int | None
-    versions: tuple[SeenVersion, ...]
+    versions: tuple[ObservedVersion, ...]
 
 
-_SEEN = TypeAdapter(list[SeenReplica])
+_REPLICAS = TypeAdapter(list[ObservedReplica])
 
 
 def put(session: Session, model_id: str, reports: Sequence[ReplicaReport]) -> None:
-    """Of several orchestrators that observe, the last one is believed. The model's row must be locked."""
+    """Store the replicas' reports. The latest observation wins. The caller holds the model's row lock."""
     row = session.get(Observation, model_id) or Observation(model_id=model_id)
-    row.replicas = _SEEN.dump_python([_seen(report) for report in reports], mode="json")
+    row.replicas = _REPLICAS.dump_python([_observed(report) for report in reports], mode="json")
     row.observed_at = now(session)
     session.add(row)
 
 
 def times(session: Session) -> dict[str, datetime]:
-    """By model id, when it was observed."""
+    """Map each model id to the time of its latest observation."""
     rows = session.execute(sa.select(Observation.model_id, Observation.observed_at))
     return {row.model_id: row.observed_at for row in rows}
 
 
-def of_model(session: Session, model_id: str) -> tuple[datetime, list[SeenReplica]] | None:
+def of_model(session: Session, model_id: str) -> tuple[datetime, list[ObservedReplica]] | None:
     row = session.get(Observation, model_id)
-    return None if row is None else (row.observed_at, _SEEN.validate_python(row.replicas))
+    return None if row is None else (row.observed_at, _REPLICAS.validate_python(row.replicas))
 
 
-def _seen(report: ReplicaReport) -> SeenReplica:
+def _observed(report: ReplicaReport) -> ObservedReplica:
     versions = [
-        SeenVersion(
+        ObservedVersion(
             held.number,
             held.state,
             held.error,
@@ -70,4 +70,4 @@ def _seen(report: ReplicaReport) -> SeenReplica:
         )
         for held in report.versions
     ]
-    return SeenReplica(report.replica, report.number, tuple(versions))
+    return ObservedReplica(report.replica, report.number, tuple(versions))

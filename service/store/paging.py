@@ -1,4 +1,4 @@
-"""Lists are oldest first, by id or number, in pages after a known row."""
+"""Pages of a list, oldest first, each starting after a known row."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -18,14 +18,14 @@ def page(
     after: str | None,
     limit: int,
 ) -> tuple[Sequence[Row], bool]:
-    """One page of ``query`` in rising ``order``, after the row with the id ``after``; whether more follow.
+    """Return one page of ``query`` in rising ``order``, and whether more rows follow.
 
-    Raises InvalidRequest where there is no such row.
+    ``after`` is the id of the last row of the page before. Raises InvalidRequest when no row has that id.
     """
     if after is not None:
         last = session.scalar(sa.select(order).where(order.class_.id == after))
         if last is None:
-            raise InvalidRequest(f"after: nothing here has the id {after!r}")
+            raise InvalidRequest(f"after: no item of this list has the id {after!r}")
         query = query.where(order > last)
     rows = session.scalars(query.order_by(order).limit(limit + 1)).all()
     return rows[:limit], len(rows) > limit

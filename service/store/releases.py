@@ -1,4 +1,4 @@
-"""Releases: what is asked to be served and what was, at most one pending and one live per model."""
+"""Releases: requests to serve a version and the history of what was served. A model has at most one pending and one live."""
 
 from collections.abc import Sequence
 
@@ -22,8 +22,9 @@ def request(
     reason: str | None,
     rollout: RolloutSpec | None = None,
 ) -> Release:
-    """Ask for ``version`` to be served, by the model's own rollout where none is given. A request that was still pending is
-    superseded: the last one wins.
+    """Write a pending release of ``version``, with the model's own rollout unless one is given.
+
+    It supersedes a release that is still pending.
     """
     at = now(session)
     session.execute(
@@ -57,7 +58,7 @@ def live(session: Session, model_id: str) -> Release | None:
 
 
 def decisions(session: Session, model_id: str) -> int:
-    """How often it was decided what the model should answer with: by a request, one that is tried, that took over, that failed."""
+    """Count the decisions on what the model serves so far: requests, trials begun, promotions and failures."""
     failed = sa.func.count().filter(Release.state == ReleaseState.FAILED)
     moved = sa.func.count(Release.tried_at) + sa.func.count(Release.promoted_at)
     query = sa.select(sa.func.count() + moved + failed)
@@ -76,14 +77,14 @@ def history(session: Session, model_id: str) -> Sequence[Release]:
 
 
 def ended(session: Session, model_id: str, limit: int) -> Sequence[str]:
-    """The versions that were live before, by their ids, each once, the last first."""
-    last = sa.func.max(Release.released_at)
+    """Return the ids of up to ``limit`` + 1 versions that were live before, most recent first, without repetition."""
+    last_released = sa.func.max(Release.released_at)
     query = sa.select(Release.model_version_id).where(
         Release.model_id == model_id, Release.state == ReleaseState.ENDED
     )
-    # One more than asked for: the version that is live may have been live before.
+    # One more than ``limit``: the live version may be among them.
     return session.scalars(
-        query.group_by(Release.model_version_id).order_by(last.desc()).limit(limit + 1)
+        query.group_by(Release.model_version_id).order_by(last_released.desc()).limit(limit + 1)
     ).all()
 
 
@@ -101,7 +102,7 @@ def page_of_releases(
 
 
 def promote(session: Session, model: Model, release: Release) -> None:
-    """Every replica has it, and it has stood its trial, if there was one: all are to answer with it."""
+    """Promote a release: every replica has loaded it, and it has passed its trial if there was one."""
     release.promoted_at = now(session)
     session.flush()
     version = session.get(ModelVersion, release.model_version_id)
@@ -110,17 +111,17 @@ def promote(session: Session, model: Model, release: Release) -> None:
 
 
 def go_live(session: Session, model: Model, release: Release) -> None:
-    """Every replica answers with it: end what was live before, and move the versions' states along."""
+    """Make a release live, now that every replica answers with it. The previous one ends, and its version is retired."""
     at = now(session)
-    before = live(session, model.id)
+    previous = live(session, model.id)
     version = session.get(ModelVersion, release.model_version_id)
     assert version is not None
-    if before is not None:
-        before.state = ReleaseState.ENDED
-        before.retired_at = at
+    if previous is not None:
+        previous.state = ReleaseState.ENDED
+        previous.retired_at = at
         session.flush()
-        if before.model_version_id != version.id:
-            old = session.get(ModelVersion, before.model_version_id)
+        if previous.model_version_id != version.id:
+            old = session.get(ModelVersion, previous.model_version_id)
             assert old is not None
             old.state = ModelVersionState.RETIRED
             session.flush()
@@ -132,7 +133,7 @@ def go_live(session: Session, model: Model, release: Release) -> None:
 
 
 def fail(session: Session, model: Model, release: Release, error: str) -> None:
-    """It could not be loaded, or did not stand its trial. What was live stays live."""
+    """Fail a release that could not be loaded or did not pass its trial. The live release stays."""
     release.state = ReleaseState.FAILED
     release.error = error
     session.flush()

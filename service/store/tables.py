@@ -1,61 +1,19 @@
-"""Every table. The database refuses nonsense on its own: CHECKs and unique partial indexes stand beside the columns.
+"""Every table. CHECK constraints and unique partial indexes beside the columns make the database refuse nonsense itself.
 
-Times are UTC from the database's clock. JSON columns hold what ``service.core.specs`` validates. Names of tables and
-columns are the words of the project.
+Times are UTC, from the database's clock. JSON columns hold documents that the specs of ``service.core`` validate.
 """
 
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import ForeignKey, Index, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
+from service.core import states
 from service.core.retry import MAX_ATTEMPTS
-from service.core.states import (
-    FINISHED_STAGES,
-    FINISHED_UPDATES,
-    CheckpointState,
-    ModelVersionState,
-    ReleaseState,
-    StageState,
-    UpdateState,
-)
-from service.store.columns import Json, UtcDateTime, new_id
-
-
-class Base(DeclarativeBase):
-    metadata = sa.MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map: ClassVar = {
-        datetime: UtcDateTime(),
-        dict[str, Any]: Json,
-        list[str]: Json,
-        list[dict[str, Any]]: Json,
-    }
-
-
-def _state(enum: type[StrEnum]) -> sa.CheckConstraint:
-    values = ", ".join(f"'{state}'" for state in enum)
-    return sa.CheckConstraint(f"state IN ({values})", name="state")
-
-
-def _finished(states: frozenset[Any]) -> sa.CheckConstraint:
-    values = ", ".join(f"'{state}'" for state in sorted(states))
-    return sa.CheckConstraint(f"(finished_at IS NOT NULL) = (state IN ({values}))", name="finished_at")
-
-
-def _one(name: str, *columns: str, where: str) -> Index:
-    """At most one row per ``columns`` among those that satisfy ``where``."""
-    return Index(name, *columns, unique=True, sqlite_where=sa.text(where), postgresql_where=sa.text(where))
+from service.store.base import Base, finished_check, partial_index, state_check, unique_where
+from service.store.columns import new_id
 
 
 class Dataset(Base):
@@ -71,20 +29,15 @@ class Dataset(Base):
 
 
 class DataVersion(Base):
-    """One immutable increment of a dataset. ``sha256`` is that of the decoded body. No plan reads an excluded one."""
+    """One immutable increment of a dataset. ``sha256`` is of the decoded body. No plan reads an excluded data version."""
 
     __tablename__ = "data_versions"
     __table_args__ = (
         UniqueConstraint("dataset_id", "number"),
         UniqueConstraint("dataset_id", "sha256"),
         sa.CheckConstraint("(excluded_at IS NULL) = (excluded_reason IS NULL)", name="excluded"),
-        # Every registration counts the excluded versions, of which there are few.
-        Index(
-            "ix_data_versions_excluded",
-            "dataset_id",
-            sqlite_where=sa.text("excluded_at IS NOT NULL"),
-            postgresql_where=sa.text("excluded_at IS NOT NULL"),
-        ),
+        # Every registration reads the few excluded versions of a dataset.
+        partial_index("ix_data_versions_excluded", "dataset_id", where="excluded_at IS NOT NULL"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("dv"))
@@ -103,7 +56,7 @@ class DataVersion(Base):
 
 
 class Slice(Base):
-    """A given evaluation set. The holdouts of data versions are slices too, and need no row of their own."""
+    """A given evaluation set. The holdouts of data versions are slices too, but have no rows here."""
 
     __tablename__ = "slices"
     __table_args__ = (UniqueConstraint("dataset_id", "name"),)
@@ -118,7 +71,7 @@ class Slice(Base):
 
 
 class Model(Base):
-    """A line of model versions. ``spec`` is a ModelSpec; ``line`` the LineSpec it was resolved to at its first update."""
+    """A line of model versions. ``spec`` is its ModelSpec, ``line`` the LineSpec that its first update resolved."""
 
     __tablename__ = "models"
 
@@ -127,23 +80,23 @@ class Model(Base):
     dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), index=True)
     spec: Mapped[dict[str, Any]]
     line: Mapped[dict[str, Any] | None]
-    base_key: Mapped[str | None]  # artifact of the base checkpoint, copied when the model was created
-    tokenizer_source_key: Mapped[str | None]  # artifact that holds a given tokenizer.json
+    base_key: Mapped[str | None]  # artifact with the copied base checkpoint
+    tokenizer_source_key: Mapped[str | None]  # artifact with the copied tokenizer.json
     created_at: Mapped[datetime]
 
 
 class Update(Base):
-    """The plan that turns one data version into one model version. ``planned``: part two of the plan is written.
+    """The plan that turns one data version into one model version.
 
-    A ``one_off`` update is no part of the line: no other goes on from what it trains. ``branch_from`` is the checkpoint
-    that a one-off branch leaves.
+    ``planned``: the training stages and those after them are written too. A ``one_off`` update stands beside the line:
+    no other update continues from it. ``branch_from`` is the checkpoint that a one-off branch leaves.
     """
 
     __tablename__ = "updates"
     __table_args__ = (
-        _state(UpdateState),
-        _finished(FINISHED_UPDATES),
-        _one("uq_updates_running", "model_id", where="state = 'running'"),
+        state_check(states.UpdateState),
+        finished_check(states.FINISHED_UPDATES),
+        unique_where("uq_updates_running", "model_id", where="state = 'running'"),
         Index("ix_updates_state", "state"),
         Index("ix_updates_model_id_id", "model_id", "id"),  # a page of a model's updates, in order
     )
@@ -154,7 +107,7 @@ class Update(Base):
     paradigm: Mapped[dict[str, Any]]
     one_off: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     branch_from: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"))
-    state: Mapped[str] = mapped_column(default=UpdateState.PENDING)
+    state: Mapped[str] = mapped_column(default=states.UpdateState.PENDING)
     planned: Mapped[bool] = mapped_column(default=False)
     branch_point: Mapped[int | None]
     final_step: Mapped[int | None]
@@ -166,19 +119,19 @@ class Update(Base):
 
 
 class Stage(Base):
-    """One node of an update and its present attempt.
+    """One node of an update, and its present attempt.
 
-    ``attempt`` counts tries, ``epoch`` counts claims: every write of an orchestrator is guarded by the epoch it claimed
-    under, and an expired lease is taken over under a new epoch without a new attempt. ``run_id`` is set as long as
-    something may be running under that name.
+    ``attempt`` counts tries, ``epoch`` counts claims. Every write of an orchestrator is guarded by the epoch of its
+    claim, and taking over an expired lease raises the epoch without a new attempt. ``run_id`` is set while a run of that
+    id may be going on.
     """
 
     __tablename__ = "stages"
     __table_args__ = (
-        _state(StageState),
-        _finished(FINISHED_STAGES),
+        state_check(states.StageState),
+        finished_check(states.FINISHED_STAGES),
         sa.CheckConstraint("(lease_until IS NOT NULL) = (state = 'running')", name="lease"),
-        _one("uq_stages_running_key", "key", where="state = 'running' AND key IS NOT NULL"),
+        unique_where("uq_stages_running_key", "key", where="state = 'running' AND key IS NOT NULL"),
         UniqueConstraint("update_id", "name"),
         Index("ix_stages_state_ready_at", "state", "ready_at"),
         Index("ix_stages_run_id", "run_id"),
@@ -192,7 +145,7 @@ class Stage(Base):
     spec: Mapped[dict[str, Any]]
     key: Mapped[str | None]
     needs: Mapped[list[str]]  # ids of stages of the same update
-    state: Mapped[str] = mapped_column(default=StageState.PENDING)
+    state: Mapped[str] = mapped_column(default=states.StageState.PENDING)
     attempt: Mapped[int] = mapped_column(default=0)
     max_attempts: Mapped[int] = mapped_column(default=MAX_ATTEMPTS)  # grows when a user retries the update
     epoch: Mapped[int] = mapped_column(default=0)
@@ -211,7 +164,7 @@ class Stage(Base):
 
 
 class MetricPoint(Base):
-    """One optimizer step of a training stage; ``step`` is the line's global step."""
+    """One optimizer step of a training stage. ``step`` is the global step of the line."""
 
     __tablename__ = "metric_points"
 
@@ -224,14 +177,14 @@ class MetricPoint(Base):
 
 
 class Checkpoint(Base):
-    """A trunk checkpoint that an update ended its trunk segment with."""
+    """The trunk checkpoint at the end of an update's trunk segment."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (_state(CheckpointState), UniqueConstraint("model_id", "artifact_key"))
+    __table_args__ = (state_check(states.CheckpointState), UniqueConstraint("model_id", "artifact_key"))
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("ckp"))
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
-    state: Mapped[str] = mapped_column(default=CheckpointState.LIVE)
+    state: Mapped[str] = mapped_column(default=states.CheckpointState.LIVE)
     step: Mapped[int] = mapped_column(sa.BigInteger)
     data_version: Mapped[int]
     artifact_key: Mapped[str]
@@ -245,9 +198,9 @@ class ModelVersion(Base):
 
     __tablename__ = "model_versions"
     __table_args__ = (
-        _state(ModelVersionState),
+        state_check(states.ModelVersionState),
         UniqueConstraint("model_id", "number"),
-        _one("uq_model_versions_released", "model_id", where="state = 'released'"),
+        unique_where("uq_model_versions_released", "model_id", where="state = 'released'"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("mv"))
@@ -255,7 +208,7 @@ class ModelVersion(Base):
     number: Mapped[int]
     data_version: Mapped[int]
     update_id: Mapped[str] = mapped_column(ForeignKey("updates.id"), unique=True)
-    state: Mapped[str] = mapped_column(default=ModelVersionState.CANDIDATE)
+    state: Mapped[str] = mapped_column(default=states.ModelVersionState.CANDIDATE)
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"))
     branch_point: Mapped[int] = mapped_column(sa.BigInteger)
     final_step: Mapped[int] = mapped_column(sa.BigInteger)
@@ -268,23 +221,24 @@ class ModelVersion(Base):
 
 
 class Release(Base):
-    """One line of the history of what was served, or is asked to be.
+    """A request to serve a model version, and later a line in the history of what was served.
 
-    ``rollout`` is the RolloutSpec it was asked for with; None takes over as soon as it is loaded. On the way to being live
-    it is begun (replicas load it), tried (all have it), promoted (all are to answer with it). ``trial`` is what was counted.
+    ``rollout`` is the RolloutSpec of the request; with None the version takes over as soon as it is loaded. On its way
+    to live a release is begun (replicas load it), tried (every replica has it) and promoted (every replica should answer
+    with it). ``trial`` holds the figures of the trial.
     """
 
     __tablename__ = "releases"
     __table_args__ = (
-        _state(ReleaseState),
-        _one("uq_releases_pending", "model_id", where="state = 'pending'"),
-        _one("uq_releases_live", "model_id", where="state = 'live'"),
+        state_check(states.ReleaseState),
+        unique_where("uq_releases_pending", "model_id", where="state = 'pending'"),
+        unique_where("uq_releases_live", "model_id", where="state = 'live'"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True, default=lambda: new_id("rel"))
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     model_version_id: Mapped[str] = mapped_column(ForeignKey("model_versions.id"))
-    state: Mapped[str] = mapped_column(default=ReleaseState.PENDING)
+    state: Mapped[str] = mapped_column(default=states.ReleaseState.PENDING)
     by: Mapped[str]
     reason: Mapped[str | None]
     error: Mapped[str | None]
@@ -299,7 +253,7 @@ class Release(Base):
 
 
 class Observation(Base):
-    """What the replicas of a model said last of what they answer with; ``replicas`` are SeenReplicas."""
+    """The latest reports of a model's replicas; ``replicas`` are ObservedReplicas."""
 
     __tablename__ = "observations"
 
@@ -309,7 +263,7 @@ class Observation(Base):
 
 
 class Event(Base):
-    """What happened, written in the transaction that made it happen."""
+    """An entry of the event log, written in the transaction that caused it."""
 
     __tablename__ = "events"
 
@@ -322,7 +276,7 @@ class Event(Base):
 
 
 class IdempotentRequest(Base):
-    """A request under a key of its caller's, and its answer once there is one. ``target``: method, path and query."""
+    """A request with an Idempotency-Key, and its answer once there is one. ``target`` is method, path and query."""
 
     __tablename__ = "idempotent_requests"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""Updates: the rows that are the queue."""
+"""Updates: writing them, moving them between states, and the queries the orchestrator works through them by."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -26,7 +26,7 @@ def add(
     paradigm: ParadigmSpec | None = None,
     branch_from: Checkpoint | None = None,
 ) -> Update:
-    """A pending update of the model to that data version: the line's next one, or under a paradigm a one-off."""
+    """Write a pending update to a data version: the line's next one, or with ``paradigm`` a one-off beside the line."""
     own = ModelSpec.model_validate(model.spec).paradigm
     row = Update(
         model_id=model.id,
@@ -59,12 +59,12 @@ def page_of_updates(
 
 
 def of_model(session: Session, model_id: str) -> Sequence[Update]:
-    """All updates of a model, oldest first."""
+    """Return all updates of a model, oldest first."""
     return session.scalars(sa.select(Update).where(Update.model_id == model_id).order_by(Update.id)).all()
 
 
 def ids_by_data_version(session: Session, version_ids: Sequence[str]) -> dict[str, list[str]]:
-    """Data version id -> ids of the updates to it, oldest first."""
+    """Map each data version id to the ids of its updates, oldest first."""
     found: dict[str, list[str]] = defaultdict(list)
     query = (
         sa.select(Update.data_version_id, Update.id)
@@ -77,7 +77,7 @@ def ids_by_data_version(session: Session, version_ids: Sequence[str]) -> dict[st
 
 
 def startable(session: Session) -> Sequence[Update]:
-    """For every model without a running update, its pending one with the lowest data version."""
+    """Return, for every model without a running update, the pending update with the lowest data version."""
     busy = sa.select(Update.model_id).where(Update.state == UpdateState.RUNNING)
     rows = session.scalars(
         sa.select(Update)
@@ -92,7 +92,10 @@ def startable(session: Session) -> Sequence[Update]:
 
 
 def unplanned(session: Session) -> Sequence[str]:
-    """Running updates whose first stages all succeeded and that have no part two: a retry left them so."""
+    """Return the ids of running updates whose first stages have all succeeded, but which have no training stages yet.
+
+    A retry after a planning failure leaves an update in this state.
+    """
     unfinished = sa.exists().where(Stage.update_id == Update.id, Stage.state != StageState.SUCCEEDED)
     has_stages = sa.exists().where(Stage.update_id == Update.id)
     return session.scalars(
@@ -103,7 +106,7 @@ def unplanned(session: Session) -> Sequence[str]:
 
 
 def move(session: Session, row: Update, target: UpdateState, error: dict[str, object] | None = None) -> bool:
-    """Move the update, if the table of moves allows it from where it stands. False where it does not."""
+    """Move the update to ``target``. Returns False, and changes nothing, if MOVES does not allow it from the present state."""
     values: dict[str, object] = {"state": target, "error": error}
     at = now(session)
     if target == UpdateState.RUNNING:
@@ -123,14 +126,14 @@ def move(session: Session, row: Update, target: UpdateState, error: dict[str, ob
 
 
 def stages(session: Session, update_id: str) -> Sequence[Stage]:
-    """The stages of an update in topological order."""
-    # Guarded UPDATEs go past the session's objects, so what it holds may be stale.
+    """Return the stages of an update in topological order."""
+    # Guarded UPDATEs bypass the session, so the objects it has loaded may be stale.
     query = sa.select(Stage).where(Stage.update_id == update_id).order_by(Stage.position)
     return session.scalars(query.execution_options(populate_existing=True)).all()
 
 
 def has_unfinished_stages(session: Session, update_id: str) -> bool:
-    """Whether any of its stages has not succeeded."""
+    """Whether any stage of the update has not succeeded."""
     query = sa.exists().where(Stage.update_id == update_id, Stage.state != StageState.SUCCEEDED)
     return bool(session.scalar(sa.select(query)))
 
@@ -138,7 +141,7 @@ def has_unfinished_stages(session: Session, update_id: str) -> bool:
 def stages_of_updates(
     session: Session, update_ids: Sequence[str], kinds: Collection[str] = tuple(StageKind)
 ) -> dict[str, list[Stage]]:
-    """Update id -> its stages of these kinds in topological order."""
+    """Map each update id to its stages of these kinds, in topological order."""
     found: dict[str, list[Stage]] = {update_id: [] for update_id in update_ids}
     query = sa.select(Stage).where(Stage.update_id.in_(update_ids), Stage.kind.in_(kinds))
     for row in session.scalars(query.order_by(Stage.update_id, Stage.position)):
@@ -147,7 +150,7 @@ def stages_of_updates(
 
 
 def line_training(session: Session, model_id: str) -> Sequence[tuple[Stage, dict[str, Any]]]:
-    """What the line's own updates have trained of trunk and branches, oldest first, each with the notes of its update."""
+    """Return the line's finished trunk and branch stages, oldest first, each with the notes of its update."""
     query = (
         sa.select(Stage, Update.notes)
         .join(Update, Update.id == Stage.update_id)
@@ -163,7 +166,7 @@ def line_training(session: Session, model_id: str) -> Sequence[tuple[Stage, dict
 
 
 def cancel_open_stages(session: Session, update_id: str) -> None:
-    """Cancel what has not ended, and fence whoever holds it. ``run_id`` stays until its run is gone."""
+    """Cancel the stages that have not ended, and fence their orchestrators. ``run_id`` stays until the run has ended."""
     session.execute(
         sa.update(Stage)
         .where(Stage.update_id == update_id, Stage.state.not_in(FINISHED_STAGES))

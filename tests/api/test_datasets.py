@@ -43,7 +43,7 @@ def test_a_taken_name_is_a_conflict(each_plane: ControlPlane, name: str) -> None
         ({"name": "ok", "description": "a\0b"}, "body.description"),
     ],
 )
-def test_bad_bodies_are_named_field_by_field(
+def test_errors_in_a_body_are_reported_by_field(
     plane: ControlPlane, body: dict[str, object], location: str
 ) -> None:
     answer = plane.http.post("/datasets", json=body)
@@ -53,7 +53,7 @@ def test_bad_bodies_are_named_field_by_field(
 
 def test_an_unknown_dataset_is_not_found(plane: ControlPlane) -> None:
     for path in ("", "/versions", "/versions/1", "/slices"):
-        assert plane.http.get(f"/datasets/nobody{path}").status_code == 404
+        assert plane.http.get(f"/datasets/unknown{path}").status_code == 404
 
 
 def test_lists_are_paged_oldest_first(each_plane: ControlPlane, name: str) -> None:
@@ -68,7 +68,7 @@ def test_lists_are_paged_oldest_first(each_plane: ControlPlane, name: str) -> No
     assert end == {"data": [], "has_more": False}
 
 
-def test_a_page_has_20_rows_unless_told_and_at_most_100(plane: ControlPlane, name: str) -> None:
+def test_a_page_has_20_rows_by_default_and_at_most_100(plane: ControlPlane, name: str) -> None:
     for number in range(25):
         plane.client.create_dataset(f"{name}-{number}")
     assert len(plane.http.get("/datasets").json()["data"]) == 20

@@ -144,7 +144,7 @@ def test_a_branch_cannot_leave_a_checkpoint_that_has_read_it(each_plane: Control
     exclude(each_plane, model, 2)
     refused = each_plane.http.post(f"/models/{model}/updates", json={"branch_from": last.id})
     assert refused.status_code == 422
-    assert "excluded since" in refused.json()["detail"]
+    assert "has since been excluded" in refused.json()["detail"]
     each_plane.finish(model)
     failed = each_plane.client.update(waiting)
     assert failed.error is not None

@@ -1,4 +1,4 @@
-"""POSTs under a key: carried out once, whatever becomes of their answers and of the process that had them."""
+"""POSTs with an Idempotency-Key are carried out once, even if their answers or their process are lost."""
 
 import json
 import socket
@@ -18,12 +18,12 @@ from api import idempotency as middleware
 from api.client import Client
 from service.store import idempotency
 from service.store.database import now
-from service.store.idempotency import Standing
+from service.store.idempotency import KeyState
 from service.store.tables import IdempotentRequest
 from tests.api.test_uploads_at_once import all_at_once
 from tests.support.control_plane import ControlPlane, ndjson
 
-BY_SOCKET = pytest.mark.no_database_faults("speaks through a socket of its own, which does not come again")
+BY_SOCKET = pytest.mark.no_database_faults("uses a raw socket, which does not retry")
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -52,9 +52,9 @@ def change(plane: ControlPlane, key: str, make: Callable[[IdempotentRequest], No
         make(session.get_one(IdempotentRequest, key))
 
 
-def claimed_by_a_dead_process(plane: ControlPlane, key: str, target: str, *, carried_out: bool) -> None:
+def claim_as_dead_process(plane: ControlPlane, key: str, target: str, *, carried_out: bool) -> None:
     with plane.database.transaction() as session:
-        assert idempotency.claim(session, key, target, "dead").standing == Standing.OURS
+        assert idempotency.claim(session, key, target, "dead").state == KeyState.OURS
         if carried_out:
             idempotency.mark_carried_out(session, key, "dead")
         row = session.get_one(IdempotentRequest, key)
@@ -64,7 +64,7 @@ def claimed_by_a_dead_process(plane: ControlPlane, key: str, target: str, *, car
 # --- the same answer ---
 
 
-def test_the_same_request_again_has_the_first_answer(each_plane: ControlPlane, name: str, key: str) -> None:
+def test_a_repeated_request_gets_the_first_answer(each_plane: ControlPlane, name: str, key: str) -> None:
     first = create(each_plane, name, key)
     again = create(each_plane, name, key)
     assert (first.status_code, again.status_code) == (201, 201)
@@ -75,7 +75,7 @@ def test_the_same_request_again_has_the_first_answer(each_plane: ControlPlane, n
     assert create(each_plane, name, uuid.uuid4().hex).status_code == 409
 
 
-def test_an_update_is_made_once(each_plane: ControlPlane, name: str, key: str) -> None:
+def test_an_update_is_created_once(each_plane: ControlPlane, name: str, key: str) -> None:
     each_plane.add_dataset(name, [f"{name} a", "b"])
     each_plane.client.create_model({"name": name, "dataset": name, "auto_update": False})
     headers = {"Idempotency-Key": key}
@@ -83,12 +83,12 @@ def test_an_update_is_made_once(each_plane: ControlPlane, name: str, key: str) -
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert len(list(each_plane.client.updates(name))) == 1
-    # It is done meanwhile; the answer is that of the first request all the same.
+    # The update has finished meanwhile; the answer is still the first one.
     each_plane.finish(name)
     assert each_plane.http.post(f"/models/{name}/updates", json={}, headers=headers).text == answers[0].text
 
 
-def test_a_refusal_is_an_answer_too(plane: ControlPlane, name: str, key: str) -> None:
+def test_a_refusal_is_kept_too(plane: ControlPlane, name: str, key: str) -> None:
     create(plane, name, uuid.uuid4().hex)
     refused = create(plane, name, key)
     assert refused.status_code == 409
@@ -96,9 +96,7 @@ def test_a_refusal_is_an_answer_too(plane: ControlPlane, name: str, key: str) ->
     assert refused.headers["Content-Type"] == "application/problem+json"
 
 
-def test_a_body_is_streamed_once_and_hashed_the_second_time(
-    each_plane: ControlPlane, name: str, key: str
-) -> None:
+def test_a_repeated_body_is_only_hashed(each_plane: ControlPlane, name: str, key: str) -> None:
     each_plane.add_dataset(name)
     first = push(each_plane, name, key, f"{name} a", "b")
     again = push(each_plane, name, key, f"{name} a", "b")
@@ -108,7 +106,7 @@ def test_a_body_is_streamed_once_and_hashed_the_second_time(
     assert len(list(each_plane.client.data_versions(name))) == 1
 
 
-def test_a_request_without_a_body_has_a_key_as_well(plane: ControlPlane, name: str, key: str) -> None:
+def test_a_request_without_a_body_can_have_a_key(plane: ControlPlane, name: str, key: str) -> None:
     plane.add_dataset(name, [f"{name} a", "b"])
     plane.client.create_model({"name": name, "dataset": name})
     [update] = plane.client.updates(name)
@@ -121,7 +119,7 @@ def test_a_request_without_a_body_has_a_key_as_well(plane: ControlPlane, name: s
 # --- another request ---
 
 
-def test_a_key_is_of_one_path_and_one_body(each_plane: ControlPlane, name: str, key: str) -> None:
+def test_a_key_belongs_to_one_path_and_one_body(each_plane: ControlPlane, name: str, key: str) -> None:
     create(each_plane, name, key)
     other = create(each_plane, f"{name}-other", key)
     elsewhere = each_plane.http.post(
@@ -134,13 +132,13 @@ def test_a_key_is_of_one_path_and_one_body(each_plane: ControlPlane, name: str, 
 
 
 @pytest.mark.parametrize("bad", ["", "k" * 256, "schl\u00fcssel".encode("latin-1"), "a\tb"])
-def test_what_is_no_key_is_refused(plane: ControlPlane, name: str, bad: str | bytes) -> None:
+def test_an_invalid_key_is_refused(plane: ControlPlane, name: str, bad: str | bytes) -> None:
     answer = plane.http.post("/datasets", json={"name": name}, headers={"Idempotency-Key": bad})
     assert answer.status_code == 422
     assert plane.http.get(f"/datasets/{name}").status_code == 404
 
 
-def test_only_a_post_has_a_key(plane: ControlPlane, name: str, key: str) -> None:
+def test_a_key_is_ignored_except_on_post(plane: ControlPlane, name: str, key: str) -> None:
     create(plane, name, uuid.uuid4().hex)
     headers = {"Idempotency-Key": key}
     assert plane.http.get(f"/datasets/{name}", headers=headers).status_code == 200
@@ -150,7 +148,9 @@ def test_only_a_post_has_a_key(plane: ControlPlane, name: str, key: str) -> None
 # --- at once ---
 
 
-def test_100_at_once_make_one_row_and_have_one_answer(each_plane: ControlPlane, name: str, key: str) -> None:
+def test_100_concurrent_requests_create_one_row_and_get_one_answer(
+    each_plane: ControlPlane, name: str, key: str
+) -> None:
     answers = all_at_once(100, lambda _: create(each_plane, name, key))
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.content for answer in answers}) == 1
@@ -160,7 +160,7 @@ def test_100_at_once_make_one_row_and_have_one_answer(each_plane: ControlPlane, 
 
 @contextmanager
 def half_sent(plane: ControlPlane, path: str, key: str, body: bytes) -> Iterator[Callable[[], HTTPResponse]]:
-    """A request whose second half is sent on the call, which gives the response."""
+    """Send half of a request, and give a function that sends the rest and returns the response."""
     address = urlsplit(plane.url)
     assert address.hostname is not None
     connection = HTTPConnection(address.hostname, address.port, timeout=60)
@@ -180,7 +180,7 @@ def half_sent(plane: ControlPlane, path: str, key: str, body: bytes) -> Iterator
         connection.close()
 
 
-def until_claimed(plane: ControlPlane, key: str) -> IdempotentRequest:
+def wait_until_claimed(plane: ControlPlane, key: str) -> IdempotentRequest:
     deadline = time.monotonic() + 30
     while (row := row_of(plane, key)) is None:
         assert time.monotonic() < deadline
@@ -189,14 +189,14 @@ def until_claimed(plane: ControlPlane, key: str) -> IdempotentRequest:
 
 
 @BY_SOCKET
-def test_who_comes_while_the_first_is_at_it_waits_for_its_answer(
+def test_a_concurrent_request_waits_for_the_first_answer(
     each_plane: ControlPlane, name: str, key: str
 ) -> None:
     each_plane.add_dataset(name)
     answers: list[httpx.Response] = []
     waiting = threading.Thread(target=lambda: answers.append(push(each_plane, name, key, f"{name} a", "b")))
     with half_sent(each_plane, f"/datasets/{name}/versions", key, ndjson(f"{name} a", "b")) as finish:
-        until_claimed(each_plane, key)
+        wait_until_claimed(each_plane, key)
         waiting.start()
         time.sleep(0.3)
         assert not answers
@@ -208,13 +208,13 @@ def test_who_comes_while_the_first_is_at_it_waits_for_its_answer(
 
 
 @BY_SOCKET
-def test_who_has_waited_long_enough_is_told_to_come_again(
+def test_a_request_that_waits_too_long_is_told_to_retry(
     plane: ControlPlane, name: str, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(middleware, "WAIT_SECONDS", 0.2)
     plane.add_dataset(name)
     with half_sent(plane, f"/datasets/{name}/versions", key, ndjson(f"{name} a", "b")) as finish:
-        until_claimed(plane, key)
+        wait_until_claimed(plane, key)
         answer = push(plane, name, key, f"{name} a", "b")
         assert (answer.status_code, answer.json()["code"]) == (409, "in_flight")
         assert answer.headers["Retry-After"] == "1"
@@ -229,7 +229,7 @@ def test_a_long_request_keeps_its_lease(
     monkeypatch.setattr(idempotency, "LEASE", timedelta(seconds=0.6))
     plane.add_dataset(name)
     with half_sent(plane, f"/datasets/{name}/versions", key, ndjson(f"{name} a", "b")) as finish:
-        before = until_claimed(plane, key)
+        before = wait_until_claimed(plane, key)
         time.sleep(1.5)
         after = row_of(plane, key)
         assert after is not None
@@ -241,12 +241,10 @@ def test_a_long_request_keeps_its_lease(
 
 
 @BY_SOCKET
-def test_an_upload_that_was_cut_is_forgotten_and_may_come_again(
-    each_plane: ControlPlane, name: str, key: str
-) -> None:
+def test_an_interrupted_upload_frees_its_key(each_plane: ControlPlane, name: str, key: str) -> None:
     each_plane.add_dataset(name)
     with half_sent(each_plane, f"/datasets/{name}/versions", key, ndjson(f"{name} a", "b")):
-        until_claimed(each_plane, key)
+        wait_until_claimed(each_plane, key)
     deadline = time.monotonic() + 30
     while row_of(each_plane, key) is not None:
         assert time.monotonic() < deadline
@@ -254,8 +252,8 @@ def test_an_upload_that_was_cut_is_forgotten_and_may_come_again(
     assert push(each_plane, name, key, f"{name} a", "b").status_code == 201
 
 
-def test_what_is_refused_unread_is_tried_anew(plane: ControlPlane, name: str, key: str) -> None:
-    """The dataset is asked for before the body is read."""
+def test_a_refusal_before_the_body_is_read_is_not_kept(plane: ControlPlane, name: str, key: str) -> None:
+    """The route looks up the dataset before it reads the body."""
     body = ndjson(*(f"{name} {number}" for number in range(20_000)))
     headers = NDJSON | {"Idempotency-Key": key}
     assert plane.http.post(f"/datasets/{name}/versions", content=body, headers=headers).status_code == 404
@@ -263,7 +261,7 @@ def test_what_is_refused_unread_is_tried_anew(plane: ControlPlane, name: str, ke
     assert plane.http.post(f"/datasets/{name}/versions", content=body, headers=headers).status_code == 201
 
 
-def test_too_large_a_body_is_told_the_first_time_and_the_second(
+def test_a_body_that_is_too_large_is_refused_with_a_new_and_with_a_used_key(
     plane: ControlPlane, name: str, key: str
 ) -> None:
     create(plane, name, key)
@@ -276,7 +274,7 @@ def test_too_large_a_body_is_told_the_first_time_and_the_second(
 def test_a_request_whose_process_died_is_carried_out_once(
     each_plane: ControlPlane, name: str, key: str, carried_out: bool
 ) -> None:
-    claimed_by_a_dead_process(each_plane, key, "POST /api/v1/datasets", carried_out=carried_out)
+    claim_as_dead_process(each_plane, key, "POST /api/v1/datasets", carried_out=carried_out)
     answer = create(each_plane, name, key)
     if carried_out:
         assert (answer.status_code, answer.json()["code"]) == (409, "answer_lost")
@@ -286,14 +284,14 @@ def test_a_request_whose_process_died_is_carried_out_once(
 
 
 @BY_SOCKET
-def test_who_was_taken_over_while_it_was_stalled_changes_nothing(
+def test_a_stalled_request_that_was_taken_over_changes_nothing(
     each_plane: ControlPlane, name: str, key: str
 ) -> None:
-    """The stalled one has sent half of its body when another claims the key; then it goes on."""
+    """A request stalls after half of its body, another one claims the key, then the first one continues."""
     each_plane.add_dataset(name)
     path = f"/datasets/{name}/versions"
     with half_sent(each_plane, path, key, ndjson(f"{name} a", "b")) as finish:
-        until_claimed(each_plane, key)
+        wait_until_claimed(each_plane, key)
 
         def expire(row: IdempotentRequest) -> None:
             row.lease_until = row.created_at - timedelta(seconds=1)
@@ -321,7 +319,7 @@ def test_an_answer_is_kept_for_a_day(each_plane: ControlPlane, name: str, key: s
     age(23.9)
     assert create(each_plane, name, key).status_code == 201
     age(0.2)
-    assert create(each_plane, name, key).status_code == 409  # the name is taken: a new request
+    assert create(each_plane, name, key).status_code == 409  # a new request: the name is taken
     old = uuid.uuid4().hex
     create(each_plane, f"{name}-old", old)
     change(each_plane, old, lambda row: setattr(row, "created_at", row.created_at - timedelta(days=2)))
@@ -333,8 +331,8 @@ def test_an_answer_is_kept_for_a_day(each_plane: ControlPlane, name: str, key: s
 
 
 @BY_SOCKET
-def test_the_client_sends_a_post_again_whose_answer_was_lost(plane: ControlPlane, name: str) -> None:
-    """Through a proxy that lets the first request through and drops its answer."""
+def test_the_client_repeats_a_post_whose_answer_was_lost(plane: ControlPlane, name: str) -> None:
+    """Through a proxy that forwards the first request and drops its answer."""
     address = urlsplit(plane.url)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         seen: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Whichever one call to the database fails, and done or not: the same request again has its answer, and was carried out once."""
+"""One database call fails, carried out or not: the repeated request is answered, and was carried out once."""
 
 import asyncio
 import time
@@ -25,29 +25,29 @@ Send = Callable[..., httpx.Response]
 
 
 class OneFault(Faults):
-    """Fails the call that is ``armed`` for, counted from then on."""
+    """Fails the call with a given number, counted from ``arm`` on."""
 
     def __init__(self, *, done: bool) -> None:
         super().__init__(seed=0)
         self._done = done
-        self._left = 0
+        self._calls_left = 0
 
     def arm(self, at: int) -> None:
-        self._left = at
+        self._calls_left = at
 
     @property
     def has_failed(self) -> bool:
-        return self._left <= 0
+        return self._calls_left <= 0
 
     def _drawn(self, *, is_commit: bool) -> tuple[bool, bool]:
-        self._left -= 1
-        fails = self._left == 0
+        self._calls_left -= 1
+        fails = self._calls_left == 0
         return fails and not self._done, fails and self._done
 
 
 @contextmanager
 def served(database: Database, home: Path, faults: Faults) -> Iterator[Send]:
-    """An application on that database, with the faults in it; requests go straight into it."""
+    """A function that sends requests into an application on that database, with the faults injected."""
     app: FastAPI = create_app(settings_of(home, database.url))
     faults.inject(app.state.services.database)
 
@@ -68,7 +68,7 @@ def served(database: Database, home: Path, faults: Faults) -> Iterator[Send]:
 
 
 def request_for(what: str, send: Send, name: str) -> tuple[str, dict[str, object], str]:
-    """Path and content of a request, after what it needs is there; and the event that tells that it was carried out."""
+    """Path and content of a request, and the event it writes. Creates first what the request needs."""
     if what == "dataset":
         return "/datasets", {"json": {"name": name}}, "dataset.created"
     send("POST", "/datasets", json={"name": name}).raise_for_status()
@@ -85,13 +85,13 @@ def request_for(what: str, send: Send, name: str) -> tuple[str, dict[str, object
 
 @pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
 @pytest.mark.parametrize("what", ["dataset", "version", "model", "update"])
-def test_the_same_again_has_the_answer_of_a_request_that_was_carried_out_once(
+def test_a_repeated_request_is_answered_and_was_carried_out_once(
     database: Database, tmp_path: Path, what: str, done: bool
 ) -> None:
     faults = OneFault(done=done)
     at, has_failed = 0, True
     with served(database, tmp_path / "home", faults) as send:
-        while has_failed:  # one call later each time, until the request has fewer
+        while has_failed:  # one call later each time, until the request makes fewer calls
             at += 1
             path, content, event = request_for(what, send, f"n{at}")
             headers = content.pop("headers", {}) | {"Idempotency-Key": uuid.uuid4().hex}
@@ -108,8 +108,8 @@ def test_the_same_again_has_the_answer_of_a_request_that_was_carried_out_once(
     assert at > 15
 
 
-@pytest.mark.no_database_faults("has a fault of its own")
-def test_a_stream_of_events_outlives_the_absence_of_the_database(
+@pytest.mark.no_database_faults("injects its own fault")
+def test_the_event_stream_survives_an_outage_of_the_database(
     plane: ControlPlane, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, absences = events._read, iter([DatabaseAway(), DatabaseAway()])
@@ -130,10 +130,10 @@ def test_a_stream_of_events_outlives_the_absence_of_the_database(
     assert next(absences, None) is None
 
 
-def test_patience_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.store.database.PATIENCE_SECONDS", 0.2)
+def test_reading_after_a_commit_gives_up_eventually(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.database.RETRY_SECONDS", 0.2)
     away = Database("postgresql+psycopg://nobody@127.0.0.1:1/none")
     began = time.monotonic()
     with pytest.raises(DatabaseAway):
-        deps.told(away, lambda session: session)
+        deps.read_after_commit(away, lambda session: session)
     assert time.monotonic() - began >= 0.2

@@ -15,7 +15,7 @@ def give(plane: ControlPlane, dataset: str, *texts: str, **query: str | int) -> 
     )
 
 
-def test_a_slice_is_given_once_and_never_changes(each_plane: ControlPlane, name: str) -> None:
+def test_a_slice_is_created_once_and_never_changes(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name)
     first = give(each_plane, name, "a", "b", name="suite", data_version=2)
     assert first.status_code == 201
@@ -50,7 +50,7 @@ def test_bad_slices_are_refused(plane: ControlPlane, name: str) -> None:
     assert give(plane, name, "a", name="s", data_version=0).status_code == 422
     assert give(plane, name, "a").status_code == 422
     assert give(plane, name, name="s").status_code == 422
-    assert give(plane, "nobody", "a", name="s").status_code == 404
+    assert give(plane, "unknown", "a", name="s").status_code == 404
     assert plane.http.get(f"/datasets/{name}/slices").json()["data"] == []
 
 

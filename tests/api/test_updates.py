@@ -7,7 +7,7 @@ import pytest
 from api.schemas.updates import MetricPoint, Stage
 from service.core.executor import RunError
 from service.core.stage_specs import StageKind
-from service.store import stages
+from service.store import metrics
 from tests.support.control_plane import ControlPlane
 
 STAGES = ["tokenizer", "pack", "train_trunk", "train_branch", "export", "evaluate", "gate", "release"]
@@ -174,7 +174,7 @@ def test_metrics_are_thinned_evenly_above_2000_points(
         for i in range(count)
     ]
     with each_plane.database.transaction() as session:
-        stages.record_points(session, stage.id, points)
+        metrics.record_points(session, stage.id, points)
     answer = each_plane.http.get(f"/updates/{update_id}/metrics", params={"stage": stage.id}).json()
     assert set(answer) == {"data"}
     got = answer["data"]
@@ -229,7 +229,7 @@ def test_metrics_of_a_reused_stage_are_those_of_its_own_steps_by_whoever_trained
         for step in (first - 1, first, first + 1)
     ]
     with each_plane.database.transaction() as session:
-        stages.record_points(session, whole.id, more)
+        metrics.record_points(session, whole.id, more)
     trained = points(in_one, StageKind.TRAIN_TRUNK)
     assert [point.step for point in trained] == [first - 1, first, first + 1, second]
     assert points(updates[1], StageKind.TRAIN_TRUNK) == trained[2:]

@@ -1,4 +1,4 @@
-"""Data versions over HTTP: formats, encodings, and what is refused."""
+"""Uploading data versions over HTTP: formats, encodings, and refusals."""
 
 import gzip
 import hashlib
@@ -81,7 +81,7 @@ def test_a_data_version_is_registered_and_shown(each_plane: ControlPlane, name: 
         (PARQUET, parquet("one", "two")),
     ],
 )
-def test_every_format_comes_in_every_encoding(
+def test_every_format_is_accepted_in_every_encoding(
     plane: ControlPlane, name: str, content_type: str, body: bytes, encoding: str | None
 ) -> None:
     plane.add_dataset(name)
@@ -111,20 +111,20 @@ def test_the_same_content_is_the_same_row_in_any_encoding(each_plane: ControlPla
     assert len(each_plane.http.get(f"/datasets/{name}/versions").json()["data"]) == 1
 
 
-def test_documents_that_were_there_before_count_as_duplicates(each_plane: ControlPlane, name: str) -> None:
+def test_documents_of_earlier_versions_count_as_duplicates(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name, ["a", "b", "c"])
     row = post(each_plane, name, ndjson("c", "d", "e", "e")).json()
     assert (row["number"], row["documents"], row["duplicates"]) == (2, 4, 2)
 
 
-def test_nothing_new_is_refused_and_nothing_is_stored(each_plane: ControlPlane, name: str) -> None:
+def test_a_body_without_new_documents_is_refused_and_not_stored(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name, ["a", "b"])
     answer = post(each_plane, name, ndjson("b", "a"))
     assert (answer.status_code, answer.json()["code"]) == (422, "nothing_new")
     assert len(each_plane.http.get(f"/datasets/{name}/versions").json()["data"]) == 1
 
 
-def test_bad_content_is_told_by_line_and_nothing_is_stored(plane: ControlPlane, name: str) -> None:
+def test_bad_content_is_reported_by_line_and_not_stored(plane: ControlPlane, name: str) -> None:
     plane.add_dataset(name)
     lines = [b'{"text": "good"}', b"not json", b'{"no": "text"}', b'{"text": 5}']
     answer = post(plane, name, b"\n".join(lines))
@@ -136,7 +136,7 @@ def test_bad_content_is_told_by_line_and_nothing_is_stored(plane: ControlPlane, 
     assert not list(Path(plane.artifacts.root).glob(".ingest-*"))
 
 
-def test_at_most_20_errors_are_told(plane: ControlPlane, name: str) -> None:
+def test_at_most_20_errors_are_reported(plane: ControlPlane, name: str) -> None:
     plane.add_dataset(name)
     answer = post(plane, name, b"not json\n" * 100_000)
     assert answer.status_code == 422
@@ -173,9 +173,9 @@ def test_unknown_types_and_encodings_are_415(
 
 
 def test_a_large_body_for_an_unknown_dataset_is_answered(plane: ControlPlane) -> None:
-    """The answer comes before the body is read, and must reach a client that is still sending."""
+    """The server answers before it reads the body, and the client gets the answer while it still sends."""
     body = ndjson("x" * 1000) * 60_000
-    answer = post(plane, "nobody", body)
+    answer = post(plane, "unknown", body)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
@@ -189,13 +189,13 @@ def test_data_is_read_from_under_the_import_roots(plane: ControlPlane, name: str
     assert created
     assert (version.documents, version.label) == (2, "imported")
     (folder / name).write_bytes(b"c\fd")
-    unnamed = (folder / name).as_uri()
+    without_suffix = (folder / name).as_uri()
     with pytest.raises(ApiError, match="format"):
-        plane.client.import_version(name, unnamed)
-    assert plane.client.import_version(name, unnamed, format=DataFormat.TEXT).row.documents == 2
+        plane.client.import_version(name, without_suffix)
+    assert plane.client.import_version(name, without_suffix, format=DataFormat.TEXT).row.documents == 2
 
 
-def test_an_object_is_read_by_its_name(plane: ControlPlane, name: str) -> None:
+def test_an_s3_object_is_read_by_its_uri(plane: ControlPlane, name: str) -> None:
     plane.add_dataset(name)
     body = ndjson(*(f"{name} {number}" for number in range(3000)))
     with s3_server() as s3:
@@ -219,7 +219,7 @@ def test_an_object_is_read_by_its_name(plane: ControlPlane, name: str) -> None:
         b'{"uri": "' + b"a" * (1 << 17) + b'"}',
     ],
 )
-def test_names_of_data_that_cannot_be_read_are_refused(plane: ControlPlane, name: str, body: bytes) -> None:
+def test_uris_that_cannot_be_read_are_refused(plane: ControlPlane, name: str, body: bytes) -> None:
     plane.add_dataset(name)
     answer = post(plane, name, body, "application/json")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
@@ -241,10 +241,10 @@ def test_a_new_version_starts_an_update_of_every_model_that_follows(
     for model, follows in (("a", True), ("b", False), ("c", True)):
         each_plane.client.create_model({"name": f"{name}-{model}", "dataset": name, "auto_update": follows})
     row = each_plane.push(name, "one", "two").json()
-    started = [each_plane.client.update(update_id) for update_id in row["updates"]]
-    assert {update.model for update in started} == {f"{name}-a", f"{name}-c"}
-    assert {(update.state, update.data_version) for update in started} == {("pending", 1)}
-    # The same content again is the same row, and starts nothing.
+    updates = [each_plane.client.update(update_id) for update_id in row["updates"]]
+    assert {update.model for update in updates} == {f"{name}-a", f"{name}-c"}
+    assert {(update.state, update.data_version) for update in updates} == {("pending", 1)}
+    # The same content again is the same row, and starts no update.
     assert each_plane.push(name, "one", "two").json() == row
 
 

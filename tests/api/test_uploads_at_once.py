@@ -1,4 +1,4 @@
-"""Uploads that are large, and uploads that meet: memory stays flat, and every row is right."""
+"""Large and concurrent uploads: memory stays flat, and every row is right."""
 
 import itertools
 import signal
@@ -21,19 +21,19 @@ from tests.bench.upload import ndjson_body
 from tests.support.control_plane import ControlPlane, ndjson
 from tests.support.server_process import MemoryWatch, server_process
 
-BY_SOCKET = pytest.mark.no_database_faults("speaks through a socket of its own, which does not come again")
+BY_SOCKET = pytest.mark.no_database_faults("uses a raw socket, which does not retry")
 
 MIB = 1 << 20
-AT_ONCE = 8
-MANY = 16
+CONCURRENT = 8
+NUM_STREAMS = 16
 
 
 def all_at_once(count: int, push: Callable[[int], httpx.Response]) -> list[httpx.Response]:
-    """Do ``push`` for 0 … count-1 on as many threads, which begin together."""
-    together = threading.Barrier(count)
+    """Call ``push`` for 0 to count-1, each on a thread of its own, all at the same time."""
+    barrier = threading.Barrier(count)
 
     def one(number: int) -> httpx.Response:
-        together.wait()
+        barrier.wait()
         return push(number)
 
     with ThreadPoolExecutor(count) as threads:
@@ -56,24 +56,24 @@ def test_memory_stays_flat_while_many_stream_in_at_once(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     upgrade(settings.database)
     with server_process(settings) as (url, process), Client(url) as client:
-        for number in range(MANY):
+        for number in range(NUM_STREAMS):
             client.create_dataset(f"d{number}")
-        client.push_version("d0", ndjson_body(1 * MIB, seed=MANY), format=DataFormat.NDJSON)
+        client.push_version("d0", ndjson_body(1 * MIB, seed=NUM_STREAMS), format=DataFormat.NDJSON)
 
         def push(number: int) -> str:
             with Client(url) as own:
                 body = ndjson_body(8 * MIB, seed=number)
                 return own.push_version(f"d{number}", body, format=DataFormat.NDJSON)[0].sha256
 
-        with MemoryWatch(process.pid) as memory, ThreadPoolExecutor(MANY) as threads:
-            assert len(set(threads.map(push, range(MANY)))) == MANY
+        with MemoryWatch(process.pid) as memory, ThreadPoolExecutor(NUM_STREAMS) as threads:
+            assert len(set(threads.map(push, range(NUM_STREAMS)))) == NUM_STREAMS
     assert memory.growth <= 64 * MIB
 
 
 def test_the_same_content_at_once_is_one_row(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name)
-    answers = all_at_once(AT_ONCE, lambda _: each_plane.push(name, "a", "b", "c"))
-    assert sorted(answer.status_code for answer in answers) == [200] * (AT_ONCE - 1) + [201]
+    answers = all_at_once(CONCURRENT, lambda _: each_plane.push(name, "a", "b", "c"))
+    assert sorted(answer.status_code for answer in answers) == [200] * (CONCURRENT - 1) + [201]
     assert len({answer.text for answer in answers}) == 1
     assert len(each_plane.http.get(f"/datasets/{name}/versions").json()["data"]) == 1
 
@@ -81,13 +81,13 @@ def test_the_same_content_at_once_is_one_row(each_plane: ControlPlane, name: str
 def test_different_content_at_once_gets_numbers_and_duplicates_right(
     each_plane: ControlPlane, name: str
 ) -> None:
-    """All bodies share one document: whoever comes first has it, and for all others it is a duplicate."""
+    """All bodies share one document: it is new in the first version and a duplicate in all others."""
     each_plane.add_dataset(name)
-    answers = all_at_once(AT_ONCE, lambda i: each_plane.push(name, "shared", f"own {i}", f"more {i}"))
-    assert [answer.status_code for answer in answers] == [201] * AT_ONCE
+    answers = all_at_once(CONCURRENT, lambda i: each_plane.push(name, "shared", f"own {i}", f"more {i}"))
+    assert [answer.status_code for answer in answers] == [201] * CONCURRENT
     rows = sorted((answer.json() for answer in answers), key=lambda row: row["number"])
-    assert [row["number"] for row in rows] == list(range(1, AT_ONCE + 1))
-    assert [row["duplicates"] for row in rows] == [0] + [1] * (AT_ONCE - 1)
+    assert [row["number"] for row in rows] == list(range(1, CONCURRENT + 1))
+    assert [row["duplicates"] for row in rows] == [0] + [1] * (CONCURRENT - 1)
 
 
 @BY_SOCKET
@@ -104,32 +104,32 @@ def test_a_client_that_hangs_up_leaves_nothing(plane: ControlPlane, name: str) -
 
 
 @pytest.mark.no_database_faults(
-    "ends no body before all are begun, and a client reads no refusal before its body's end"
+    "no body ends before all have started, so a client would see a refusal too late"
 )
-def test_uploads_beyond_so_many_at_once_wait_for_their_turn(plane: ControlPlane, name: str) -> None:
+def test_uploads_beyond_the_limit_wait_for_a_slot(plane: ControlPlane, name: str) -> None:
     plane.add_dataset(name)
-    go_on = threading.Event()
+    proceed = threading.Event()
 
-    def slow(number: int) -> Iterator[bytes]:
+    def slow_body(number: int) -> Iterator[bytes]:
         yield ndjson(f"document {number}")
-        go_on.wait(30)
+        proceed.wait(30)
         yield ndjson(f"more {number}")
 
     def push(number: int) -> httpx.Response:
         with httpx.Client(base_url=plane.http.base_url, timeout=60) as http:
             headers = {"Content-Type": "application/x-ndjson"}
-            return http.post(f"/datasets/{name}/versions", content=slow(number), headers=headers)
+            return http.post(f"/datasets/{name}/versions", content=slow_body(number), headers=headers)
 
     with ThreadPoolExecutor(MAX_UPLOADS + 1) as threads:
         pending = [threads.submit(push, number) for number in range(MAX_UPLOADS)]
         try:
             _wait_until(lambda: _staged(plane) == MAX_UPLOADS)
             pending.append(threads.submit(push, MAX_UPLOADS))
-            assert plane.push(name, "short").status_code == 201, "what is small waits for nobody"
+            assert plane.push(name, "short").status_code == 201, "a small upload must not wait for large ones"
             time.sleep(0.2)
             assert _staged(plane) == MAX_UPLOADS
         finally:
-            go_on.set()
+            proceed.set()
         assert {future.result().status_code for future in pending} == {201}
 
 
@@ -148,8 +148,8 @@ def test_the_server_answers_while_a_body_streams_in(plane: ControlPlane, name: s
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_process_ends_by_itself_when_asked_to(tmp_path: Path, number: signal.Signals) -> None:
-    """Also while somebody follows the events, a stream that has no end of its own."""
+def test_the_process_stops_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    """Even while a client follows the endless stream of events."""
     settings = Settings(home=tmp_path)
     upgrade(settings.database)
     with server_process(settings) as (url, process):
@@ -163,17 +163,17 @@ def test_the_process_ends_by_itself_when_asked_to(tmp_path: Path, number: signal
 
 
 @pytest.mark.postgres
-def test_different_datasets_at_once_wait_for_each_other_in_one_order(
+def test_concurrent_registrations_in_different_datasets_do_not_deadlock(
     postgres_plane: ControlPlane, name: str
 ) -> None:
-    """Nothing but locks that all of them take makes them meet: in different orders, some would be deadlocked."""
-    for number in range(AT_ONCE):
+    """They share only locks. Taken in different orders, those would deadlock."""
+    for number in range(CONCURRENT):
         postgres_plane.add_dataset(f"{name}-{number}")
     answers = [
         answer
         for turn in range(4)
         for answer in all_at_once(
-            AT_ONCE,
+            CONCURRENT,
             lambda i, turn=turn: postgres_plane.push(f"{name}-{i}", f"{turn} {i}", f"more {turn} {i}"),
         )
     ]
@@ -211,10 +211,10 @@ def _staged(plane: ControlPlane) -> int:
     return len(list(plane.artifacts.root.glob(".ingest-*")))
 
 
-def _wait_until(holds: Callable[[], bool]) -> None:
-    ticks = threading.Event()
+def _wait_until(condition: Callable[[], bool]) -> None:
+    pause = threading.Event()
     for _ in range(1000):
-        if holds():
+        if condition():
             return
-        ticks.wait(0.01)
-    raise AssertionError("it has not come to hold in 10 seconds")
+        pause.wait(0.01)
+    raise AssertionError("the condition did not become true within 10 seconds")

@@ -1,10 +1,10 @@
-"""What checkpoints on the way cost the training loop: the mean step with one every so many steps, and without any.
+"""The cost of periodic checkpoints: the mean training step with and without them.
 
     python -m tests.bench.checkpoints [--preset llama-7m] [--every 20] [--steps 40]
 
-They take turns, each in a process of its own. Everything is in the mean: the copy of the state, what the thread that
-writes and hashes it takes of the cores, and the wait where the one before is not written yet. A line's default is one
-every 200 steps; the cost there is the seconds a checkpoint takes of training, divided by so many steps.
+The two take turns, each in its own process. The mean includes everything: copying the state, the CPU time of
+the thread that writes and hashes it, and waiting for the previous checkpoint. The default is a checkpoint
+every 200 steps; its cost is the training time that one checkpoint takes, divided by 200 steps.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def main() -> None:
         return
     without, with_them = [], []
     for _ in range(options.rounds):
-        without.append(_in_a_process(NEVER))
-        with_them.append(_in_a_process(options.every))
+        without.append(_run_in_process(NEVER))
+        with_them.append(_run_in_process(options.every))
     plain, checkpointed = statistics.median(without), statistics.median(with_them)
     seconds = (checkpointed - plain) * options.every
     print(
@@ -53,7 +53,7 @@ def main() -> None:
     )
 
 
-def _in_a_process(every: int) -> float:
+def _run_in_process(every: int) -> float:
     command = [sys.executable, "-m", "tests.bench.checkpoints", *sys.argv[1:], "--only", str(every)]
     quiet = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=quiet, stdout=subprocess.PIPE, text=True, check=True)
@@ -61,13 +61,13 @@ def _in_a_process(every: int) -> float:
 
 
 def _mean_step(options: argparse.Namespace, every: int) -> float:
-    """Over a whole number of intervals between checkpoints, from the first one's end on."""
+    """The mean over whole intervals between checkpoints, without the first one."""
     from service.artifacts import LocalArtifacts
     from workers.stages import run_stage
     from workers.stages.context import StageContext
 
     ends: list[float] = []
-    # The first interval is warm-up, and a last step without one of its own ends the last.
+    # The first interval is warm-up. One more step after the last interval waits for its checkpoint.
     options.steps = options.every * (1 + options.steps // options.every) - WARM_UP_STEPS
     with tempfile.TemporaryDirectory() as root:
         artifacts = LocalArtifacts(Path(root))

@@ -1,7 +1,7 @@
-"""What load the control plane bears: ``make bench-api``, or ``python -m tests.bench.load --json FILE``.
+"""Load test of the control plane: ``make bench-api``, or ``python -m tests.bench.load --json FILE``.
 
-Servers and clients share this machine's cores. Every server is a process of its own on a new home, and PostgreSQL
-is one that this starts and that writes for a power cut, as in production. Exit status 1 where a target is missed.
+Servers and clients share this machine's cores. Each check gets a new server process on a new home, and a
+PostgreSQL server that syncs every commit, as in production. The exit status is 1 if a target is missed.
 """
 
 import argparse
@@ -10,12 +10,13 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+from service.artifacts import open_artifacts
 from service.settings import Settings
 from service.store.database import Database
 from service.store.migrate import upgrade
 from tests.bench import figure
 from tests.bench.figure import Figure
-from tests.bench.load_checks import DATASETS, folder, lists, registrations, uploads
+from tests.bench.load_checks import folder, lists, registrations, uploads
 from tests.support.postgres import run_server
 from tests.support.server_process import server_process
 
@@ -30,10 +31,8 @@ def measure(settings: Settings, check: str, seconds: float) -> list[Figure]:
         try:
             match check:
                 case "registrations":
-                    return [
-                        *registrations(url, process.pid, 1, seconds),
-                        *registrations(url, process.pid, DATASETS, seconds),
-                    ]
+                    artifacts = open_artifacts(settings.artifacts)
+                    return registrations(url, process.pid, database, artifacts, seconds)
                 case "lists":
                     return lists(url, database, seconds)
                 case _:
@@ -46,10 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long each load lasts")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each load")
     parser.add_argument("--only", choices=CHECKS, action="append")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), action="append")
-    parser.add_argument("--json", type=Path, help="where to write the figures too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     results: dict[str, list[Figure]] = {}
     with ExitStack() as stack:
@@ -57,9 +56,11 @@ def main() -> None:
         for kind in arguments.database or ("sqlite", "postgresql"):
             server = None
             if kind == "postgresql":
-                # Unix sockets have short names.
-                place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp")))
-                server = stack.enter_context(run_server(place, **DURABLE))
+                # In /tmp, because the path of a Unix socket must be short.
+                folder_of_server = Path(
+                    stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp"))
+                )
+                server = stack.enter_context(run_server(folder_of_server, **DURABLE))
             results[kind] = []
             for check in arguments.only or CHECKS:
                 home = folder(directory, f"{kind}-{check}")

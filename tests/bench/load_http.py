@@ -1,4 +1,4 @@
-"""A client that costs little: HTTP/1.1 over sockets that stay open, on one event loop, and nothing but what is needed."""
+"""A cheap client for load tests: minimal HTTP/1.1 over persistent connections, on one event loop."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ class Connection:
     async def request(
         self, method: str, path: str, body: bytes = b"", media_type: str = NDJSON
     ) -> tuple[int, bytes]:
-        """Status and body of the answer, which must have a Content-Length."""
+        """Send a request; status and body of the response, which must have a Content-Length."""
         self._writer.write(self.head(method, path, len(body), media_type) + body)
         return await self.answer()
 
@@ -73,7 +73,7 @@ async def post(url: str, path: str, document: dict[str, Any]) -> Any:
 
 @dataclass
 class Load:
-    """Requests made for a while. ``client_cpu_seconds`` is what making them took this process."""
+    """Results of a load. ``client_cpu_seconds`` is the CPU time of this process, the client."""
 
     seconds: float = 0.0
     client_cpu_seconds: float = 0.0
@@ -97,7 +97,7 @@ Request = tuple[str, str, bytes]
 
 
 async def load(url: str, num_clients: int, seconds: float, request: Callable[[int], Request]) -> Load:
-    """Make ``request(0)``, ``request(1)``, … from that many clients, each of which waits for its answer."""
+    """Send ``request(0)``, ``request(1)``, … from several clients, each waiting for its response."""
     result = Load()
     number = 0
 
@@ -105,8 +105,8 @@ async def load(url: str, num_clients: int, seconds: float, request: Callable[[in
         nonlocal number
         async with connection(url) as http:
             while time.perf_counter() < deadline:
-                asked, number = number, number + 1
-                method, path, body = request(asked)
+                current, number = number, number + 1
+                method, path, body = request(current)
                 start = time.perf_counter()
                 status, _ = await http.request(method, path, body)
                 result.latencies.append(time.perf_counter() - start)

@@ -17,12 +17,12 @@ import torch
 from tests.bench.figure import Figure
 from tests.bench.serve_model import VOCABULARY
 from workers.data.tokenizer import load_tokenizer
-from workers.pretrained import load_model
 from workers.serving.engine.detokenizer import Vocabulary
 from workers.serving.engine.memory import this_device
 from workers.serving.engine.port import EngineEvent, SequenceFailed, SequenceRequest
 from workers.serving.engine.transformers_engine import TransformersEngine
 from workers.serving.generation import Finished, Sampling, Token
+from workers.training.pretrained import load_model
 
 SLOTS = 16
 PROMPT_TOKENS = 32

@@ -103,7 +103,7 @@ def serving_world(folder: Path) -> Iterator[World]:
         # Ray reads its token when it is imported: not before there is one.
         from ray import serve
 
-        from workers.serving.ray_serving import RayServing
+        from workers.serving.ray.serving import RayServing
 
         [port] = free_ports(1)
         serving = RayServing(artifacts.url, "127.0.0.1", port)

@@ -2,11 +2,11 @@
 
     python -m tests.bench.training [--preset llama-7m] [--rows 16] [--length 256] [--steps 12] [--compile]
 
-They take turns, each in processes of its own, and a Ray is up only while the loop runs under it. There the run
-goes through the executor, as in a service: the job, the worker group, the points sent to the board. Precision is
-what a line that leaves it open would take on this machine; the Trainer is shown in fp32, as it comes, and in that
-precision. The first steps are left out. On a machine that is shared, the processor seconds a step are the figure
-to trust: the wall-clock tells what the neighbours did.
+The contenders take turns, each in its own process. Under Ray the run goes through the executor, as in a
+service (job, worker group, points sent to the board), and the cluster is up only during that turn. The
+precision is what a line with the default settings gets on this machine; the Trainer also runs in fp32, its
+default. The first steps are not counted. On a shared machine trust CPU seconds per step, because the
+wall-clock time depends on other processes.
 """
 
 import argparse
@@ -32,10 +32,10 @@ RAY_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Step:
-    """One step's wall-clock and processor seconds; the latter are not known from outside of a process."""
+    """Wall-clock and CPU seconds of one step. CPU seconds are NaN if the step ran in another process."""
 
     wall: float
-    processor: float = math.nan
+    cpu: float = math.nan
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
         print(json.dumps([asdict(step) for step in steps]))
         return
     if options.precision == "auto":
-        options.precision = _precision_here()
+        options.precision = _default_precision()
     contenders = {
         "loop": ("loop", options.precision),
         "under Ray": ("ray", options.precision),
@@ -60,12 +60,12 @@ def main() -> None:
     measured: dict[str, list[Step]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
         for name, (which, precision) in contenders.items():
-            measured[name] += _in_a_process(which, precision)
+            measured[name] += _run_in_process(which, precision)
     _show(measured, options)
 
 
 def parser_of(description: str | None, *, steps: int) -> argparse.ArgumentParser:
-    """The options of every benchmark of the loop."""
+    """The options that all benchmarks of the loop share."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -78,15 +78,15 @@ def parser_of(description: str | None, *, steps: int) -> argparse.ArgumentParser
     return parser
 
 
-def _precision_here() -> str:
+def _default_precision() -> str:
     from service.core.specs import TrainingSpec
     from service.planning.line import resolve_numerics
-    from workers.capabilities import measure_capabilities
+    from workers.executors.capabilities import measure_capabilities
 
     return resolve_numerics(TrainingSpec(), measure_capabilities(1)).precision
 
 
-def _in_a_process(which: str, precision: str) -> list[Step]:
+def _run_in_process(which: str, precision: str) -> list[Step]:
     command = [sys.executable, "-m", "tests.bench.training", *sys.argv[1:]]
     quiet = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -105,7 +105,7 @@ def _show(measured: Mapping[str, list[Step]], options: argparse.Namespace) -> No
         f"{options.preset}, {options.rows} x {options.length} tokens, {options.threads} threads, "
         f"{options.precision}{', compiled' if options.compile else ''}"
     )
-    print(f"{'tokens/s':16}{'median':>10}{'best step':>12}{'by the processor':>18}{'loop / it':>20}")
+    print(f"{'tokens/s':16}{'median':>10}{'best step':>12}{'per CPU second':>18}{'loop / it':>20}")
     rates = {name: _rates(steps, tokens) for name, steps in measured.items()}
     for name, row in rates.items():
         ratios = " ".join(f"{ours / its:.2f}" for ours, its in zip(rates["loop"], row, strict=True))
@@ -113,14 +113,14 @@ def _show(measured: Mapping[str, list[Step]], options: argparse.Namespace) -> No
 
 
 def _rates(steps: list[Step], tokens: int) -> tuple[float, float, float]:
-    """Tokens a second: in the median step, in the best one, and a processor second's share of the median."""
+    """Tokens per second in the median and the best step, and tokens per CPU second in the median step."""
     wall = [step.wall for step in steps]
-    processor = statistics.median(step.processor for step in steps)
-    return tokens / statistics.median(wall), tokens / min(wall), tokens / processor
+    cpu = statistics.median(step.cpu for step in steps)
+    return tokens / statistics.median(wall), tokens / min(wall), tokens / cpu
 
 
-class _Marks:
-    """The time between marks."""
+class _StepTimer:
+    """Measures the time between marks."""
 
     def __init__(self) -> None:
         self._marks: list[tuple[float, float]] = []
@@ -155,7 +155,7 @@ def _num_steps(options: argparse.Namespace) -> int:
 
 
 def run_of(options: argparse.Namespace, artifacts: Any, checkpoint_every: int = 10_000) -> Any:
-    """A run of one trunk segment on random tokens, its pack and tokenizer published."""
+    """Publish a pack and a tokenizer, and return a run of one trunk segment on random tokens."""
     import numpy as np
 
     from service.core.executor import Run, StageCall
@@ -200,7 +200,7 @@ def _loop(options: argparse.Namespace) -> list[Step]:
     from workers.stages import run_stage
     from workers.stages.context import StageContext
 
-    marks = _Marks()
+    marks = _StepTimer()
     with tempfile.TemporaryDirectory() as root:
         artifacts = LocalArtifacts(Path(root))
         [call] = run_of(options, artifacts).calls
@@ -209,14 +209,14 @@ def _loop(options: argparse.Namespace) -> list[Step]:
 
 
 def _loop_under_ray(options: argparse.Namespace) -> list[Step]:
-    """Its steps as the loop itself timed them: the rates of the points that reach the board."""
+    """Returns the steps as the loop itself timed them, from the points that reach the board."""
     from service.artifacts import LocalArtifacts
     from service.core.errors import Unavailable
     from service.core.executor import RunState
     from tests.support.ray_cluster import connected, started_ray
 
     with tempfile.TemporaryDirectory() as root, started_ray() as cluster, connected(cluster):
-        from workers.ray_executor import RayExecutor  # imports Ray, which reads its token only once
+        from workers.executors.ray_executor import RayExecutor  # imports Ray, which reads its token once
 
         artifacts = LocalArtifacts(Path(root))
         run = run_of(options, artifacts)
@@ -225,14 +225,14 @@ def _loop_under_ray(options: argparse.Namespace) -> list[Step]:
         while time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             try:
-                executor.submit(run)  # once it is known, this changes nothing
+                executor.submit(run)  # has no effect on a known run
                 report = executor.poll(run.id, 0)
             except Unavailable:
                 continue
             if report.state != RunState.RUNNING:
                 assert report.state == RunState.SUCCEEDED, report.error
                 tokens = options.rows * options.length
-                # From the second one on, as the marks of the other contenders are.
+                # Without the first step, which the timer of the other contenders does not see either.
                 return [Step(tokens / point.tokens_per_second) for point in report.points[1:]]
     raise TimeoutError("the run under Ray did not end")
 
@@ -244,7 +244,7 @@ def _trainer(options: argparse.Namespace) -> list[Step]:
     from workers.training.model import TokenizerFacts, build_model
 
     torch.set_num_threads(options.threads)
-    marks = _Marks()
+    marks = _StepTimer()
     line, count = _line(options), _num_steps(options)
     rows = torch.randint(0, VOCAB_SIZE, (count * options.rows, options.length))
 

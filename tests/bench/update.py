@@ -1,9 +1,9 @@
-"""A service of one's own: where the seconds of an update go, and what releases do to those who ask meanwhile.
+"""The seconds that each part of an update takes, and what releases do to the latency of concurrent requests.
 
     python -m tests.bench.update [--bytes 300000] [--clients 8]
 
-The service is `pathswitch up` as users start it. Two data versions become released versions of a tiny model;
-then its versions are released in turn under a steady stream of requests, with nothing training beside them.
+The benchmark starts its own service with `pathswitch up`. Two data versions become released versions of a
+tiny model. Then the two are released in turn under a steady stream of requests, while nothing trains.
 """
 
 import argparse
@@ -30,7 +30,7 @@ STEADY_SECONDS = 20.0
 BETWEEN_RELEASES_SECONDS = 5.0
 PATIENCE_SECONDS = 600.0
 
-Rows = dict[str, float]  # what was waited for -> seconds, in order
+Durations = dict[str, float]  # part of the update -> seconds, in order
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
             {
                 "name": NAME,
                 "dataset": NAME,
-                # What is measured is the time: every version is to be released.
+                # The benchmark measures time, so the gate must release every version.
                 "gate": {"max_new_loss_increase": 10, "max_old_loss_increase": 10},
             }
         )
@@ -64,16 +64,16 @@ def main() -> None:
 
 
 def body_of(version: DemoVersion, num_bytes: int) -> bytes:
-    """Whole lines of the version, as many as fit."""
+    """The first whole lines of the version, at most ``num_bytes``."""
     body = to_ndjson(version)[:num_bytes]
     return body[: body.rindex(b"\n") + 1]
 
 
-def timed_update(client: Client, inference_url: str, number: int, body: bytes) -> Rows:
-    """Push, wait for the new version's first answer, and tell when each part of it had been done."""
+def timed_update(client: Client, inference_url: str, number: int, body: bytes) -> Durations:
+    """Push a data version, wait for the first answer of its model version, and time each part."""
     ends = {"": time.time()}
     pushed = client.push_version(NAME, [body], format=DataFormat.NDJSON)
-    ends["POST: upload, hash, divide"] = time.time()
+    ends["POST: upload, hash, split"] = time.time()
     first_steps: dict[StageKind, float] = {}
     update = client.update(pushed.row.updates[0])
     while update.state not in FINISHED_UPDATES:
@@ -84,20 +84,20 @@ def timed_update(client: Client, inference_url: str, number: int, body: bytes) -
                 first_steps.setdefault(stage.kind, time.time())
     assert update.state == UpdateState.SUCCEEDED, update.error
     ends["tokenizer and packs"] = finished(update, StageKind.TOKENIZER, StageKind.PACK)
-    ends["start of the training job, to the first step"] = first_steps[StageKind.TRAIN_TRUNK]
+    ends["training job: start to first step"] = first_steps[StageKind.TRAIN_TRUNK]
     ends["trunk"] = finished(update, StageKind.TRAIN_TRUNK)
     ends["branch"] = finished(update, StageKind.TRAIN_BRANCH)
     ends["export"] = finished(update, StageKind.EXPORT)
     ends["evaluation"] = finished(update, StageKind.EVALUATE)
     ends["gate"] = finished(update, StageKind.GATE)
-    ends["release: swapped and seen"] = finished(update, StageKind.RELEASE)
+    ends["release: swap and record"] = finished(update, StageKind.RELEASE)
     wait_for_answer(inference_url, number)
-    ends["first answer seen"] = time.time()
+    ends["first answer"] = time.time()
     return {name: end - start for (_, start), (name, end) in pairwise(ends.items())}
 
 
 def finished(update: Update, *kinds: StageKind) -> float:
-    """When the last of the stages of these kinds had ended, in Unix time."""
+    """The Unix time at which the last stage of these kinds ended."""
     ends = [stage.finished_at for stage in update.stages if stage.kind in kinds and stage.finished_at]
     return max(ends).timestamp()
 
@@ -112,11 +112,11 @@ def wait_for_answer(inference_url: str, number: int) -> None:
             except (httpx.HTTPError, AnswerError):
                 pass
             time.sleep(POLL_SECONDS)
-    raise TimeoutError(f"version {number} does not answer")
+    raise TimeoutError(f"version {number} did not answer within {PATIENCE_SECONDS:.0f} s")
 
 
 def releases_under_clients(client: Client, inference_url: str, num_clients: int) -> tuple[Tally, Tally]:
-    """The requests of a steady while, and those of another one with the releases in it."""
+    """Send requests for a while without releases, and for another while with them. Returns both tallies."""
     traffic = Traffic(inference_url, NAME, num_threads=num_clients)
     traffic.start()
     time.sleep(STEADY_SECONDS)
@@ -134,18 +134,18 @@ def releases_under_clients(client: Client, inference_url: str, num_clients: int)
 
 
 def release(client: Client, number: int) -> None:
-    asked = client.release(NAME, number)
+    requested = client.release(NAME, number)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
-        [found] = [row for row in client.releases(NAME) if row.id == asked.id]
+        [found] = [row for row in client.releases(NAME) if row.id == requested.id]
         if found.state != ReleaseState.PENDING:
             assert found.state == ReleaseState.LIVE, found.error
             return
         time.sleep(POLL_SECONDS)
-    raise TimeoutError(f"version {number} is not released")
+    raise TimeoutError(f"version {number} was not released within {PATIENCE_SECONDS:.0f} s")
 
 
-def show_seconds(columns: list[Rows], num_bytes: int) -> None:
+def show_seconds(columns: list[Durations], num_bytes: int) -> None:
     heads = "".join(f"{f'version {number}':>12}" for number, _ in enumerate(columns, start=1))
     print(f"{f'seconds, {num_bytes:,} bytes a version, tiny preset':48}{heads}")
     for name in columns[0]:

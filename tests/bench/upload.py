@@ -1,7 +1,6 @@
-"""How fast a body is ingested, and what memory that takes: ``python -m tests.bench.upload --megabytes 1024``.
+"""Speed and memory of the ingestion sink: ``python -m tests.bench.upload --megabytes 1024``.
 
-Measures the sink alone, fed from memory by the thread that measures. ``ndjson_body`` is what other
-measurements feed.
+Measures the sink alone, fed from memory. Other benchmarks and tests also use ``ndjson_body``.
 """
 
 import argparse
@@ -26,15 +25,15 @@ _GROUP_CHUNKS = 1024  # 64 MiB
 def ndjson_body(num_bytes: int, chunk_bytes: int = 1 << 16, seed: int = 0) -> Iterator[bytes]:
     """Chunks of about ``num_bytes`` of ndjson: distinct documents of about 2 KB that compress like text.
 
-    Making them costs little: the text of a document is cut from one long text at a place of its own.
+    They are cheap to make: each is cut from one long text at a random position.
     """
     draw = random.Random(seed)
     words = ["".join(draw.choices("etaoinshrdlucmfwypvbgkqjxz", k=draw.randint(2, 9))) for _ in range(_WORDS)]
     weights = [1 / rank for rank in range(1, _WORDS + 1)]
     text = " ".join(draw.choices(words, weights, k=400_000))
-    made, number = 0, 0
-    held = bytearray()
-    while made < num_bytes:
+    num_bytes_made, number = 0, 0
+    buffer = bytearray()
+    while num_bytes_made < num_bytes:
         start = draw.randrange(len(text) - _TEXT_BYTES)
         document = {
             "text": f"{number}: {text[start : start + _TEXT_BYTES]}\n",
@@ -43,22 +42,22 @@ def ndjson_body(num_bytes: int, chunk_bytes: int = 1 << 16, seed: int = 0) -> It
             "source": "made up",
         }
         line = json.dumps(document).encode() + b"\n"
-        held += line
-        made += len(line)
+        buffer += line
+        num_bytes_made += len(line)
         number += 1
-        while len(held) >= chunk_bytes:
-            yield bytes(held[:chunk_bytes])
-            del held[:chunk_bytes]
-    yield bytes(held)
+        while len(buffer) >= chunk_bytes:
+            yield bytes(buffer[:chunk_bytes])
+            del buffer[:chunk_bytes]
+    yield bytes(buffer)
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is resident now (Linux)."""
+    """Resident memory of this process (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 class Stopwatch:
-    """Adds up wall and processor time; the second is what counts on a machine that is shared."""
+    """Adds up wall-clock and CPU time. On a shared machine, CPU time is the meaningful one."""
 
     def __init__(self) -> None:
         self.wall = self.cpu = 0.0
@@ -72,17 +71,19 @@ class Stopwatch:
 
 
 def measure(num_bytes: int, directory: Path) -> dict[str, float]:
-    """Ingest a made-up body.
+    """Ingest a generated body. The time to generate it does not count.
 
-    The time of making it is taken out. So that the sink's compressing thread cannot use that time, the body
-    is made and fed in groups of chunks that are far larger than what that thread has waiting for it.
+    The body is generated and fed in groups of chunks that are far larger than the queue of the sink's
+    compressing thread, so that this thread cannot catch up while a group is generated.
     """
     before = highest = 0
     feeding, finishing = Stopwatch(), Stopwatch()
     chunks = ndjson_body(num_bytes)
     with Ingest(LocalArtifacts(directory), DataFormat.NDJSON) as ingest:
         while group := list(islice(chunks, _GROUP_CHUNKS)):
-            before = before or resident_bytes()  # what is made is not the sink's
+            before = (
+                before or resident_bytes()
+            )  # after generating the first group, whose memory is not the sink's
             with feeding:
                 for chunk in group:
                     ingest.feed(chunk)
@@ -109,7 +110,7 @@ def measure(num_bytes: int, directory: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=1024)
-    parser.add_argument("--directory", type=Path, help="where to write; a temporary folder unless told")
+    parser.add_argument("--directory", type=Path, help="where to write (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         print(json.dumps(measure(arguments.megabytes << 20, Path(directory)), indent=1))

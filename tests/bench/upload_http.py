@@ -1,8 +1,7 @@
-"""How fast a body is taken in over HTTP, and what memory that takes the server.
+"""Speed and memory of an upload over HTTP: ``python -m tests.bench.upload_http --megabytes 1024``.
 
-``python -m tests.bench.upload_http --megabytes 1024``. The body is made beforehand and sent from a file, so
-that making it takes nothing from the server. Beside the wall-clock, which counts a machine's other work too,
-it tells the server's own processor time.
+The body is generated first and sent from a file, so that generating it does not slow the server. Reports the
+server's CPU time besides the wall-clock time, which includes other work on the machine.
 """
 
 import argparse
@@ -37,7 +36,7 @@ def measure(num_bytes: int, directory: Path) -> dict[str, float]:
             sent = time.perf_counter()
 
         with MemoryWatch(process.pid) as memory:
-            began = time.perf_counter()
+            started = time.perf_counter()
             version, _ = client.push_version("measured", path, progress=note)
             ended = time.perf_counter()
         cpu = cpu_seconds(process.pid) - cpu
@@ -45,10 +44,10 @@ def measure(num_bytes: int, directory: Path) -> dict[str, float]:
     return {
         "mebibytes": mebibytes,
         "documents": version.documents,
-        "send_seconds": sent - began,
-        "seconds": ended - began,
+        "send_seconds": sent - started,
+        "seconds": ended - started,
         "server_cpu_seconds": cpu,
-        "mib_per_second": mebibytes / (ended - began),
+        "mib_per_second": mebibytes / (ended - started),
         "mib_per_cpu_second": mebibytes / cpu,
         "memory_growth_mib": memory.growth / 2**20,
     }
@@ -57,7 +56,7 @@ def measure(num_bytes: int, directory: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=1024)
-    parser.add_argument("--directory", type=Path, help="where to write; a temporary folder unless told")
+    parser.add_argument("--directory", type=Path, help="where to write (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         print(json.dumps(measure(arguments.megabytes << 20, Path(directory)), indent=1))

@@ -12,7 +12,7 @@ from tests.support.control_plane import ControlPlane, serve, settings_of
 from tests.support.database import Databases
 from tests.support.story import DATASET
 from tests.support.undisturbed import Undisturbed, undisturbed_line
-from workers.local_executor import LocalExecutor
+from workers.executors.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
 NewPlane = Callable[..., ControlPlane]

@@ -22,7 +22,7 @@ from tests.support.database import Databases, PostgresDatabases, name_of
 from tests.support.postgres import PostgresServer, find_binaries
 from tests.support.story import DATASET, DOCUMENTS, SPEC, push_and_release, released
 from tests.support.training import texts_of
-from workers.local_executor import LocalExecutor
+from workers.executors.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
 OFTEN = SPEC | {"training": SPEC["training"] | {"checkpoint_every": 3}}

@@ -19,8 +19,8 @@ from tests.support.ray_cluster import RayCluster
 from tests.support.story import DATASET, DOCUMENTS, SPEC, download, greedy, push_and_release, released
 from tests.support.training import texts_of
 from tests.support.waiting import until
-from workers.ray_executor import RayExecutor
-from workers.serving.ray_serving import RayServing
+from workers.executors.ray_executor import RayExecutor
+from workers.serving.ray.serving import RayServing
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow_on_postgres]
 

@@ -14,7 +14,7 @@ from tests.support.recorded_rows import interpreter, rows_of, rows_read
 from tests.support.undisturbed import MODEL, Undisturbed, push_second
 from tests.support.waiting import until
 from tests.support.watched_update import WatchedUpdate
-from workers.ray_executor import RayExecutor
+from workers.executors.ray_executor import RayExecutor
 from workers.serving.local_serving import LocalServing
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -1,8 +1,8 @@
-"""One local Ray for the whole test session, started as a production head is and ended by its own pid.
+"""One local Ray cluster for the whole test session, started like a production head and ended by its pid.
 
-Not ``ray.init()``: that fixes ports which orphans of a killed Ray hold for a minute, and not ``ray stop``:
-that ends every Ray of the machine. Everything here is on free ports and in a folder of its own, so that
-several sessions can run at once.
+``ray.init()`` would use fixed ports, which orphans of a killed Ray hold for a minute, and ``ray stop`` would
+end every Ray on the machine. This cluster uses free ports and its own folder, so several sessions can run at
+once.
 """
 
 import os
@@ -29,15 +29,15 @@ OBJECT_STORE_BYTES = 200_000_000
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0
 
-# The kernel ends the head when this process dies, however it dies. The child asks for it before it becomes
-# the head, as code between fork and exec is unsafe in a process with threads.
+# The kernel ends the head when this process dies, even by kill -9. A launcher asks for that and then becomes
+# the head, because code between fork and exec is unsafe in a process with threads.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
-# As a head of `pathswitch up` is started: api/cli/up/local_ray.py says why.
+# The same as for the head of `pathswitch up`; api/cli/up/local_ray.py explains them.
 _HEAD_ENVIRONMENT = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
@@ -55,14 +55,14 @@ class RayCluster:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[RayCluster]:
-    """A running Ray; this process is connected to it as a driver."""
+    """A running cluster, to which this process is connected as a driver."""
     with started_ray() as cluster, connected(cluster):
         yield cluster
 
 
 @contextmanager
 def started_ray() -> Iterator[RayCluster]:
-    """Start a head node with token authentication, and end it."""
+    """Start a head node with token authentication, and end it afterwards."""
     token = secrets.token_hex(32)
     gcs_port, dashboard_port, client_port = free_ports(3)
     # Unix socket paths are limited to about 100 characters: a short folder, not one of pytest's.
@@ -113,7 +113,7 @@ def started_ray() -> Iterator[RayCluster]:
 
 @contextmanager
 def connected(cluster: RayCluster) -> Iterator[None]:
-    """Make this process a driver of the cluster, its environment and signal handlers restored afterwards."""
+    """Connect to the cluster as a driver. Restores environment and signal handlers afterwards."""
     with pytest.MonkeyPatch.context() as patch, ExitStack() as undo:
         for name, value in _environment(cluster.token).items():
             patch.setenv(name, value)

@@ -1,10 +1,11 @@
-"""Processes of a Ray that a test has started, found below it by what they are called, to be killed one kind at a time."""
+"""Finds processes of a test's Ray cluster by name, so that a test can kill one kind of them."""
 
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from pathlib import Path
+
+import psutil
 
 from api.cli.up import processes
 from api.cli.up.processes import Process
@@ -13,29 +14,29 @@ TRAINER = "ray::RayTrainWorker"
 
 
 def trainers(root: int) -> set[Process]:
-    """The ranks of what is being trained below the process ``root``."""
-    return _called(root, TRAINER)
+    """The ranks that train below the process ``root``."""
+    return _named(root, TRAINER)
 
 
 def _controller(root: int) -> set[Process]:
-    return _called(root, "ray::TrainController")
+    return _named(root, "ray::TrainController")
 
 
 def _driver(root: int) -> set[Process]:
-    """The job's own process, which fits the trainer, without the shells around it."""
-    return _called(root, "workers.ray_job")
+    """The driver process of a job, without the shells that started it."""
+    return _named(root, "workers.executors.ray_job")
 
 
 def _board(root: int) -> set[Process]:
-    return _called(root, "ray::RunBoard")
+    return _named(root, "ray::RunBoard")
 
 
 def _raylet(root: int) -> set[Process]:
-    return _called(root, "/raylet/raylet")
+    return _named(root, "/raylet/raylet")
 
 
 def _everything(root: int) -> set[Process]:
-    """The head, GCS, dashboard, raylet, every worker, and jobs with what they have started."""
+    """The head, GCS, dashboard, raylet, all workers, and the jobs with their descendants."""
     [raylet] = _raylet(root)
     table = processes.all_processes()
     head = table[table[raylet.pid].parent].process
@@ -55,7 +56,7 @@ VICTIMS: dict[str, Callable[[int], set[Process]]] = {
 def kill(victims: Iterable[Process]) -> None:
     for victim in victims:
         if processes.alive(victim):
-            with suppress(ProcessLookupError):  # it ended meanwhile, with what it belonged to
+            with suppress(ProcessLookupError):  # it ended with its parent in the meantime
                 os.kill(victim.pid, signal.SIGKILL)
 
 
@@ -63,8 +64,8 @@ def all_gone(victims: Collection[Process]) -> bool:
     return not any(map(processes.alive, victims))
 
 
-def _called(root: int, name: str) -> set[Process]:
-    """Descendants whose title begins, or whose program or module ends with that: not the shell that starts one."""
+def _named(root: int, name: str) -> set[Process]:
+    """Descendants whose title starts, or whose program or module ends, with ``name``. Shells do not match."""
     below = processes.descendants([root], processes.all_processes())
     return {
         one
@@ -75,6 +76,6 @@ def _called(root: int, name: str) -> set[Process]:
 
 def _command_line(process: Process) -> list[str]:
     try:
-        return Path(f"/proc/{process.pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except (FileNotFoundError, ProcessLookupError):
+        return psutil.Process(process.pid).cmdline()
+    except psutil.NoSuchProcess:
         return []

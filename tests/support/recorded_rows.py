@@ -1,6 +1,6 @@
 """Training over Ray that records the rows it reads: ``python -m tests.support.recorded_rows <run id> <url>``.
 
-It replaces ``workers.ray_job`` through the interpreter that a RayExecutor is given. Every rank writes a line per step to
+It replaces ``workers.executors.ray_job`` through the interpreter that a RayExecutor is given. Every rank writes a line per step to
 its own file beside the artifacts, which survives a SIGKILL.
 """
 
@@ -18,7 +18,7 @@ import torch
 
 from service.artifacts import Artifacts, open_artifacts
 from service.core.stage_specs import TrainStage
-from workers import ray_job
+from workers.executors import ray_job
 from workers.training.batches import Batches
 from workers.training.ranks import Ranks
 
@@ -36,7 +36,7 @@ class RankRows:
 
 
 def interpreter(path: Path) -> str:
-    """Write an executable that starts the recording job in place of ``python -m workers.ray_job``."""
+    """Write an executable that starts the recording job in place of ``python -m workers.executors.ray_job``."""
     path.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -m {__name__} "$@"\n')
     path.chmod(0o755)
     return str(path)

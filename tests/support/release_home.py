@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service.artifacts import Artifacts
+from service.artifacts import open_artifacts
 from service.core.manifest import MANIFEST
 from service.core.states import FINISHED_UPDATES
 from service.settings import Settings
 from service.store.migrate import upgrade
 from tests.support.control_plane import ControlPlane, serve
 from tests.support.training import texts_of
-from workers.local_executor import LocalExecutor
+from workers.executors.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
 DATASET = MODEL = "news"
@@ -122,7 +122,7 @@ def service(home: Path) -> Iterator[tuple[ControlPlane, LocalExecutor, LocalServ
     settings = Settings(home=home)
     home.mkdir(exist_ok=True)
     upgrade(settings.database)
-    artifacts = Artifacts.from_url(settings.artifacts)
+    artifacts = open_artifacts(settings.artifacts)
     executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
     try:
         with serve(settings) as plane:

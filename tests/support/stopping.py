@@ -18,13 +18,13 @@ from service.core.plan import checkpoint_key
 from service.core.retry import MAX_ATTEMPTS
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import StageState
-from service.store import migrate, stages
+from service.store import metrics, migrate
 from service.store.database import Database
 from service.store.tables import Stage
 from tests.support.control_plane import ndjson, serve, settings_of
 from tests.support.story import DATASET, DOCUMENTS, SPEC, push_and_release
 from tests.support.training import SMALL_CONFIG, texts_of
-from workers.local_executor import LocalExecutor
+from workers.executors.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
 PATIENCE_SECONDS = 120.0
@@ -179,7 +179,7 @@ def wait_until_released(client: Client, number: int) -> None:
 
 def trained_steps(database: Database, stage: Stage) -> list[int]:
     with database.reading() as session:
-        return [point.step for point in stages.points(session, stage.id)]
+        return [point.step for point in metrics.points(session, stage.id)]
 
 
 def assert_stopped_at_a_checkpoint(database: Database, artifacts: Artifacts, number: int) -> int:

@@ -1,4 +1,4 @@
-"""A model version small enough for any test: a random two-layer Llama with a byte-level BPE of its own."""
+"""A tiny exported model version: a random two-layer Llama with its own byte-level BPE tokenizer."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_tiny_export(folder: Path, *, seed: int, broken: bool = False, hidden_size: int = 32) -> None:
-    """Write an export whose weights follow from ``seed``; ``broken`` ones are not finite."""
+    """Write an export whose weights depend on ``seed``. A ``broken`` one has weights that are not finite."""
     tokenizer = byte_level_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -38,7 +38,7 @@ def write_tiny_export(folder: Path, *, seed: int, broken: bool = False, hidden_s
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT_LENGTH,
-        initializer_range=0.3,  # wide, so that greedy answers vary and the versions differ
+        initializer_range=0.3,  # large, so that greedy answers vary and differ between versions
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

@@ -1,4 +1,4 @@
-"""A line small enough to train in a test for real: 31 thousand parameters, rows of 32 tokens."""
+"""A line that is small enough to train in a test: 31 thousand parameters, rows of 32 tokens."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ SMALL_CONFIG = {
 
 
 def texts_of(seed: int, documents: int, *, words: int = 40) -> list[str]:
-    """Documents of words that follow each other by a rule of the seed's: there is something to learn."""
+    """Write documents in which each word limits the next one, by a rule of the seed, so a model can learn."""
     draw = random.Random(seed)
     lexicon = ["".join(draw.choices("abdeiklmnorstu", k=draw.randint(2, 6))) for _ in range(40)]
     follows = {word: draw.sample(lexicon, 3) for word in lexicon}
@@ -55,7 +55,7 @@ def texts_of(seed: int, documents: int, *, words: int = 40) -> list[str]:
 
 
 def publish_documents(artifacts: Artifacts, texts: Sequence[str], *, holdout: float = 0.1) -> str:
-    """Write distinct documents as the artifact of a data version, as ingestion does; returns its key."""
+    """Publish distinct documents as a data version's artifact, as ingestion does. Returns its key."""
     hashes = {document_hash(text): text for text in texts}
     held_out = sorted(hashes)[: round(holdout * len(hashes))]
     key = f"data/{hashlib.sha256(b''.join(hashes)).hexdigest()}"
@@ -73,7 +73,7 @@ STATE_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
 def content(artifacts: Artifacts, manifest: Manifest) -> dict[str, bytes]:
-    """The files that hold state, and of the points what does not depend on the clock."""
+    """Read the state files, and the points without the fields that depend on the clock."""
     folder = artifacts.open(manifest.key)
     files = {name: (folder / name).read_bytes() for name in STATE_FILES if (folder / name).exists()}
     points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -84,7 +84,7 @@ def content(artifacts: Artifacts, manifest: Manifest) -> dict[str, bytes]:
 
 @dataclass
 class Trainer:
-    """Runs stages in this process. ``stop_at`` asks for a stop when that global step has been reported."""
+    """Runs stages in this process. ``stop_at`` is the global step at which they are asked to stop."""
 
     artifacts: Artifacts
     points: list[Point] = field(default_factory=list)
@@ -104,13 +104,13 @@ class Trainer:
         return self.run(kind, run_key(kind, stage), stage)
 
     def _should_stop(self) -> bool:
-        # Asked during a step, before it is reported.
+        # A stage asks during a step, before it reports it.
         return self.stop_at is not None and (self.points[-1].step if self.points else 0) + 1 >= self.stop_at
 
 
 @dataclass(frozen=True)
 class SmallLine:
-    """A line and the ledger of its data versions, packed and ready to train on."""
+    """A line and the ledger of its packed data versions."""
 
     line: LineSpec
     ledger: tuple[LedgerEntry, ...]
@@ -120,7 +120,7 @@ class SmallLine:
 def prepare_line(
     artifacts: Artifacts, documents: Sequence[int] = (60, 60), *, vocab_size: int = 320, **changes: Any
 ) -> SmallLine:
-    """Register one data version for each number of documents, and run tokenizer and packs for real."""
+    """Publish a data version for each number of documents, and run the tokenizer and pack stages."""
     trainer = Trainer(artifacts)
     data_keys: list[str] = []
     for seed, count in enumerate(documents, start=1):

@@ -24,7 +24,7 @@ from tests.support.database import Databases
 from tests.support.story import DATASET, SPEC, push_and_release, released
 from tests.support.training import texts_of
 from tests.support.watched_update import WatchedUpdate
-from workers.local_executor import LocalExecutor
+from workers.executors.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
 # A step takes 15 to 25 ms on a core, so an interval two seconds: four times what points are late.

@@ -1,8 +1,9 @@
-"""Seeded draws: permutations, weighted choices of data versions, and slots, as functions of their names.
+"""Seeded draws: permutations, positions and weighted choices that depend on nothing but a name.
 
-Everything comes from raw 64-bit outputs of a Philox counter generator keyed by a hash of what the draw is
-for. Those outputs are fixed by the algorithm (Salmon et al. 2011); numpy's own permutation and choice may
-change between versions.
+The name says what a draw is for: a purpose, the seed, the step. Its hash is the key of a Philox counter
+generator, of which only the raw 64-bit outputs are used. The algorithm fixes those (Salmon et al. 2011,
+"Parallel random numbers: as easy as 1, 2, 3"), while numpy's permutation and choice may change between
+versions.
 """
 
 import hashlib
@@ -17,33 +18,32 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def permutation(size: int, *name: str | int) -> Ints:
-    """A permutation of 0 … size-1 that depends on ``name`` alone."""
+    """Return a permutation of 0 … size - 1, of shape (size,)."""
     return np.argsort(_raw(size, name), kind="stable").astype(np.int64)
 
 
-def slots(count: int, size: int, *name: str | int) -> Ints:
-    """``count`` different numbers below ``size``, rising."""
+def positions(count: int, size: int, *name: str | int) -> Ints:
+    """Draw ``count`` distinct numbers below ``size``, in ascending order."""
     return np.sort(permutation(size, *name)[:count])
 
 
 def draw_rows(count: int, rows: Sequence[int], mixture: str, *name: str | int) -> list[tuple[int, int]]:
-    """Draw (version, row) pairs with replacement, from versions of so many ``rows``, the oldest first."""
-    versions = _uniform(count, (*name, "version"))
-    positions = _raw(count, (*name, "row"))
+    """Draw (version, row) pairs with replacement. ``rows`` counts the rows of each version, oldest first."""
+    version_draws = _uniform(count, (*name, "version"))
+    row_draws = _raw(count, (*name, "row"))
     bounds = list(accumulate(mixture_weights(rows, mixture)))
-    drawn = []
-    for uniform, position in zip(versions, positions, strict=True):
-        version = min(int(np.searchsorted(bounds, uniform * bounds[-1], side="right")), len(rows) - 1)
-        drawn.append((version, int(position) % rows[version]))
-    return drawn
+    pairs = []
+    for version_draw, row_draw in zip(version_draws, row_draws, strict=True):
+        version = min(int(np.searchsorted(bounds, version_draw * bounds[-1], side="right")), len(rows) - 1)
+        pairs.append((version, int(row_draw) % rows[version]))
+    return pairs
 
 
 def mixture_weights(rows: Sequence[int], mixture: str) -> list[float]:
-    """Unnormalised weight of each older version, oldest first.
+    """Return the unnormalised weight of each older version, oldest first.
 
-    ``equal``: one each. ``by_size``: its rows, so that every old row is equally likely. ``recency``:
-    halving with every version back, so that the newest old version gives half of the rows, or a little
-    more.
+    ``equal``: 1 each. ``by_size``: the number of rows, so that every old row is equally likely. ``recency``:
+    1 for the newest of them, and half as much with every version further back.
     """
     if mixture == "equal":
         return [1.0] * len(rows)
@@ -51,10 +51,11 @@ def mixture_weights(rows: Sequence[int], mixture: str) -> list[float]:
         return [float(count) for count in rows]
     if mixture == "recency":
         return [0.5 ** (len(rows) - 1 - index) for index in range(len(rows))]
-    raise ValueError(f"unknown mixture {mixture!r}")
+    raise ValueError(f"unknown mixture {mixture!r}; use equal, by_size or recency")
 
 
 def _uniform(size: int, name: Sequence[str | int]) -> list[float]:
+    """Uniform floats in [0, 1): the upper 53 bits of each raw output, times 2⁻⁵³."""
     return [int(raw >> np.uint64(11)) * 2.0**-53 for raw in _raw(size, name)]
 
 

@@ -1,33 +1,31 @@
 """Packs: the documents of one data version as one stream of tokens, read in rows of fixed length.
 
-``tokens.bin`` holds the tokens, little endian; row r is ``stream[r*S : r*S + S + 1]``: S inputs and the S
-targets that follow them. The stream is closed to a ring, its end filled up from its beginning, so that
-every token is a target at least once and all rows are full.
+``tokens.bin`` holds the stream, little endian. With sequence length S, row r is ``stream[r*S : r*S + S +
+1]``: S inputs and S targets, shifted by one. The stream is padded with its own beginning until the last row
+is full, so every token is a target at least once.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from service.core.errors import ArtifactCorrupt, StageInputInvalid
+from workers.data.mixture import Ints
 from workers.data.tokenizer import EncodedBlock
 
 TOKENS = "tokens.bin"
 HEADER = "pack.json"
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-
 
 @dataclass(frozen=True)
 class PackHeader:
-    """``tokens`` is counted without the filling; ``text_bytes`` are the documents' in UTF-8."""
+    """``tokens`` excludes the padding; ``text_bytes`` is the size of the documents in UTF-8."""
 
     sequence_length: int
-    dtype: str  # of numpy: "<u2" or "<u4"
+    dtype: str  # numpy's name: "<u2" or "<u4"
     rows: int
     tokens: int
     documents: int
@@ -37,9 +35,9 @@ class PackHeader:
 def write_pack(
     directory: Path, blocks: Iterable[EncodedBlock], *, sequence_length: int, vocab_size: int
 ) -> PackHeader:
-    """Write the pack of the documents in ``blocks``. Raises StageInputInvalid if there are none."""
+    """Write a pack from encoded documents. Raises StageInputInvalid if there are none."""
     dtype = np.dtype("<u2" if vocab_size < 1 << 16 else "<u4")
-    head = np.empty(0, dtype)  # what the end is filled up from: at most one row's length
+    head = np.empty(0, dtype)  # the first tokens, at most one row of them, which pad the end
     tokens = documents = text_bytes = 0
     with (directory / TOKENS).open("wb") as file:
         for block in blocks:
@@ -60,19 +58,21 @@ def write_pack(
 
 
 class Pack:
-    """The rows of a pack, read where they lie."""
+    """Reads rows of a memory-mapped pack."""
 
     def __init__(self, folder: Path) -> None:
         self.header = PackHeader(**json.loads((folder / HEADER).read_text()))
         self._stream = np.memmap(folder / TOKENS, dtype=self.header.dtype, mode="r")
         if len(self._stream) != self.header.rows * self.header.sequence_length + 1:
-            raise ArtifactCorrupt(f"{TOKENS} does not hold {self.header.rows} rows")
+            raise ArtifactCorrupt(
+                f"{TOKENS} does not have the {self.header.rows} rows that {HEADER} declares"
+            )
 
     @property
     def rows(self) -> int:
         return self.header.rows
 
     def row(self, index: int) -> Ints:
-        """Tokens of one row, shape (sequence_length + 1,)."""
+        """Return the tokens of one row, of shape (sequence_length + 1,)."""
         start = index * self.header.sequence_length
         return self._stream[start : start + self.header.sequence_length + 1].astype(np.int64)

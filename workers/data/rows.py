@@ -1,10 +1,11 @@
-"""Which rows an optimizer step reads: a pure function of seed, data versions up to the step's own, and step.
+"""Decides which rows an optimizer step reads: a function of the seed, the step and the data versions so far.
 
-Never of rank, number of workers or time, and never changed by versions that arrive later. The new rows of the line's
-stream form one long sequence: version after version, pass after pass, each pass a permutation of the version's rows
-whose last batch is filled from the pass's first rows. The trunk reads it at the pace that the ledger's steps give,
-with older rows between where those leave room; a branch reads from the same sequence at a pace of its own; a run from
-scratch reads everything in one order.
+The order never depends on rank, number of workers or time, and versions that arrive later never change it.
+
+The new rows of a line form one long sequence: version after version, pass after pass. Each pass is a
+permutation of the version's rows, and its last batch is filled up from its first rows. The trunk reads the
+sequence at the pace that the ledger's steps set, and fills each batch up with rows of older versions. A
+branch reads the same sequence at its own pace. A run from scratch reads all rows in one shuffled order.
 """
 
 from collections.abc import Sequence
@@ -21,59 +22,56 @@ from service.core.ledger import (
     total_steps,
 )
 from service.core.stage_specs import LineSpec, RunPath, TrainStage
-from workers.data.mixture import Ints, draw_rows, permutation, slots
+from workers.data.mixture import Ints, draw_rows, permutation, positions
 
 
-class Row(NamedTuple):
-    """One row of one pack: ``version`` is the place of its data version in the ledger."""
+class PackRow(NamedTuple):
+    """One row of one pack. ``version`` is the position of its data version in the ledger."""
 
     version: int
     number: int
 
 
 class NewRows:
-    """The sequence of new rows, counted from 0 over all versions."""
+    """The sequence of new rows, numbered from 0 across all versions."""
 
     def __init__(self, line: LineSpec, ledger: Sequence[LedgerEntry]) -> None:
         self._line = line
         self._ledger = ledger
         self._orders: dict[tuple[int, int], Ints] = {}
 
-    def between(self, first: int, end: int) -> list[Row]:
-        """Rows ``first`` up to ``end`` (not included) of the sequence."""
-        rows: list[Row] = []
+    def between(self, first: int, end: int) -> list[PackRow]:
+        """Return rows ``first`` to ``end - 1`` of the sequence."""
+        rows: list[PackRow] = []
         begin = 0
         for version, entry in enumerate(self._ledger):
             length = new_rows_of(self._line, entry)
             per_pass = length // self._line.epochs
-            for place in range(max(first - begin, 0), min(end - begin, length)):
-                one_pass, index = divmod(place, per_pass)
-                order = self._order(version, entry, one_pass)
-                rows.append(Row(version, int(order[index % entry.rows])))
+            for position in range(max(first - begin, 0), min(end - begin, length)):
+                pass_number, index = divmod(position, per_pass)
+                order = self._order(version, entry, pass_number)
+                rows.append(PackRow(version, int(order[index % entry.rows])))
             begin += length
         return rows
 
-    def _order(self, version: int, entry: LedgerEntry, one_pass: int) -> Ints:
-        if (version, one_pass) not in self._orders:
-            # Steps come in order: the permutations of earlier passes are not needed again.
-            self._orders = {
-                (version, one_pass): permutation(
-                    entry.rows, "order", self._line.seed, entry.pack_key, one_pass
-                )
-            }
-        return self._orders[version, one_pass]
+    def _order(self, version: int, entry: LedgerEntry, pass_number: int) -> Ints:
+        if (version, pass_number) not in self._orders:
+            # Steps come in order, so the permutations of earlier passes are not needed again.
+            order = permutation(entry.rows, "order", self._line.seed, entry.pack_key, pass_number)
+            self._orders = {(version, pass_number): order}
+        return self._orders[version, pass_number]
 
 
 class TrunkRows:
-    """The line's stream, a batch to a step. Steps are 1-based; a step holds ``line.batch_rows`` rows."""
+    """The trunk's rows: one batch of ``line.batch_rows`` rows per step. Steps are numbered from 1."""
 
     def __init__(self, line: LineSpec, ledger: Sequence[LedgerEntry]) -> None:
         self._line = line
         self._ledger = ledger
         self._new_rows = NewRows(line, ledger)
 
-    def of_step(self, step: int) -> list[Row]:
-        """Rows of the stream's ``step``, replayed ones last. Raises ValueError past the end of the ledger."""
+    def of_step(self, step: int) -> list[PackRow]:
+        """Return the rows of ``step``, replayed rows last. Raises ValueError past the end of the ledger."""
         read = ledger_up_to(self._ledger, step)
         rows = self._new_rows.between(
             new_rows_before(self._line, read, step - 1), new_rows_before(self._line, read, step)
@@ -84,7 +82,7 @@ class TrunkRows:
 
 
 class StageRows:
-    """The rows of a training stage, whatever its path."""
+    """The rows of a training stage: trunk, branch or other run."""
 
     def __init__(self, stage: TrainStage) -> None:
         self._line = stage.line
@@ -96,20 +94,25 @@ class StageRows:
         self._shuffled = ShuffledRows(stage.line, stage.ledger)
         self._older: tuple[LedgerEntry, ...] = ()
         if stage.path is not None:
-            # Older than the version that the branch reads last: the same whatever the ledger goes on with.
+            # All versions before the last one that the branch reads: later entries do not matter.
             self._older = ledger_up_to(stage.ledger, stage.from_step + stage.path.stream_steps)[:-1]
 
-    def of_step(self, step: int) -> list[Row]:
-        """The ``line.batch_rows`` rows of ``step``, in the order in which ranks share them out."""
+    def of_step(self, step: int) -> list[PackRow]:
+        """Return the ``line.batch_rows`` rows of ``step``, in the order in which they are dealt to ranks."""
         path = self._path
         if path is not None and path.order == "shuffled":
             return self._shuffled.of_step(step)
         if path is None or not path.replay_fraction or not self._older:
             return self._trunk.of_step(step)
-        return self._grown(step, path) if path.replay_budget == "grown" else self._kept(step, path)
+        if path.replay_budget == "grown":
+            return self._rows_of_grown_branch(step, path)
+        return self._rows_of_kept_branch(step, path)
 
-    def _grown(self, step: int, path: RunPath) -> list[Row]:
-        """New rows spread evenly over a longer branch, each read once; the rest of every batch is old."""
+    def _rows_of_grown_branch(self, step: int, path: RunPath) -> list[PackRow]:
+        """Spread the new rows evenly over a longer branch, and fill every batch up with old rows.
+
+        With u unread rows and n steps, step k reads rows ⌊(k-1)·u/n⌋ to ⌊k·u/n⌋ - 1 of them.
+        """
         k = step - self._start
         begin = new_rows_before(self._line, self._ledger, self._start)
         unread = new_rows_before(self._line, self._ledger, self._start + path.stream_steps) - begin
@@ -120,21 +123,24 @@ class StageRows:
             self._line, self._older, self._line.batch_rows - len(rows), "replay", step
         )
 
-    def _kept(self, step: int, path: RunPath) -> list[Row]:
-        """The trunk's batch with new rows of it replaced, until a share of it is old: over the branch, exact to the row."""
+    def _rows_of_kept_branch(self, step: int, path: RunPath) -> list[PackRow]:
+        """Replace new rows of the trunk's batch by old ones.
+
+        Over the whole branch, the share of old rows is exact to the row.
+        """
         line, k = self._line, step - self._start
         replaced = replaced_rows(line, self._ledger, self._start, k, path.replay_fraction)
         new = new_rows_before(line, self._ledger, step) - new_rows_before(line, self._ledger, step - 1)
         rows = self._trunk.of_step(step)
-        where = slots(replaced, new, "replace", line.seed, step)
-        old = draw_old_rows(line, self._older, replaced, "replay", step)
-        for slot, row in zip(where, old, strict=True):
-            rows[int(slot)] = row
+        targets = positions(replaced, new, "replace", line.seed, step)
+        old_rows = draw_old_rows(line, self._older, replaced, "replay", step)
+        for position, old_row in zip(targets, old_rows, strict=True):
+            rows[int(position)] = old_row
         return rows
 
 
 class ShuffledRows:
-    """Every row of the ledger in one order, pass after pass: as if all versions had been one from the beginning."""
+    """Every row of the ledger in one shuffled order per pass, as if all versions were one."""
 
     def __init__(self, line: LineSpec, ledger: Sequence[LedgerEntry]) -> None:
         self._line = line
@@ -142,32 +148,36 @@ class ShuffledRows:
         self._ends = np.cumsum([entry.rows for entry in ledger])
         self._orders: dict[int, Ints] = {}
 
-    def of_step(self, step: int) -> list[Row]:
-        """Rows of the 1-based ``step``; a pass is filled up from its first rows. Raises ValueError past the end."""
-        ends = total_steps(self._ledger)
-        if step > ends:
-            raise ValueError(f"step {step} lies past the end of the ledger at {ends}")
-        one_pass, batch_in_pass = divmod(step - 1, ends // self._line.epochs)
-        if one_pass not in self._orders:
+    def of_step(self, step: int) -> list[PackRow]:
+        """Return the rows of ``step``. Raises ValueError past the end of the ledger.
+
+        The last batch of a pass is filled up from the first rows of the pass.
+        """
+        num_steps = total_steps(self._ledger)
+        if step > num_steps:
+            raise ValueError(f"step {step} lies past the end of the ledger at {num_steps}")
+        pass_number, batch_in_pass = divmod(step - 1, num_steps // self._line.epochs)
+        if pass_number not in self._orders:
             keys = [entry.pack_key for entry in self._ledger]
             self._orders = {
-                one_pass: permutation(int(self._ends[-1]), "shuffle", self._line.seed, one_pass, *keys)
+                pass_number: permutation(int(self._ends[-1]), "shuffle", self._line.seed, pass_number, *keys)
             }
-        order, batch = self._orders[one_pass], self._line.batch_rows
-        slots_of_batch = range(batch_in_pass * batch, (batch_in_pass + 1) * batch)
-        return [self._row(int(order[slot % len(order)])) for slot in slots_of_batch]
+        order, batch = self._orders[pass_number], self._line.batch_rows
+        indices = range(batch_in_pass * batch, (batch_in_pass + 1) * batch)
+        return [self._row(int(order[index % len(order)])) for index in indices]
 
-    def _row(self, place: int) -> Row:
-        version = int(np.searchsorted(self._ends, place, side="right"))
-        return Row(version, place - int(self._ends[version]) + self._ledger[version].rows)
+    def _row(self, position: int) -> PackRow:
+        """The row at ``position`` of the packs, laid end to end."""
+        version = int(np.searchsorted(self._ends, position, side="right"))
+        return PackRow(version, position - int(self._ends[version]) + self._ledger[version].rows)
 
 
 def draw_old_rows(
     line: LineSpec, older: Sequence[LedgerEntry], count: int, purpose: str, step: int
-) -> list[Row]:
-    """``count`` rows of older versions under the line's mixture, as a function of purpose, seed and step."""
+) -> list[PackRow]:
+    """Draw ``count`` rows of older versions by the line's mixture, as a function of purpose, seed and step."""
     if not count:
         return []
     rows = [entry.rows for entry in older]
-    drawn = draw_rows(count, rows, line.replay_mixture, purpose, line.seed, step)
-    return [Row(version, number) for version, number in drawn]
+    pairs = draw_rows(count, rows, line.replay_mixture, purpose, line.seed, step)
+    return [PackRow(version, number) for version, number in pairs]

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers: trained, taken over, saved as transformers loads them, applied to documents."""
+"""Byte-level BPE tokenizers: train, adopt or load one, and encode documents with it."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -14,19 +14,19 @@ from service.core.errors import StageInputInvalid
 
 END_OF_TEXT = "<|endoftext|>"
 
-# What common tokenizers call the end of a document, for a tokenizer.json without its configuration.
+# Usual end-of-document tokens, for a tokenizer.json without its configuration.
 _KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
-# Tokens are handed on in blocks of documents of about this many characters, so that memory stays flat.
+# Documents are encoded in blocks of about this many characters, to bound memory.
 _BLOCK_CHARACTERS = 1 << 20
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE with ``<|endoftext|>`` as id 0.
 
-    Equal texts give equal bytes, on any number of cores. The vocabulary is smaller than asked where the texts
-    have fewer pairs to merge.
+    Equal texts give equal bytes on any number of cores. The vocabulary is smaller than ``vocab_size`` if the
+    texts have too few pairs to merge.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,8 +46,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def take_over_tokenizer(source: Path) -> PreTrainedTokenizerFast:
-    """Load the ``tokenizer.json`` in ``source``, with the special tokens that its configuration names.
+def adopt_tokenizer(source: Path) -> PreTrainedTokenizerFast:
+    """Load the ``tokenizer.json`` of a base checkpoint, with the special tokens that its configuration names.
 
     Raises StageInputInvalid if it cannot be read or has no token that ends a document.
     """
@@ -75,7 +75,7 @@ def _special_tokens(path: Path) -> dict[str, str]:
         return {}
     try:
         config: dict[str, Any] = json.loads(path.read_text())
-        # An added token is written as its text or as an object that holds it.
+        # An added token is either its text or an object with the text in ``content``.
         values = {role: config.get(role) for role in _ROLES}
         return {
             role: value["content"] if isinstance(value, dict) else str(value)
@@ -87,14 +87,14 @@ def _special_tokens(path: Path) -> dict[str, str]:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load what ``save_pretrained`` wrote into an artifact of ours."""
+    """Load a tokenizer from an artifact that we published."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     return tokenizer
 
 
 class EncodedBlock(NamedTuple):
-    """Token ids of some documents, their ends included, and the UTF-8 bytes of the documents' texts."""
+    """Token ids of some documents, each with its end-of-text token, and the size of their texts in UTF-8."""
 
     ids: "np.ndarray[tuple[int], np.dtype[np.int64]]"
     documents: int
@@ -102,9 +102,10 @@ class EncodedBlock(NamedTuple):
 
 
 class TextEncoder:
-    """Turns documents into token ids, each document ended by the end-of-text token.
+    """Encodes documents as token ids, with the end-of-text token after each document.
 
-    A document that spells a special token gets the tokens of its letters: text never ends another document.
+    Text that spells a special token is encoded as ordinary text, so a document cannot fake the end of a
+    document.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -116,7 +117,7 @@ class TextEncoder:
         self.vocab_size: int = len(tokenizer)
 
     def encode(self, texts: Iterable[str]) -> Iterator[EncodedBlock]:
-        """Encode in blocks of about a million characters; one document is never split."""
+        """Encode in blocks of about a million characters. A document is never split."""
         block: list[str] = []
         characters = 0
         for text in texts:

@@ -1,21 +1,17 @@
-"""What is asked of a replica and what it answers: plain data that crosses from the HTTP side to an engine.
+"""The requests that replicas answer and the items of their answers: plain data without HTTP, Ray or torch.
 
-The same values travel inside one process and over Ray, so nothing here knows HTTP, Ray or torch. One request
-may ask for many sequences (several prompts, ``n`` choices each); every item of the answer names its sequence
-by ``index``.
+The same values travel within one process and over Ray. One request may ask for many sequences (several
+prompts, ``n`` choices each); every item of the answer names its sequence by ``index``.
 """
 
 import math
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
-from prometheus_client import Metric
-
-FINGERPRINT_SEPARATOR = "@"
+VERSION_SEPARATOR = "@"
 MAX_RETRY_SECONDS = 30
-MAX_DIGITS = 9  # of a version's number
+MAX_VERSION_DIGITS = 9
 
 
 class FinishReason(StrEnum):
@@ -25,9 +21,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to continue a prompt. ``temperature`` 0 is greedy; ``max_tokens`` None goes on to the end of the
-    context.
-    """
+    """How to continue a prompt. ``temperature=0`` is greedy; ``max_tokens=None`` fills the context."""
 
     max_tokens: int | None
     temperature: float = 1.0
@@ -35,7 +29,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     num_logprobs: int | None = None  # None: no log-probabilities at all; 0: only those of the chosen tokens
-    echo: bool = False  # answer with the prompt's tokens first
+    echo: bool = False  # return the prompt's tokens first
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # token id and what is added to its logit
@@ -59,11 +53,9 @@ Prompt = str | tuple[int, ...] | Chat
 class Generation:
     """One request. ``stream`` only says whether the caller wants the items as they come or all at once.
 
-    ``best_of``: so many sequences are decoded for every prompt, and the ``n`` likeliest of them answered; not with
-    ``stream``. None: ``n``, all of them.
-
-    ``version``: one that is loaded, instead of the served one. ``affinity``: requests of the same are answered by the same
-    version while another is tried.
+    ``best_of``: decode this many sequences for every prompt and return the ``n`` likeliest (not with
+    ``stream``); None returns all ``n``. ``version``: a loaded version to use instead of the served one.
+    ``affinity``: during a trial, requests with the same affinity go to the same version.
     """
 
     model: str
@@ -77,13 +69,13 @@ class Generation:
 
     @property
     def num_candidates(self) -> int:
-        """Sequences of every prompt."""
+        """Number of sequences decoded for each prompt."""
         return self.n if self.best_of is None else self.best_of
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """First item of every answer that is not a refusal: the version it comes from, all of it."""
+    """First item of every answer that is not a rejection: the number of the version that generates all of it."""
 
     number: int
     num_prompt_tokens: int
@@ -91,7 +83,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A token that could have been chosen: how it reads, its exact bytes, its log-probability in nats."""
+    """A token that could have been chosen: its text, its exact bytes, its log-probability in nats."""
 
     text: str
     raw: bytes
@@ -100,9 +92,9 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token. ``text`` is what may be shown now (whole characters, no part of a stop string), often not
-    the token's own text; ``offset`` counts the characters of the sequence before it. ``top`` is None where
-    nothing precedes the token (the first of a prompt) or no log-probabilities were asked for.
+    """One token. ``piece`` is the token's own text. ``text`` is what may be shown now: whole characters, and
+    no part of a stop string. ``offset`` counts the characters of the sequence before it. ``top`` is None for
+    the first token of a prompt, which nothing precedes, and where the request asked for no log-probabilities.
     """
 
     index: int
@@ -114,13 +106,13 @@ class Token:
     top: tuple[Alternative, ...] | None
 
     def __reduce__(self) -> tuple[type["Token"], tuple[object, ...]]:
-        # Every token crosses processes: what dataclasses with slots are given to be pickled takes six times as long.
+        # Every token crosses processes; the default pickling of slotted dataclasses takes six times as long.
         return Token, (self.index, self.text, self.piece, self.raw, self.offset, self.logprob, self.top)
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Last item of a sequence; ``text`` had been held back; ``num_tokens`` counts the sampled tokens."""
+    """Last item of a sequence. ``text`` was held back until now; ``num_tokens`` counts the sampled tokens."""
 
     index: int
     reason: FinishReason
@@ -129,8 +121,8 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """The request, or what is left of it, fails: an HTTP status and OpenAI's four error fields."""
+class RequestRejected:
+    """The request, or the rest of its answer, fails with an HTTP status and OpenAI's four error fields."""
 
     status: int
     message: str
@@ -140,88 +132,69 @@ class Refused:
     retry_after_seconds: int | None = None
 
 
+Refused = (
+    RequestRejected  # Kept through 0.3: replicas started by 0.2 pickle their rejections under this name.
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Discarded:
-    """Tokens that were sampled for candidates which are not among the choices: the usage counts them."""
+    """Tokens sampled for ``best_of`` candidates that are not returned; the usage counts them."""
 
     num_tokens: int
 
 
-Answer = Started | Token | Finished | Discarded | Refused
+AnswerItem = Started | Token | Finished | Discarded | RequestRejected
 
 
-class RequestRefused(Exception):
-    """Carries a refusal up to where it is answered."""
+class RejectionError(Exception):
+    """Raised to reject a request; carries the item that the client gets."""
 
-    def __init__(self, refused: Refused) -> None:
-        super().__init__(refused.message)
-        self.refused = refused
-
-
-def invalid(message: str, *, param: str | None = None, code: str | None = None) -> RequestRefused:
-    return RequestRefused(Refused(400, message, "invalid_request_error", code, param))
+    def __init__(self, rejection: RequestRejected) -> None:
+        super().__init__(rejection.message)
+        self.rejection = rejection
 
 
-def not_ready(message: str, *, retry_after_seconds: int = 5) -> RequestRefused:
-    return RequestRefused(
-        Refused(503, message, "server_error", "model_not_ready", "model", retry_after_seconds)
+def invalid(message: str, *, param: str | None = None, code: str | None = None) -> RejectionError:
+    return RejectionError(RequestRejected(400, message, "invalid_request_error", code, param))
+
+
+def not_ready(message: str, *, retry_after_seconds: int = 5) -> RejectionError:
+    return RejectionError(
+        RequestRejected(503, message, "server_error", "model_not_ready", "model", retry_after_seconds)
     )
 
 
-def overloaded(message: str, retry_seconds: float = 1.0) -> RequestRefused:
+def overloaded(message: str, retry_seconds: float = 1.0) -> RejectionError:
     seconds = min(max(math.ceil(retry_seconds), 1), MAX_RETRY_SECONDS)
-    return RequestRefused(Refused(429, message, "rate_limit_error", "rate_limit_exceeded", None, seconds))
+    return RejectionError(
+        RequestRejected(429, message, "rate_limit_error", "rate_limit_exceeded", None, seconds)
+    )
 
 
-def failed(message: str) -> RequestRefused:
-    return RequestRefused(Refused(500, message, "server_error", "engine_error"))
+def failed(message: str) -> RejectionError:
+    return RejectionError(RequestRejected(500, message, "server_error", "engine_error"))
 
 
-def unknown_model(model: str) -> RequestRefused:
+def unknown_model(model: str) -> RejectionError:
     message = f"The model `{model}` does not exist"
-    return RequestRefused(Refused(404, message, "invalid_request_error", "model_not_found", "model"))
+    return RejectionError(RequestRejected(404, message, "invalid_request_error", "model_not_found", "model"))
 
 
-def unknown_version(model: str, number: int, loaded: Collection[int]) -> RequestRefused:
-    there = ", ".join(str(other) for other in loaded) or "none"
-    message = f"Version {number} of the model `{model}` is not loaded; loaded are: {there}"
-    return RequestRefused(Refused(404, message, "invalid_request_error", "model_not_found", "model"))
+def unknown_version(model: str, number: int, loaded: Collection[int]) -> RejectionError:
+    numbers = ", ".join(str(other) for other in loaded) or "none"
+    message = f"Version {number} of the model `{model}` is not loaded; loaded versions: {numbers}"
+    return RejectionError(RequestRejected(404, message, "invalid_request_error", "model_not_found", "model"))
 
 
-def fingerprint(model: str, number: int) -> str:
-    """Name of a model version as answers carry it, e.g. ``digitalgov@3``."""
-    return f"{model}{FINGERPRINT_SEPARATOR}{number}"
+def versioned_name(model: str, number: int) -> str:
+    """Return ``digitalgov@3``, a model id and also the ``system_fingerprint`` of answers."""
+    return f"{model}{VERSION_SEPARATOR}{number}"
 
 
-def named_version(name: str) -> tuple[str, int | None]:
-    """The model and the version that a name asks for: of ``digitalgov@3`` the third, of ``digitalgov`` the served one."""
-    model, separator, number = name.rpartition(FINGERPRINT_SEPARATOR)
-    if separator and number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS:
+def parse_model_name(name: str) -> tuple[str, int | None]:
+    """Split ``digitalgov@3`` into model and version; ``digitalgov`` names the served version (None)."""
+    model, separator, number = name.rpartition(VERSION_SEPARATOR)
+    if separator and number.isascii() and number.isdigit() and len(number) <= MAX_VERSION_DIGITS:
         return model, int(number)
     return name, None
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model that answers: with ``number``, and with each of ``loaded`` when it is asked for. None: nothing answers just now;
-    one that sleeps will when it is asked.
-    """
-
-    number: int | None
-    loaded: tuple[int, ...]
-
-
-class Directory(Protocol):
-    """Where the HTTP side finds models: in this process, or behind Ray Serve."""
-
-    async def served(self) -> dict[str, Served]:
-        """By model name, every model that answers or has."""
-        ...
-
-    async def metrics(self) -> list[Metric]:
-        """Of every replica, in Prometheus' families."""
-        ...
-
-    def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
-        """Answer in batches of items; nothing is raised for what can be said by a ``Refused`` item."""
-        ...

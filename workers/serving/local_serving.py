@@ -1,4 +1,4 @@
-"""Serving without Ray: the same HTTP interface and the same replicas, in threads of this process."""
+"""Serving without Ray: the same HTTP interface and the same replicas in threads of this process."""
 
 import socket
 import threading
@@ -13,15 +13,16 @@ from service.core.errors import Unavailable
 from service.core.serving import ReplicaReport, ServedTarget
 from service.core.stopping import DRAIN_SECONDS
 from workers.serving.engine.loader import check_installed, engine_loader
-from workers.serving.generation import Answer, Generation, Served, unknown_model
+from workers.serving.generation import AnswerItem, Generation, unknown_model
 from workers.serving.openai.app import build_app
-from workers.serving.replica import Replica
-from workers.serving.residency import served_by
+from workers.serving.openai.directory import ServedModel, served_model
+from workers.serving.replica.replica import Replica
 
 
 class LocalServing:
-    """One replica per model line, and an HTTP server on ``host`` and ``port`` (0: any free one). ``engine``: as
-    ``engine_loader`` is given it. Raises ValueError for one that is not installed.
+    """One replica per model line, and an HTTP server on ``host`` and ``port`` (0: any free one).
+
+    ``engine``: options for ``engine_loader``. Raises ValueError if the engine is not installed.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class LocalServing:
         self._engine = engine or {}
         check_installed(self._engine)
         self._directory = _LocalDirectory()
-        # Bound here, so that a port in use is the caller's error and a free one is known at once.
+        # Bind here, so that the caller gets the error for a port in use, and a free port is known at once.
         self._socket = socket.create_server((host, port))
         self._url = f"http://{host}:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(
@@ -51,51 +52,55 @@ class LocalServing:
         return self._url
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
-        """One replica a line, whatever its spec says; ``rolling`` is as good as ``replace`` for one that holds several. It is told
-        by this process alone: a lower sequence is of a database that was put back, which is right.
+        """Run one replica per line, whatever its spec says.
+
+        It holds several versions, so ``rolling`` works like ``replace``. No other process sets targets, so a
+        lower sequence means that the database was restored, and it is applied.
         """
         if not self._thread.is_alive():
             raise Unavailable("the HTTP server has stopped")
         replicas = self._directory.replicas
         for model in replicas.keys() - {target.model for target in targets}:
-            replicas.pop(model).close()
+            replicas.pop(model).pool.close()
         for target in targets:
             if target.model not in replicas:
                 loader = engine_loader(0, self._engine)
                 replicas[target.model] = Replica(f"{target.model}-0", self._artifacts.open, loader)
-            replicas[target.model].set_target(target)
+            replicas[target.model].pool.set_target(target)
 
     def observe(self, models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
         replicas = self._directory.replicas.copy()
-        return {model: [replica.report()] for model, replica in replicas.items() if model in models}
+        return {model: [replica.pool.report()] for model, replica in replicas.items() if model in models}
 
     def close(self) -> None:
-        """Take no more connections, and wait for the answers that are under way."""
+        """Accept no more connections, and wait for the requests in flight."""
         self._server.should_exit = True
         self._thread.join()
         for replica in self._directory.replicas.values():
-            replica.close()
+            replica.pool.close()
 
 
 class _LocalDirectory:
     def __init__(self) -> None:
         self.replicas: dict[str, Replica] = {}
 
-    async def served(self) -> dict[str, Served]:
-        replicas = self.replicas.copy()
-        served = {model: served_by(replica.report()) for model, replica in replicas.items()}
-        for model, replica in replicas.items():
-            if served[model] is None and replica.proven:
-                served[model] = Served(None, ())
-        return {model: one for model, one in served.items() if one is not None}
+    async def served(self) -> dict[str, ServedModel]:
+        models: dict[str, ServedModel] = {}
+        for name, replica in self.replicas.copy().items():
+            target, served = replica.pool.target, served_model(replica.pool.report())
+            if served is not None:
+                models[name] = served
+            elif target is not None and target.proven:
+                models[name] = ServedModel(None, ())
+        return models
 
     async def metrics(self) -> list[Metric]:
         return [metric for replica in self.replicas.copy().values() for metric in replica.metrics()]
 
-    async def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
+    async def generate(self, request: Generation) -> AsyncGenerator[list[AnswerItem], None]:
         replica = self.replicas.get(request.model)
         if replica is None:
-            yield [unknown_model(request.model).refused]
+            yield [unknown_model(request.model).rejection]
             return
         async with aclosing(replica.generate(request)) as batches:
             async for batch in batches:

@@ -1,4 +1,4 @@
-"""STAGES: kind -> the function that runs it: a spec in, one artifact out, under the stage's key."""
+"""STAGES maps each stage kind to its function: spec in, one artifact out, under the stage's key."""
 
 from collections.abc import Callable, Mapping
 
@@ -30,17 +30,17 @@ STAGES: Mapping[StageKind, StageFunction] = {
 
 
 def run_stage(call: StageCall, context: StageContext) -> Manifest:
-    """Run the stage unless its artifact exists, and return the manifest that counts, whoever published it.
+    """Run the stage unless its artifact exists, and return the artifact's manifest.
 
-    A training stage is called by every rank of its process group. Raises the errors of the StageError branch.
+    Every rank of a process group calls this for a training stage. Raises the errors below StageError.
     """
     kind = StageKind(call.kind)
     published = context.artifacts.manifest(call.key)
     if kind in TRAINING_KINDS:
-        # All ranks must see the same: one that returned early would leave the others waiting for it.
+        # The ranks must agree: if one returned early, the others would wait for it for ever.
         device = call.spec["line"]["numerics"]["device"]
-        there = Ranks.current(device).from_first(lambda: published is not None)
-        published = context.artifacts.manifest(call.key) if there else None
+        exists = Ranks.current(device).from_first(lambda: published is not None)
+        published = context.artifacts.manifest(call.key) if exists else None
     if published is not None:
         return published
     disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What a stage is given beside its spec."""
+"""What a stage receives besides its spec."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,11 @@ from service.core.executor import Point
 
 @dataclass(frozen=True)
 class StageContext:
-    """``report`` takes progress, of the first training process; ``should_stop`` is asked every step."""
+    """The artifact store and the link to the executor.
+
+    The first training process calls ``report`` after every step. All stages call ``should_stop`` regularly,
+    training at every step, and raise Stopped once it returns true.
+    """
 
     artifacts: Artifacts
     report: Callable[[Point], None]

@@ -1,4 +1,4 @@
-"""The stages from a finished checkpoint to a measured model version."""
+"""The stages that turn a finished checkpoint into an evaluated model version: export and evaluate."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from service.core.manifest import Manifest
 from service.core.stage_specs import EvaluateStage, ExportStage, SliceRef
 from service.ingest.reading import read_documents
 from workers.data.tokenizer import load_tokenizer
-from workers.evaluation.perplexity import Evaluation, Evaluator
+from workers.evaluation.perplexity import Evaluator, TextLoss
 from workers.stages.context import StageContext
 from workers.training.checkpoint import load_weights
 from workers.training.model import count_parameters, line_model
@@ -22,18 +22,19 @@ EVALUATIONS = "evaluations.json"
 
 
 def export(call: StageCall, context: StageContext) -> Manifest:
-    """Write a checkpoint as transformers loads it, with tokenizer and generation defaults, weights in fp32.
+    """Write a checkpoint in the Hugging Face layout: fp32 weights, tokenizer and generation defaults.
 
-    Result: ``parameters`` in all, and how many of them embed and give the logits.
+    Result: ``parameters``, the total number, and ``<part>_parameters`` for embedding, output head and the
+    rest.
     """
     stage = ExportStage.model_validate(call.spec)
     checkpoint = context.artifacts.open(stage.checkpoint_key)
     tokenizer = load_tokenizer(context.artifacts.open(stage.line.tokenizer_key))
     model = line_model(stage.line, context.artifacts)
     load_weights(model, checkpoint)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None:
-        tokenizer.model_max_length = longest
+    max_positions = getattr(model.config, "max_position_embeddings", None)
+    if max_positions is not None:
+        tokenizer.model_max_length = max_positions
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -50,22 +51,22 @@ def export(call: StageCall, context: StageContext) -> Manifest:
 
 
 def evaluate(call: StageCall, context: StageContext) -> Manifest:
-    """Measure the export on its slices, and the served version on those where it has not been measured yet.
+    """Evaluate the export on its slices, and the served version on the slices where it has no evaluation yet.
 
-    Result: ``evaluations`` and ``served_evaluations``, one object a slice; a slice without documents has
-    none, and a loss that is not finite is null.
+    Result: ``evaluations`` and ``served_evaluations``, one object per slice that has documents. A metric that
+    is not finite is null.
     """
     stage = EvaluateStage.model_validate(call.spec)
-    measured = {
-        "evaluations": _measure(stage, stage.export_key, stage.slices, context),
-        "served_evaluations": _measure(stage, stage.served_export_key, stage.served_slices, context),
+    evaluations = {
+        "evaluations": _evaluate(stage, stage.export_key, stage.slices, context),
+        "served_evaluations": _evaluate(stage, stage.served_export_key, stage.served_slices, context),
     }
     with context.artifacts.writing(call.key) as directory:
-        (directory / EVALUATIONS).write_text(json.dumps(measured, indent=1))
-        return context.artifacts.publish(call.key, directory, measured)
+        (directory / EVALUATIONS).write_text(json.dumps(evaluations, indent=1))
+        return context.artifacts.publish(call.key, directory, evaluations)
 
 
-def _measure(
+def _evaluate(
     stage: EvaluateStage, export_key: str | None, slices: Sequence[SliceRef], context: StageContext
 ) -> list[dict[str, Any]]:
     if export_key is None or not slices:
@@ -80,16 +81,16 @@ def _measure(
     return rows
 
 
-def _row(name: str, evaluation: Evaluation) -> dict[str, Any]:
+def _row(name: str, evaluation: TextLoss) -> dict[str, Any]:
     return {
         "slice": name,
-        "loss": _finite(evaluation.loss),
-        "perplexity": _finite(evaluation.perplexity),
-        "bits_per_byte": _finite(evaluation.bits_per_byte),
+        "loss": _finite_or_none(evaluation.loss),
+        "perplexity": _finite_or_none(evaluation.perplexity),
+        "bits_per_byte": _finite_or_none(evaluation.bits_per_byte),
         "tokens": evaluation.tokens,
         "text_bytes": evaluation.text_bytes,
     }
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None

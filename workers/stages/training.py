@@ -1,4 +1,4 @@
-"""The training stages: trunk, branch and other runs are one function. And the merge, which trains nothing."""
+"""The training stages (one function for trunk, branch and other runs), and the merge of checkpoints."""
 
 from service.core.errors import StageInputInvalid
 from service.core.executor import StageCall
@@ -10,10 +10,11 @@ from workers.training.merging import merged_weights, save_weights
 
 
 def train_line(call: StageCall, context: StageContext) -> Manifest:
-    """Result: see ``workers.training.loop.train``."""
+    """Train the stage. The result is described at ``workers.training.accounting``."""
     stage = TrainStage.model_validate(call.spec)
     if (stage.path is None) != (call.kind == StageKind.TRAIN_TRUNK):
-        raise StageInputInvalid(f"the spec of a {call.kind} stage has the wrong path")
+        expected = "no path" if call.kind == StageKind.TRAIN_TRUNK else "a path"
+        raise StageInputInvalid(f"the spec of a {call.kind} stage must have {expected}")
     return train(
         stage,
         key=call.key,
@@ -25,7 +26,7 @@ def train_line(call: StageCall, context: StageContext) -> Manifest:
 
 
 def merge(call: StageCall, context: StageContext) -> Manifest:
-    """The weighted sum of checkpoints, as a checkpoint that an export reads. Result: how many went into it."""
+    """Publish the weighted sum of checkpoints, for export. Result: ``merged``, the number of checkpoints."""
     stage = MergeStage.model_validate(call.spec)
     folders = [context.artifacts.open(key) for key in stage.checkpoint_keys]
     weights = merged_weights(folders, stage.weights, context.should_stop)

@@ -1,9 +1,11 @@
-"""The loss of next-token prediction, head and cross-entropy in one, without the logits of a batch in memory.
+"""The next-token loss, with output head and cross-entropy fused: a batch's logits are never in memory.
 
-A vocabulary is wide, so the logits of a batch are its largest tensor by far (16 × 256 tokens × 8,192: 128
-MiB, and as much again for their gradient). Here a block of a few rows of logits lives in the cache from the
-product that makes it to the two products that use its gradient, which is known at once: the loss is a plain
-sum.
+The logits are by far the largest tensor of a batch (16 × 256 tokens × vocabulary 8,192: 128 MiB, and again
+for their gradient). Here a block of rows at a time goes through the head, the loss and both products of the
+backward pass while it is in the cache. That works because the loss is a plain sum, so a row's gradient does
+not depend on other rows.
+
+Shape suffixes: B rows, T tokens, D hidden size, V vocabulary, N = B·T targets.
 """
 
 from typing import Any
@@ -13,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-# Rows of logits at a time. On a CPU a block should fit the cache; a GPU wants large products.
-_BLOCK_ROWS_CPU = 256
-_BLOCK_ROWS_CUDA = 2048
+# Rows of logits per block. On a CPU a block should fit in the cache; a GPU needs large products.
+BLOCK_ROWS_CPU = 256
+BLOCK_ROWS_CUDA = 2048
 
 
 class NextTokenLoss(nn.Module):
-    """Sums the cross-entropy of a causal model over rows of tokens, in training as in evaluation."""
+    """Sums the cross-entropy of a causal model over rows of tokens. Training and evaluation use it."""
 
     def __init__(self, model: PreTrainedModel, *, compiled: bool = False) -> None:
         super().__init__()
@@ -29,20 +31,23 @@ class NextTokenLoss(nn.Module):
         self._body = torch.compile(body, dynamic=False) if compiled else body
 
     def forward(self, rows_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
-        """Sum in nats over the targets of ``rows_BT``, (rows, length + 1), where ``mask_BT`` is true."""
+        """Return the sum over the targets, in nats.
+
+        ``rows_BT`` has shape (B, T + 1). ``mask_BT``, of shape (B, T), selects targets; None selects all.
+        """
         targets = rows_BT[:, 1:] if mask_BT is None else rows_BT[:, 1:][mask_BT]
         if self._head_is_plain:
             hidden_BTD = self._body(input_ids=rows_BT[:, :-1], use_cache=False).last_hidden_state
-            hidden = hidden_BTD.flatten(0, 1) if mask_BT is None else hidden_BTD[mask_BT]
-            weight = self.model.get_output_embeddings().weight
-            return _LinearCrossEntropy.apply(hidden, weight, targets.flatten())  # type: ignore[no-any-return, no-untyped-call]
+            hidden_ND = hidden_BTD.flatten(0, 1) if mask_BT is None else hidden_BTD[mask_BT]
+            weight_VD = self.model.get_output_embeddings().weight
+            return _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets.flatten())  # type: ignore[no-any-return, no-untyped-call]
         logits_BTV = self._body(input_ids=rows_BT[:, :-1], use_cache=False).logits
-        logits = logits_BTV.flatten(0, 1) if mask_BT is None else logits_BTV[mask_BT]
-        return functional.cross_entropy(logits.float(), targets.flatten(), reduction="sum")
+        logits_NV = logits_BTV.flatten(0, 1) if mask_BT is None else logits_BTV[mask_BT]
+        return functional.cross_entropy(logits_NV.float(), targets.flatten(), reduction="sum")
 
 
 def _head_is_plain(model: PreTrainedModel) -> bool:
-    """Whether the logits are exactly ``hidden @ weight.T``, without a bias, scale or soft cap: tried out."""
+    """Test on a short input whether the logits are just ``hidden @ weight.T``: no bias, scale or soft cap."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or len(list(head.parameters())) > 1 or model.base_model is model:
         return False
@@ -59,33 +64,38 @@ def _head_is_plain(model: PreTrainedModel) -> bool:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Summed ``cross_entropy(hidden @ weight.T, targets)``: logits in fp32, products in autocast's type."""
+    """``cross_entropy(hidden_ND @ weight_VD.T, targets_N, reduction="sum")``.
+
+    Log-probabilities are fp32; matrix products use autocast's dtype. With p = softmax(logits), the gradient
+    of the sum is p - onehot(target) for each row of logits; ``forward`` already carries it back to hidden
+    states and weight.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        device = hidden.device.type
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        device = hidden_ND.device.type
         autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
-        block = _BLOCK_ROWS_CUDA if device == "cuda" else _BLOCK_ROWS_CPU
+        dtype = torch.get_autocast_dtype(device) if autocast else hidden_ND.dtype
+        block = BLOCK_ROWS_CUDA if device == "cuda" else BLOCK_ROWS_CPU
         with_gradient = any(ctx.needs_input_grad)
         with torch.autocast(device, enabled=False):
-            hidden, head = hidden.to(dtype), weight.to(dtype)
-            loss = torch.zeros((), device=hidden.device)
-            hidden_grad = torch.empty_like(hidden, dtype=torch.float32) if with_gradient else None
-            weight_grad = torch.zeros_like(weight, dtype=torch.float32) if with_gradient else None
-            for start in range(0, len(hidden), block):
-                rows, wanted = hidden[start : start + block], targets[start : start + block]
-                each = torch.arange(len(rows), device=rows.device)
-                log_probabilities = torch.log_softmax(rows @ head.t(), dim=-1, dtype=torch.float32)
-                loss -= log_probabilities[each, wanted].sum()
+            hidden_ND, head_VD = hidden_ND.to(dtype), weight_VD.to(dtype)
+            loss = torch.zeros((), device=hidden_ND.device)
+            hidden_grad = torch.empty_like(hidden_ND, dtype=torch.float32) if with_gradient else None
+            weight_grad = torch.zeros_like(weight_VD, dtype=torch.float32) if with_gradient else None
+            for start in range(0, len(hidden_ND), block):
+                rows, targets = hidden_ND[start : start + block], targets_N[start : start + block]
+                indices = torch.arange(len(rows), device=rows.device)
+                log_probs = torch.log_softmax(rows @ head_VD.t(), dim=-1, dtype=torch.float32)
+                loss -= log_probs[indices, targets].sum()
                 if hidden_grad is not None and weight_grad is not None:
-                    logits_grad = log_probabilities.exp_()
-                    logits_grad[each, wanted] -= 1
+                    logits_grad = log_probs.exp_()
+                    logits_grad[indices, targets] -= 1
                     logits_grad = logits_grad.to(dtype)
-                    hidden_grad[start : start + block] = logits_grad @ head
+                    hidden_grad[start : start + block] = logits_grad @ head_VD
                     if dtype == torch.float32:
                         weight_grad.addmm_(logits_grad.t(), rows)
-                    else:  # summed over the blocks in fp32
+                    else:  # sum over the blocks in fp32
                         weight_grad += logits_grad.t() @ rows
         if with_gradient:
             ctx.save_for_backward(hidden_grad, weight_grad)

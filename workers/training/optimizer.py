@@ -1,4 +1,4 @@
-"""AdamW alone or with Muon for the hidden matrices, and their state as plain tensors by parameter name."""
+"""AdamW, alone or with Muon for the hidden matrices, and their state as tensors named after parameters."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -13,15 +13,16 @@ from service.core.stage_specs import LineSpec
 
 
 class Optimizer:
-    """Optimizers that share out a model's parameters, as one. ``param_groups`` are their own dicts.
+    """Several optimizers as one, each with its share of the parameters.
 
-    Only AdamW's groups have ``betas``; a rate set in every group reaches every parameter.
+    ``param_groups`` holds the groups of all. Only AdamW's groups have ``betas``. Setting ``lr`` in every
+    group changes the learning rate of every parameter.
     """
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self._parts = parts
         self.param_groups: list[dict[str, Any]] = [group for part in parts for group in part.param_groups]
-        # One table for all: each looks up its own parameters and no others.
+        # All parts can share one table, because each looks up only its own parameters.
         self.state: defaultdict[Tensor, Any] = defaultdict(dict)
         for part in parts:
             part.state = self.state
@@ -36,13 +37,13 @@ class Optimizer:
 
 
 def build_optimizer(model: PreTrainedModel, line: LineSpec) -> Optimizer:
-    """The line's optimizer over the parameters that train. Raises ValueError for a name it does not know.
+    """Build the line's optimizer over the trainable parameters. Raises ValueError for an unknown name.
 
-    Muon orthogonalises a matrix's momentum, which suits matrices that map hidden states to hidden states;
-    token and position tables, the head and vectors stay with AdamW (Jordan et al. 2024). Its update is scaled
-    by 0.2·√max(rows, columns), about the size of AdamW's, so one ``peak_lr`` and one ``weight_decay`` serve
-    both (Liu et al. 2025, arXiv 2502.16982). That factor, unlike Jordan's, is the same for a transposed
-    matrix, as GPT-2 keeps them.
+    Muon orthogonalises a matrix's momentum, which suits matrices that map hidden states to hidden states.
+    AdamW keeps embedding tables, the head and vectors (Jordan et al. 2024). Muon's update is scaled by
+    0.2·√max(rows, columns), about the size of AdamW's, so both share ``peak_lr`` and ``weight_decay`` (Liu et
+    al. 2025, arXiv 2502.16982). Unlike Jordan's, this factor is the same for a transposed matrix, as in
+    GPT-2.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if line.optimizer == "adamw":
@@ -59,10 +60,10 @@ def build_optimizer(model: PreTrainedModel, line: LineSpec) -> Optimizer:
 
 
 def _adamw(parameters: Iterable[nn.Parameter], line: LineSpec) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only, token tables among them, as in nanoGPT.
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with weight decay on matrices only, as in nanoGPT.
 
-    A tied token table is also the output head: without it the largest matrix of a small model would not
-    decay. The fused kernel updates in one pass over memory, and element by element, so it is deterministic.
+    The matrices include token tables: a tied one is also the output head, and the largest matrix of a small
+    model. The fused kernel is elementwise, and therefore deterministic, and needs one pass over memory.
     """
     parameters = list(parameters)
     groups = [
@@ -73,32 +74,33 @@ def _adamw(parameters: Iterable[nn.Parameter], line: LineSpec) -> torch.optim.Ad
 
 
 def _hidden_matrices(model: PreTrainedModel) -> set[nn.Parameter]:
-    """Matrices but the tables (of tokens, positions, …) and the head, tied or not."""
-    outer: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    outer += [m for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]
-    excluded = {parameter for module in outer for parameter in module.parameters()}
-    return {p for p in model.parameters() if p.ndim == 2 and p not in excluded}
+    """All matrices except the embedding tables (tokens, positions, …) and the output head."""
+    excluded: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    excluded += [m for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]
+    excluded_parameters = {parameter for module in excluded for parameter in module.parameters()}
+    return {p for p in model.parameters() if p.ndim == 2 and p not in excluded_parameters}
 
 
 def set_beta2(optimizer: Optimizer, beta2: float) -> None:
-    """Of its AdamW, from the next step on."""
+    """Set AdamW's β₂ from the next step on."""
     for group in optimizer.param_groups:
         if "betas" in group:
             group["betas"] = (group["betas"][0], beta2)
 
 
 def beta2_of(optimizer: Optimizer) -> float:
-    """β₂ of its AdamW."""
+    """AdamW's β₂."""
     [beta2] = {group["betas"][1] for group in optimizer.param_groups if "betas" in group}
     return float(beta2)
 
 
 def change_beta2(optimizer: Optimizer, before: float) -> None:
-    """Rescale AdamW's second moments, gathered under β₂ = ``before``, for going on under its own.
+    """Rescale AdamW's second moments, accumulated under β₂ = ``before``, to continue under the current β₂.
 
-    AdamW divides the moment by 1 - β₂^t to make it unbiased. Under another β₂ that divisor changes at once, and the
-    first steps with it: after 90 steps, 0.999 for 0.95 would make them 3.4 times too small. Scaled by the divisors'
-    ratio the estimate is the same at the change, and stays unbiased.
+    AdamW estimates the squared gradient as v / (1 - β₂^t). A new β₂ changes that divisor at once, and the
+    size of the first steps with it: changing 0.95 to 0.999 after 90 steps would make them 3.4 times too
+    small. Multiplying v by (1 - after^t) / (1 - before^t) leaves the estimate as it was, and it stays
+    unbiased.
     """
     after = beta2_of(optimizer)
     if after == before:
@@ -111,7 +113,7 @@ def change_beta2(optimizer: Optimizer, before: float) -> None:
 
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Moments and step counts as ``<parameter>.<state>``, e.g. ``lm_head.weight.exp_avg``."""
+    """Return moments and step counts as ``<parameter>.<state>``, such as ``lm_head.weight.exp_avg``."""
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
@@ -120,9 +122,9 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
 
 
 def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` gave; nothing at all for one that has made no step.
+    """Restore the tensors of ``optimizer_tensors``, which are none before the first step.
 
-    Raises ArtifactCorrupt unless the tensors are exactly the state of these parameters in this optimizer.
+    Raises ArtifactCorrupt unless names and shapes are exactly those of this optimizer's state.
     """
     if not tensors:
         return
@@ -131,14 +133,14 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str,
     expected = {f"{name}.{key}" for name, parameter in names.items() for key in shapes[parameter]}
     if tensors.keys() != expected:
         raise ArtifactCorrupt(
-            f"the optimizer's state is of another model or optimizer: {sorted(tensors.keys() ^ expected)[:3]}"
+            f"the optimizer state belongs to another model or optimizer: {sorted(tensors.keys() ^ expected)[:3]}"
         )
     for name, parameter in names.items():
         state = {key: tensors[f"{name}.{key}"] for key in shapes[parameter]}
         for key, shape in shapes[parameter].items():
             if state[key].shape != shape:
                 raise ArtifactCorrupt(
-                    f"the optimizer's state: {name}.{key} has shape {tuple(state[key].shape)}"
+                    f"the optimizer state: {name}.{key} has shape {tuple(state[key].shape)}, not {tuple(shape)}"
                 )
         optimizer.state[parameter] = {
             key: value.to(parameter.device, torch.float32) for key, value in state.items()
@@ -146,13 +148,13 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str,
 
 
 def _state_shapes(optimizer: Optimizer) -> dict[nn.Parameter, dict[str, torch.Size]]:
-    """What AdamW and Muon keep of each of their parameters between steps."""
+    """The tensors that AdamW and Muon keep between steps for each of their parameters."""
     shapes = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            whole = parameter.shape
+            shape = parameter.shape
             if "betas" in group:
-                shapes[parameter] = {"step": torch.Size(), "exp_avg": whole, "exp_avg_sq": whole}
+                shapes[parameter] = {"step": torch.Size(), "exp_avg": shape, "exp_avg_sq": shape}
             else:
-                shapes[parameter] = {"momentum_buffer": whole}
+                shapes[parameter] = {"momentum_buffer": shape}
     return shapes

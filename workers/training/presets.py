@@ -1,4 +1,4 @@
-"""PRESETS: name -> transformers configuration. A new one is one line; sizes are given without dropout."""
+"""PRESETS maps a name to a transformers configuration without dropout. A new preset is one line."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,10 +8,10 @@ Preset = Callable[[int, int], PreTrainedConfig]  # (vocabulary, sequence length)
 
 
 def rotary_positions(sequence_length: int) -> int:
-    """Longest context of a model with rotary positions: served past the length it is trained and measured at.
+    """Context length of a model with rotary positions, which is served past the length it is trained at.
 
-    Rotary positions have no weights, so a generous limit costs nothing; past the trained length quality
-    falls.
+    Rotary positions (Su et al. 2021, arXiv 2104.09864) have no weights, so a generous limit costs nothing.
+    Quality falls past the trained length.
     """
     return max(4 * sequence_length, 512)
 
@@ -42,7 +42,7 @@ def _gpt2(hidden: int, layers: int, heads: int) -> Preset:
             n_embd=hidden,
             n_layer=layers,
             n_head=heads,
-            n_positions=sequence_length,  # learned positions past the trained length would stay noise
+            n_positions=sequence_length,  # learned positions beyond it would keep random weights
             resid_pdrop=0.0,
             embd_pdrop=0.0,
             attn_pdrop=0.0,
@@ -51,7 +51,7 @@ def _gpt2(hidden: int, layers: int, heads: int) -> Preset:
     return config
 
 
-# Sizes are with vocabularies of 4,096 (tiny), 8,192 (7m), 32,000 (the other Llamas) and 50,257 (GPT-2).
+# Parameter counts assume vocabularies of 4,096 (tiny), 8,192 (7m), 32,000 (other Llamas), 50,257 (GPT-2).
 PRESETS: Mapping[str, Preset] = {
     "tiny": _llama(128, 4, 4, 4, 352, tied=True),  # 1.3 M
     "llama-7m": _llama(256, 6, 4, 4, 768, tied=True),  # 7.2 M

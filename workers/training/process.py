@@ -1,4 +1,4 @@
-"""What a line's numerics mean for this process: threads, deterministic kernels; and a heap that is kept."""
+"""Applies a line's numerics (threads, deterministic kernels) to this process, and tunes its heap."""
 
 import ctypes
 import os
@@ -11,38 +11,37 @@ import torch.utils.deterministic
 
 from service.core.stage_specs import Numerics
 
-# Parameters of glibc's mallopt.
+# Options of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 @contextmanager
 def numerics_applied(numerics: Numerics) -> Iterator[None]:
-    """Set what changes bits in this process, and put back what was set before."""
+    """Apply the process-wide settings that change bits, and restore the previous ones at the end."""
     if numerics.device == "cuda":
-        # cuBLAS reads it when it starts, and is deterministic only with a fixed workspace.
+        # cuBLAS is deterministic only with a fixed workspace, and reads this variable when it starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    # A module whose attributes are made at run time.
-    filling: Any = torch.utils.deterministic
-    fill = filling.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic  # its attributes exist only at run time
+    fill = settings.fill_uninitialized_memory
     torch.set_num_threads(numerics.threads)
     torch.use_deterministic_algorithms(numerics.deterministic)
-    # Every tensor is written before it is read; filling each with NaN first costs a pass over memory.
-    filling.fill_uninitialized_memory = False
+    # Every tensor is written before it is read: filling new ones with NaN would waste memory bandwidth.
+    settings.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
-        filling.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed instead of handing it back to the kernel at once; elsewhere do nothing.
+    """Make glibc keep freed memory instead of returning it to the kernel. Does nothing without glibc.
 
-    Every large tensor of a step is otherwise mapped afresh and zeroed page by page (7 M parameters, 4,096
-    tokens a step: 140,000 page faults and a tenth of the time). The process keeps its peak memory until it
+    Otherwise the kernel maps and zeroes every large tensor of every step again: with 7 M parameters and 4,096
+    tokens per step, 140,000 page faults and a tenth of the time. The process keeps its peak memory until it
     ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,7 +1,7 @@
-"""Processes as `/proc` shows them: who descends from whom, and how to end exactly those.
+"""Finds the descendants of a process and ends exactly those.
 
-A process is named by its pid and its start time, because pids come round again. Linux only, as Ray's own
-clean-up is: there `prctl` ties children to this process, and brings orphans of theirs back to it.
+A process is identified by its pid and start time, because the kernel reuses pids. Linux only, as Ray's own
+clean-up is: ``prctl`` ties children to this process and hands their orphans back to it.
 """
 
 import contextlib
@@ -12,12 +12,16 @@ import subprocess
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import psutil
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
-# A process in an uninterruptible wait outlives SIGKILL; what waits for it must not wait for ever.
+# A process in an uninterruptible wait survives SIGKILL, so waiting for it must have a limit.
 UNKILLABLE_SECONDS = 10.0
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -25,7 +29,7 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 @dataclass(frozen=True, order=True)
 class Process:
-    """`started` is in clock ticks since boot, as `/proc` has it."""
+    """The identity of a process, as homes record it. ``started`` is in clock ticks since boot."""
 
     pid: int
     started: int
@@ -33,26 +37,35 @@ class Process:
 
 @dataclass(frozen=True)
 class Status:
-    process: Process
+    """A process as it was when the process table was read."""
+
+    handle: psutil.Process
     parent: int
     session: int
     zombie: bool
 
+    @cached_property
+    def process(self) -> Process:
+        """The process's identity, computed on demand: psutil reads all of /proc/stat for a start time."""
+        # The kernel counts ticks since boot. psutil adds the boot time, which changes when the clock is set.
+        seconds_since_boot = self.handle.create_time() - psutil.boot_time()
+        return Process(self.handle.pid, round(seconds_since_boot * TICKS_PER_SECOND))
+
 
 def status(pid: int) -> Status | None:
-    """None where there is no such process."""
+    """Look a process up. Returns None if it does not exist or this user may not see it."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+        handle = psutil.Process(pid)
+        with handle.oneshot():
+            zombie = handle.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+            return Status(handle, handle.ppid(), os.getsid(pid), zombie)
+    except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
         return None
-    # The name in brackets may hold spaces and brackets of its own: count fields from its end.
-    fields = text.rpartition(")")[2].split()
-    return Status(Process(pid, int(fields[19])), int(fields[1]), int(fields[3]), fields[0] in "ZX")
 
 
 def all_processes() -> dict[int, Status]:
-    pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
-    return {pid: found for pid in pids if (found := status(pid)) is not None}
+    """Read the process table."""
+    return {pid: found for pid in psutil.pids() if (found := status(pid)) is not None}
 
 
 def this_process() -> Process:
@@ -62,48 +75,49 @@ def this_process() -> Process:
 
 
 def alive(process: Process) -> bool:
+    """Whether the process still runs. A zombie does not."""
     found = status(process.pid)
     return found is not None and found.process == process and not found.zombie
 
 
 def descendants(pids: Collection[int], table: Mapping[int, Status]) -> set[Process]:
-    """The processes below `pids`, without themselves and without zombies."""
+    """The descendants of ``pids``, without zombies and without ``pids`` themselves."""
     children: dict[int, list[Status]] = {}
     for entry in table.values():
         children.setdefault(entry.parent, []).append(entry)
     found: set[Process] = set()
-    waiting = list(pids)
-    while waiting:
-        for child in children.get(waiting.pop(), ()):
+    pending = list(pids)
+    while pending:
+        for child in children.get(pending.pop(), ()):
             if child.process not in found:
                 found.add(child.process)
-                waiting.append(child.process.pid)
+                pending.append(child.process.pid)
     return {process for process in found if not table[process.pid].zombie}
 
 
 def adopt_orphans() -> None:
-    """Have what descends from this process stay below it when its parent ends, however often it forks."""
+    """Keep every descendant below this process when its parent ends, however often it forks."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def reap_orphans(table: Mapping[int, Status], own: Collection[int]) -> None:
-    """Clear away adopted children that have ended. `own` are waited for by whoever started them."""
+    """Reap adopted children that have ended. ``own`` are the pids whose starter waits for them itself."""
     for entry in table.values():
-        if entry.zombie and entry.parent == os.getpid() and entry.process.pid not in own:
-            os.waitpid(entry.process.pid, os.WNOHANG)
+        if entry.zombie and entry.parent == os.getpid() and entry.handle.pid not in own:
+            os.waitpid(entry.handle.pid, os.WNOHANG)
 
 
 def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path | int) -> subprocess.Popen[bytes]:
-    """Start a command in a session of its own, so that Ctrl-C in a terminal reaches this process only.
+    """Start a command in its own session, so that Ctrl-C in a terminal reaches this process only.
 
-    It is sent SIGTERM when the thread that called this ends, even by kill -9: call it from the main thread.
-    `log` is a file to append its output to, or a descriptor.
+    The kernel sends it SIGTERM when the calling thread ends, even by kill -9: call this from the main thread.
+    ``log`` is a file to append its output to, or a file descriptor.
     """
     parent = os.getpid()
 
     def tie_to_parent() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # ended between fork and prctl
+        if os.getppid() != parent:  # the parent ended between fork and prctl
             os._exit(1)
 
     output = log if isinstance(log, int) else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -129,30 +143,32 @@ def end(
     below: Iterable[Process] = (),
     hurry: Callable[[], bool] = lambda: False,
 ) -> set[Process]:
-    """SIGTERM to the roots; once they have ended, to what is left below them; SIGKILL when the grace is over.
+    """End the roots and all their descendants. Returns the processes that had to be killed.
 
-    `below` are descendants that may have lost their way up. `hurry` ends the grace early. Returns what had to
-    be killed. Touches nothing that is not named here or was not seen to descend from what is.
+    The roots get SIGTERM first; once they have ended, their remaining descendants do; after the grace period,
+    everything that still runs gets SIGKILL. ``below`` names descendants whose parent may have ended, and
+    ``hurry`` ends the grace period early. No other process receives a signal.
     """
     roots = set(roots)
     tree = roots | set(below)
-    told: set[Process] = set()
+    signalled: set[Process] = set()
     killed: set[Process] = set()
     deadline = time.monotonic() + grace_seconds
     while True:
         table = all_processes()
         tree |= descendants([process.pid for process in tree if in_table(process, table)], table)
-        left = {process for process in tree if in_table(process, table) and not table[process.pid].zombie}
-        late = time.monotonic() - deadline
-        if not left or late > UNKILLABLE_SECONDS:
+        running = {process for process in tree if in_table(process, table) and not table[process.pid].zombie}
+        overdue_seconds = time.monotonic() - deadline
+        if not running or overdue_seconds > UNKILLABLE_SECONDS:
             return killed
-        if late > 0 or hurry():
+        if overdue_seconds > 0 or hurry():
             deadline = min(deadline, time.monotonic())
-            killed |= left
-            _signal(left, signal.SIGKILL)
+            killed |= running
+            _signal(running, signal.SIGKILL)
         else:
-            _signal((left & roots or left) - told, signal.SIGTERM)
-            told |= left & roots or left
+            targets = running & roots or running
+            _signal(targets - signalled, signal.SIGTERM)
+            signalled |= targets
         time.sleep(0.05)
 
 

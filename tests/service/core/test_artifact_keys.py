@@ -58,8 +58,9 @@ def is_walked(annotation: Any) -> bool:
     return not list(spec_types(annotation))
 
 
+ROOT_SPECS: tuple[type[Spec], ...] = (LineSpec, *STAGE_SPECS.values())
 ALL_SPECS = sorted(
-    {nested for spec in (LineSpec, *STAGE_SPECS.values()) for nested in specs_in(spec)},
+    {nested for spec in ROOT_SPECS for nested in specs_in(spec)},
     key=lambda spec: spec.__name__,
 )
 

@@ -1,4 +1,4 @@
-"""Bodies to ingest, and the shortest way of ingesting them."""
+"""Bodies to ingest, and short ways to ingest them."""
 
 import gzip
 import io
@@ -71,7 +71,7 @@ def publish_slice(artifacts: Artifacts, body: bytes) -> Ingested:
         return ingest.publish_slice()
 
 
-def flaws(
+def row_errors(
     directory: Path,
     body: bytes,
     format: DataFormat = NDJSON,
@@ -79,7 +79,7 @@ def flaws(
     limits: Limits | None = None,
     chunk_bytes: int = 1 << 16,
 ) -> list[ErrorItem]:
-    """What is found wrong with a body; empty for a good one. Fails where anything is left on disk."""
+    """Errors of a body; empty for a good one. Fails if anything is left on disk."""
     found: list[ErrorItem] = []
     try:
         with Ingest(LocalArtifacts(directory), format, encoding, limits or Limits()) as ingest:

@@ -1,4 +1,4 @@
-"""What headers and names say about a body."""
+"""Format and encoding of a body by its headers or its name."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_other_media_types_are_refused(content_type: str) -> None:
         format_of_media_type(content_type)
 
 
-def test_encodings() -> None:
+def test_content_encodings() -> None:
     assert encoding_of_header(None) is None
     assert encoding_of_header(" identity ") is None
     assert encoding_of_header("GZIP") is ContentEncoding.GZIP
@@ -43,7 +43,7 @@ def test_encodings() -> None:
             encoding_of_header(other)
 
 
-def test_names() -> None:
+def test_file_names() -> None:
     assert format_of_path("/a/b.jsonl.gz") == (DataFormat.NDJSON, ContentEncoding.GZIP)
     assert format_of_path("b.NDJSON.zst") == (DataFormat.NDJSON, ContentEncoding.ZSTD)
     assert format_of_path("b.txt") == (DataFormat.TEXT, None)

@@ -1,4 +1,4 @@
-"""Good bodies: equal documents give equal artifacts, however they were written, encoded and cut."""
+"""Good bodies: equal documents give equal artifacts, whatever the format, encoding and chunk size."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ from service.core.artifact_files import DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASH
 from service.ingest.documents import Document
 from service.ingest.formats import ContentEncoding
 from service.ingest.ingest import Ingest
-from service.ingest.lines import read_lines
+from service.ingest.line_file import read_lines
 from service.ingest.reading import read_documents
 from tests.service.ingest.support import (
     ENCODERS,
@@ -47,7 +47,7 @@ def artifacts(tmp_path: Path) -> Artifacts:
 
 @settings(max_examples=60)
 @given(st.lists(DOCUMENTS_WITH_FIELDS, min_size=1, max_size=12), st.booleans())
-def test_documents_come_back_as_they_were_sent(
+def test_documents_are_read_back_as_sent(
     tmp_path_factory: pytest.TempPathFactory, documents: list[Document], ascii_only: bool
 ) -> None:
     artifacts = LocalArtifacts(tmp_path_factory.mktemp("a"))
@@ -65,7 +65,7 @@ def test_documents_come_back_as_they_were_sent(
     st.sampled_from([None, GZIP, ZSTD]),
     st.sampled_from([1, 2, 3, 7, 64, 1 << 20]),
 )
-def test_how_a_body_is_encoded_and_cut_changes_nothing(
+def test_encoding_and_chunk_size_change_nothing(
     tmp_path_factory: pytest.TempPathFactory,
     texts: list[str],
     encoding: ContentEncoding | None,
@@ -119,7 +119,7 @@ def test_the_same_body_again_is_the_same_artifact(artifacts: Artifacts) -> None:
     assert first == second
 
 
-def test_documents_are_normalised(artifacts: Artifacts) -> None:
+def test_documents_are_normalized(artifacts: Artifacts) -> None:
     body = (
         b'\xef\xbb\xbf{"z": [1, {}], "source": "s", "text": "caf\\u00e9", "id": null}\r\n\n  \n{"text":"b"}'
     )
@@ -148,20 +148,20 @@ def test_gzip_of_several_members_and_zstd_of_several_frames(tmp_path: Path, chun
         assert version.manifest == plain.manifest.model_copy(update={"directory": version.manifest.directory})
 
 
-def test_a_line_longer_than_a_piece_is_taken(artifacts: Artifacts) -> None:
+def test_a_line_longer_than_a_piece_is_accepted(artifacts: Artifacts) -> None:
     text = "x" * (3 << 20)
     version = publish(artifacts, in_chunks(ndjson(text, "short"), 1 << 16))
     assert [len(document.text) for document in read_documents(folder(artifacts, version))] == [len(text), 5]
 
 
 def test_zlib_output_that_fills_a_piece_exactly_is_not_held_back(artifacts: Artifacts) -> None:
-    """All input is consumed while more than a piece of output is still inside zlib."""
+    """zlib has consumed all input while it still holds more than a piece of output."""
     text = "a" * (2 << 20)
     version = publish(artifacts, gzip.compress(text.encode()), TEXT, GZIP)
     assert version.bytes == len(text)
 
 
-def test_nothing_is_left_when_a_body_is_given_up(artifacts: Artifacts) -> None:
+def test_an_abandoned_body_leaves_nothing(artifacts: Artifacts) -> None:
     with Ingest(artifacts, NDJSON) as ingest:
         ingest.feed(ndjson("a"))
     assert list(artifacts.root.rglob("*")) == []

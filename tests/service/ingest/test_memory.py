@@ -1,4 +1,4 @@
-"""Memory stays flat: what is held does not grow with the body."""
+"""Memory stays flat: it does not grow with the body."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 
 def test_ingesting_takes_little_more_memory_for_a_larger_body(tmp_path: Path) -> None:
-    measure(4 * MIB, tmp_path / "warm")  # libraries and allocators take what they take
+    measure(4 * MIB, tmp_path / "warm")  # loads libraries and warms allocators
     measured = measure(64 * MIB, tmp_path / "measured")
     assert measured["mebibytes"] >= 64
     assert measured["memory_growth_mib"] < 32

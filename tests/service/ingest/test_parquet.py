@@ -1,4 +1,4 @@
-"""Parquet bodies: read like the others, in a process that bombs and malformed files cannot bring down."""
+"""Parquet bodies: read like other formats, in a process that protects against bombs and malformed files."""
 
 import datetime
 import io
@@ -16,16 +16,25 @@ from service.ingest import parquet as parquet_module
 from service.ingest.documents import Document
 from service.ingest.formats import Limits
 from service.ingest.reading import read_documents
-from tests.service.ingest.support import ENCODERS, GZIP, PARQUET, flaws, folder, in_chunks, parquet, publish
+from tests.service.ingest.support import (
+    ENCODERS,
+    GZIP,
+    PARQUET,
+    folder,
+    in_chunks,
+    parquet,
+    publish,
+    row_errors,
+)
 
 MIB = 1 << 20
 
-# What a page of one row has before its text: its definition level, and the length of the text.
+# Before its text, a page of one row has a definition level and the length of the text.
 LEVELS_BYTES = 10
 
 
 def varint(value: int, length: int = 0) -> bytes:
-    """A thrift number, made longer than it must be where ``length`` says so."""
+    """A thrift number, padded to ``length`` bytes."""
     value *= 2  # zigzag
     encoded: list[int] = []
     while value >= 0x80 or len(encoded) + 1 < length:
@@ -34,10 +43,10 @@ def varint(value: int, length: int = 0) -> bytes:
     return bytes([*encoded, value])
 
 
-def lie(body: bytes, part: slice, true: int, told: int) -> bytes:
-    """Replace a number everywhere in a part of a file, keeping its length."""
+def lie(body: bytes, part: slice, true: int, false: int) -> bytes:
+    """Replace a number everywhere in a part of a file, keeping its encoded length."""
     old = varint(true)
-    new = varint(told, len(old))
+    new = varint(false, len(old))
     assert len(old) == len(new)
     assert old in body[part]
     lied = body[part].replace(old, new)
@@ -49,7 +58,7 @@ def footer_of(body: bytes) -> slice:
 
 
 def dictionary_bomb(rows: int, **options: Any) -> bytes:
-    """One text of a megabyte, and so many rows that refer to it: a run of equal indices takes a few bytes."""
+    """One text of a megabyte and many rows that refer to it: a run of equal indices takes a few bytes."""
     texts = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()).take(pa.array([0] * rows)), ["x" * MIB])
     return parquet({"text": texts}, compression="zstd", write_statistics=False, **options)
 
@@ -90,12 +99,12 @@ def test_every_kind_of_string_is_text(tmp_path: Path, texts: pa.Array) -> None:
     assert [document.text for document in read_documents(folder(artifacts, version))] == ["a", "b", "a"]
 
 
-def test_bad_rows_are_named(tmp_path: Path) -> None:
+def test_bad_rows_are_reported(tmp_path: Path) -> None:
     texts = pa.array([b"good", None, b"", b"\xff", b"a\0b", b"x" * 1001, b"good"]).cast(
         pa.string(), safe=False
     )
     body = parquet({"text": texts, "id": [*["a"] * 6, "y" * 1001]})
-    assert flaws(tmp_path, body, PARQUET, limits=Limits(max_document_bytes=1000)) == [
+    assert row_errors(tmp_path, body, PARQUET, limits=Limits(max_document_bytes=1000)) == [
         ("row 2", "column 'text' is null"),
         ("row 3", "the text is empty"),
         ("row 4", "column 'text' is not valid UTF-8"),
@@ -105,8 +114,8 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_reading_ends_at_the_20th_bad_row(tmp_path: Path) -> None:
-    found = flaws(tmp_path, parquet({"text": pa.array([None] * 100_000, pa.string())}), PARQUET)
+def test_reading_stops_at_the_20th_bad_row(tmp_path: Path) -> None:
+    found = row_errors(tmp_path, parquet({"text": pa.array([None] * 100_000, pa.string())}), PARQUET)
     assert [item.location for item in found] == [f"row {number}" for number in range(1, 21)]
 
 
@@ -123,28 +132,30 @@ def test_reading_ends_at_the_20th_bad_row(tmp_path: Path) -> None:
     ids=["none", "number", "list", "binary", "float", "empty"],
 )
 def test_columns_that_are_not_text_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
-    assert flaws(tmp_path, parquet(columns), PARQUET) == [("body", message)]
+    assert row_errors(tmp_path, parquet(columns), PARQUET) == [("body", message)]
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     file = io.BytesIO()
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, ["text", "text"]), file)
-    assert flaws(tmp_path, file.getvalue(), PARQUET) == [("body", "column 'text' is there more than once")]
+    assert row_errors(tmp_path, file.getvalue(), PARQUET) == [
+        ("body", "column 'text' appears more than once")
+    ]
 
 
-def test_what_is_not_parquet_is_refused_without_naming_a_path(tmp_path: Path) -> None:
+def test_the_error_for_a_file_that_is_not_parquet_names_no_path(tmp_path: Path) -> None:
     good = parquet({"text": ["a" * 5000, "b"]}, compression="none", use_dictionary=False)
     for body in (b"PAR1", b'{"text": "a"}\n', good[:-1], good[:100] + good[200:], b"\0" * 500):
-        (found,) = flaws(tmp_path, body, PARQUET)
+        (found,) = row_errors(tmp_path, body, PARQUET)
         assert found.message.startswith("not a readable Parquet file: ")
         assert "/" not in found.message
 
 
-def test_damaged_files_are_refused_or_read_but_never_crash(tmp_path: Path) -> None:
+def test_damaged_files_are_refused_or_read_but_never_crash_the_service(tmp_path: Path) -> None:
     good = parquet({"text": [f"document {number}" for number in range(300)]}, compression="snappy")
     for start in range(4, len(good), len(good) // 8):
         damaged = good[:start] + bytes(255 - byte for byte in good[start : start + 3]) + good[start + 3 :]
-        flaws(tmp_path, damaged, PARQUET)
+        row_errors(tmp_path, damaged, PARQUET)
 
 
 @pytest.mark.parametrize("store_schema", [True, False], ids=["read as dictionary", "read as strings"])
@@ -155,28 +166,28 @@ def test_a_dictionary_bomb_is_refused_in_flat_memory(tmp_path: Path, store_schem
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     limits = Limits(expansion_floor_bytes=16 * MIB)
     message = "the body decodes to more than 1000 times its size"
-    assert flaws(tmp_path, body, PARQUET, limits=limits) == [("body", message)]
+    assert row_errors(tmp_path, body, PARQUET, limits=limits) == [("body", message)]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 1024
 
 
-def test_rows_of_a_megabyte_that_are_few_are_read(tmp_path: Path) -> None:
+def test_a_few_rows_of_a_megabyte_are_read(tmp_path: Path) -> None:
     artifacts = LocalArtifacts(tmp_path)
     version = publish(artifacts, dictionary_bomb(40), PARQUET)
     assert (version.documents, version.duplicates) == (40, 39)
 
 
-def test_a_page_that_decodes_to_more_than_the_memory_is_refused(tmp_path: Path) -> None:
+def test_a_page_that_decodes_to_more_than_the_memory_limit_is_refused(tmp_path: Path) -> None:
     body = parquet(
         {"text": ["y" * (96 * MIB)]}, compression="zstd", use_dictionary=False, write_statistics=False
     )
     assert len(body) < 16384
     limits = Limits(parquet_memory_bytes=64 * MIB)
-    (found,) = flaws(tmp_path, body, PARQUET, limits=limits)
+    (found,) = row_errors(tmp_path, body, PARQUET, limits=limits)
     assert found.message.startswith("the Parquet file needs more than 67108864 bytes of memory to read")
 
 
-def test_lies_about_sizes_do_not_help(tmp_path: Path) -> None:
-    """The same page, which says that it is small; a small one, which says that it is of a gigabyte."""
+def test_false_sizes_do_not_evade_the_memory_limit(tmp_path: Path) -> None:
+    """A large page that declares a small size, and a smaller one that declares a larger size."""
     size = 96 * MIB
     body = parquet({"text": ["y" * size]}, compression="zstd", use_dictionary=False, write_statistics=False)
     metadata = pq.read_metadata(io.BytesIO(body)).row_group(0).column(0)
@@ -186,22 +197,22 @@ def test_lies_about_sizes_do_not_help(tmp_path: Path) -> None:
         lie(body, footer, metadata.total_uncompressed_size, 1000),
         lie(body, slice(4, footer.start), size + LEVELS_BYTES, 1000),
     ):
-        assert len(flaws(tmp_path, lied, PARQUET, limits=limits)) == 1
+        assert len(row_errors(tmp_path, lied, PARQUET, limits=limits)) == 1
 
     small = parquet(
         {"text": ["y" * 50_000_000]}, compression="zstd", use_dictionary=False, write_statistics=False
     )
     lied = lie(small, slice(4, footer_of(small).start), 50_000_000 + LEVELS_BYTES, 134_217_000)
-    assert len(flaws(tmp_path, lied, PARQUET, limits=limits)) == 1
+    assert len(row_errors(tmp_path, lied, PARQUET, limits=limits)) == 1
 
 
-@pytest.mark.parametrize("told", [20, 40, 63])
-def test_lies_about_rows_do_not_help(tmp_path: Path, told: int) -> None:
+@pytest.mark.parametrize("declared", [20, 40, 63])
+def test_a_false_number_of_rows_is_refused_if_rows_are_missing(tmp_path: Path, declared: int) -> None:
     body = parquet({"text": [f"document {number}" for number in range(37)]}, use_dictionary=False)
-    lied = lie(body, footer_of(body), 37, told)
-    found = flaws(tmp_path, lied, PARQUET)
-    # Fewer are simply read; more are not there.
-    assert bool(found) == (told > 37)
+    lied = lie(body, footer_of(body), 37, declared)
+    found = row_errors(tmp_path, lied, PARQUET)
+    # If it declares fewer rows, only those are read.
+    assert bool(found) == (declared > 37)
 
 
 def test_a_reader_that_dies_or_hangs_is_a_bad_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,14 +221,14 @@ def test_a_reader_that_dies_or_hangs_is_a_bad_body(tmp_path: Path, monkeypatch: 
     script.write_text("import os; os.abort()")
     directory = tmp_path / "artifacts"
     directory.mkdir()
-    (found,) = flaws(directory, b"PAR1", PARQUET)
+    (found,) = row_errors(directory, b"PAR1", PARQUET)
     assert found.message.startswith("the Parquet file could not be read: it is malformed")
 
     script.write_text(
         f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     )
     monkeypatch.setattr(parquet_module, "STALL_SECONDS", 1)
-    (found,) = flaws(directory, b"PAR1", PARQUET)
+    (found,) = row_errors(directory, b"PAR1", PARQUET)
     assert found.message == "the Parquet file could not be read: no row in 1 seconds"
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -1,4 +1,4 @@
-"""An async stream into the sink: backpressure, a free event loop, a thread that always comes to rest."""
+"""Feeding an async stream into the sink: backpressure, a free event loop, no thread left running."""
 
 import asyncio
 import threading
@@ -23,12 +23,12 @@ async def chunks_of(body: bytes, size: int = 1 << 16) -> AsyncIterator[bytes]:
 
 
 class SlowIngest(Ingest):
-    """Takes its time, and knows which threads it was on and how much it was given."""
+    """A slow sink that records its threads and how many bytes it was fed."""
 
     def __init__(self, artifacts: Artifacts) -> None:
         super().__init__(artifacts, NDJSON)
         self.threads: set[int] = set()
-        self.fed = 0
+        self.fed_bytes = 0
         self.busy = False
 
     def feed(self, chunk: bytes) -> None:
@@ -37,12 +37,12 @@ class SlowIngest(Ingest):
         self.threads.add(threading.get_ident())
         time.sleep(0.05)
         super().feed(chunk)
-        self.fed += len(chunk)
+        self.fed_bytes += len(chunk)
         self.busy = False
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 16, 3 << 20])
-def test_a_stream_is_received_whole(tmp_path: Path, size: int) -> None:
+def test_a_stream_is_received_completely(tmp_path: Path, size: int) -> None:
     body = ndjson(*(f"{number} " + "x" * 2000 for number in range(1500 if size > 1 else 3)))
 
     async def run(ingest: Ingest) -> Body:
@@ -55,28 +55,28 @@ def test_a_stream_is_received_whole(tmp_path: Path, size: int) -> None:
         assert received == ingest.end()
 
 
-def test_no_more_is_asked_for_than_the_sink_takes(tmp_path: Path) -> None:
+def test_the_stream_is_read_only_as_fast_as_the_sink_accepts_it(tmp_path: Path) -> None:
     async def run(ingest: SlowIngest) -> int:
-        furthest = asked = 0
+        max_ahead = requested = 0
 
         async def counted() -> AsyncIterator[bytes]:
-            nonlocal furthest, asked
+            nonlocal max_ahead, requested
             for _ in range(160):
-                asked += len(CHUNK)
-                furthest = max(furthest, asked - ingest.fed)
+                requested += len(CHUNK)
+                max_ahead = max(max_ahead, requested - ingest.fed_bytes)
                 yield CHUNK
 
         await receive(counted(), ingest)
-        return furthest
+        return max_ahead
 
     with SlowIngest(LocalArtifacts(tmp_path)) as ingest:
-        furthest = asyncio.run(run(ingest))
-        assert ingest.fed == 160 * len(CHUNK)
-    assert furthest <= (2 << 20) + 2 * len(CHUNK)
+        max_ahead = asyncio.run(run(ingest))
+        assert ingest.fed_bytes == 160 * len(CHUNK)
+    assert max_ahead <= (2 << 20) + 2 * len(CHUNK)
     assert threading.get_ident() not in ingest.threads
 
 
-def test_the_loop_goes_on_while_the_sink_works(tmp_path: Path) -> None:
+def test_the_event_loop_runs_while_the_sink_works(tmp_path: Path) -> None:
     async def run(ingest: Ingest) -> int:
         ticks = 0
 
@@ -95,13 +95,13 @@ def test_the_loop_goes_on_while_the_sink_works(tmp_path: Path) -> None:
         assert asyncio.run(run(ingest)) >= 10
 
 
-def test_a_bad_body_ends_the_reading(tmp_path: Path) -> None:
-    asked = 0
+def test_a_bad_body_stops_the_stream(tmp_path: Path) -> None:
+    num_chunks = 0
 
     async def endless() -> AsyncIterator[bytes]:
-        nonlocal asked
+        nonlocal num_chunks
         while True:
-            asked += 1
+            num_chunks += 1
             yield b"{}\n" * 20_000
 
     async def run(ingest: Ingest) -> None:
@@ -110,10 +110,10 @@ def test_a_bad_body_ends_the_reading(tmp_path: Path) -> None:
     with Ingest(LocalArtifacts(tmp_path), NDJSON) as ingest, pytest.raises(BadContent) as raised:
         asyncio.run(run(ingest))
     assert len(raised.value.errors) == 20
-    assert asked < 200
+    assert num_chunks < 200
 
 
-def test_a_broken_stream_is_passed_on_when_the_thread_is_at_rest(tmp_path: Path) -> None:
+def test_the_error_of_a_broken_stream_is_raised_once_the_thread_has_ended(tmp_path: Path) -> None:
     async def broken() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield CHUNK
@@ -147,7 +147,7 @@ def test_a_cancelled_task_waits_for_the_thread(tmp_path: Path, cancellations: in
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_work_on_a_worker_thread_gives_its_result_and_its_error() -> None:
+def test_a_worker_thread_returns_results_and_raises_errors() -> None:
     def fails() -> None:
         raise KeyError("why")
 

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import sqlalchemy as sa
 
@@ -55,6 +56,10 @@ def add_trained_model(harness: Harness, versions: int) -> str:
 
 def train_stage(harness: Harness, update: str, name: str) -> TrainStage:
     return TrainStage.model_validate(harness.stages(update)[name].spec)
+
+
+def constant_loss(loss: float, slice_name: str) -> float:
+    return loss
 
 
 def stage_keys(harness: Harness) -> set[str]:
@@ -156,7 +161,8 @@ def test_an_unfinished_update_keeps_its_checkpoints_until_it_is_cancelled(harnes
 def test_keep_versions_removes_old_checkpoints_and_unreleased_exports(harness: Harness) -> None:
     model = harness.add_model(versions=4)
     for number in (1, 2, 3, 4):
-        harness.executor.losses = lambda name, bad=number == 2: 9.0 if bad else 3.0
+        loss = 9.0 if number == 2 else 3.0
+        harness.executor.losses = partial(constant_loss, loss)
         harness.finish(harness.orchestrator(), harness.add_update(model, number))
     with harness.database.reading() as session:
         rows = session.scalars(sa.select(ModelVersion).order_by(ModelVersion.number)).all()

@@ -6,7 +6,7 @@ from service.core.stage_specs import StageKind
 from service.core.states import ModelVersionState, ReleaseState, StageState, UpdateState
 from service.operations.releases import release_version, roll_back
 from service.operations.updates import cancel_update, retry_update
-from service.store import datasets, models, releases, stages, updates
+from service.store import datasets, metrics, models, releases, updates
 from tests.support.rows import add_dataset, add_model
 
 TRANSIENT = RunError("", "worker_lost", "the worker is gone", retryable=True)
@@ -52,7 +52,7 @@ def test_points_and_progress_are_recorded(harness):
     harness.finish(harness.orchestrator(), update_id)
     trunk = harness.stages(update_id)["trunk"]
     with harness.database.reading() as session:
-        assert [point.step for point in stages.points(session, trunk.id)] == [90]
+        assert [point.step for point in metrics.points(session, trunk.id)] == [90]
     assert trunk.progress["loss"] == 3.0
 
 

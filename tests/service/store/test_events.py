@@ -35,7 +35,7 @@ def test_nothing_is_left_of_a_transaction_that_failed(database: Database) -> Non
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
 def test_a_transaction_that_ends_later_gets_the_higher_id(database: Database) -> None:
     """Else a reader that has seen the higher one would never see the lower one."""
     appended, go_on = threading.Event(), threading.Event()

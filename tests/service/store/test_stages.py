@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from service.core.states import StageState
-from service.store import datasets, stages
+from service.store import datasets, metrics, stages
 from service.store.database import Database, now
 from service.store.tables import MetricPoint, Stage
 from tests.support.rows import add_dataset, add_model, add_ready_stages, add_running_update, ready_stage
@@ -157,11 +157,11 @@ def test_points_measured_again_are_overwritten(database):
         return {"step": step, "loss": loss, "learning_rate": 0.1, "grad_norm": 1.0, "tokens_per_second": 9.0}
 
     with database.transaction() as session:
-        stages.record_points(session, stage.id, [point(step, 5.0) for step in range(1, 2501)])
+        metrics.record_points(session, stage.id, [point(step, 5.0) for step in range(1, 2501)])
     with database.transaction() as session:
-        stages.record_points(session, stage.id, [point(3, 4.0), point(3, 3.0)])
+        metrics.record_points(session, stage.id, [point(3, 4.0), point(3, 3.0)])
         assert session.scalar(sa.select(sa.func.count()).select_from(MetricPoint)) == 2500
-        assert [row.loss for row in stages.points(session, stage.id)[:3]] == [5.0, 5.0, 3.0]
+        assert [row.loss for row in metrics.points(session, stage.id)[:3]] == [5.0, 5.0, 3.0]
 
 
 def test_reading_keeps_nothing(database):

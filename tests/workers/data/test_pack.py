@@ -1,4 +1,4 @@
-"""A pack holds the stream of its documents' tokens as a ring of full rows."""
+"""A pack holds the token stream of its documents in full rows, padded with its own beginning."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ def blocks_of(*blocks: Iterable[int]) -> list[EncodedBlock]:
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6), sequence_length=st.integers(1, 12))
-def test_every_token_follows_its_predecessor_once(
+def test_rows_hold_every_token_with_its_predecessor(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], sequence_length: int
 ) -> None:
     folder = tmp_path_factory.mktemp("pack")
@@ -39,18 +39,20 @@ def test_every_token_follows_its_predecessor_once(
 
 
 @pytest.mark.parametrize(("vocab_size", "bytes_per_token"), [(65_535, 2), (65_536, 4), (200_000, 4)])
-def test_tokens_take_two_bytes_where_they_fit(tmp_path: Path, vocab_size: int, bytes_per_token: int) -> None:
+def test_tokens_take_two_bytes_if_the_vocabulary_fits(
+    tmp_path: Path, vocab_size: int, bytes_per_token: int
+) -> None:
     write_pack(tmp_path, blocks_of([1, vocab_size - 1, 0]), sequence_length=2, vocab_size=vocab_size)
     assert (tmp_path / "tokens.bin").stat().st_size == 5 * bytes_per_token
     assert Pack(tmp_path).row(0).tolist() == [1, vocab_size - 1, 0]
 
 
-def test_a_version_without_documents_cannot_be_packed(tmp_path: Path) -> None:
+def test_packing_no_documents_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StageInputInvalid, match="no document"):
         write_pack(tmp_path, [], sequence_length=8, vocab_size=100)
 
 
-def test_a_stream_that_is_too_short_is_corrupt(tmp_path: Path) -> None:
+def test_a_truncated_stream_is_corrupt(tmp_path: Path) -> None:
     write_pack(tmp_path, blocks_of(range(20)), sequence_length=4, vocab_size=100)
     (tmp_path / "tokens.bin").write_bytes(b"\0\0")
     with pytest.raises(ArtifactCorrupt):

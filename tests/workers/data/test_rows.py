@@ -1,4 +1,4 @@
-"""The data order is a function of seed, versions read and global step, and of nothing else."""
+"""The data order depends on the seed, the versions read so far and the global step, and on nothing else."""
 
 from collections import Counter
 from typing import Any
@@ -11,7 +11,7 @@ from service.core.ledger import LedgerEntry, steps_of
 from service.core.stage_specs import RunPath, TrainStage
 from tests.support.specs import line_spec
 from workers.data.mixture import draw_rows
-from workers.data.rows import Row, StageRows, TrunkRows
+from workers.data.rows import PackRow, StageRows, TrunkRows
 
 BATCHES = st.integers(1, 9)
 ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=4)
@@ -20,7 +20,7 @@ ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 def ledger_with(
     rows: list[int], batch_rows: int, epochs: int = 1, replay: float = 0.0
 ) -> tuple[LedgerEntry, ...]:
-    """From the second version on, ``replay`` of what the trunk reads is old."""
+    """A ledger in which a share ``replay`` of what the trunk reads is old, from the second version on."""
     return tuple(
         LedgerEntry(
             number=n,
@@ -34,7 +34,7 @@ def ledger_with(
 
 def branch_rows(
     ledger: tuple[LedgerEntry, ...], from_step: int, steps: int, batch_rows: int, **changes: Any
-) -> list[list[Row]]:
+) -> list[list[PackRow]]:
     line = line_spec(batch_rows=batch_rows, replay_mixture=changes.pop("mixture", "equal"))
     path = RunPath(**({"decay_steps": steps, "stream_steps": steps} | changes))
     to_step = from_step + steps
@@ -52,7 +52,7 @@ def branch_rows(
 
 
 @given(rows=ROWS, batch_rows=BATCHES, epochs=st.integers(1, 3))
-def test_every_pass_reads_every_row_and_fills_its_last_batch_from_its_first(
+def test_every_pass_reads_every_row_and_fills_its_last_batch_from_its_first_rows(
     rows: list[int], batch_rows: int, epochs: int
 ) -> None:
     ledger = ledger_with(rows, batch_rows, epochs)
@@ -72,14 +72,14 @@ def test_every_pass_reads_every_row_and_fills_its_last_batch_from_its_first(
 
 
 @given(rows=st.lists(st.integers(1, 30), min_size=2, max_size=4), batch_rows=BATCHES)
-def test_later_versions_change_nothing(rows: list[int], batch_rows: int) -> None:
+def test_later_versions_do_not_change_the_order(rows: list[int], batch_rows: int) -> None:
     line, ledger = line_spec(batch_rows=batch_rows), ledger_with(rows, batch_rows)
     long, short = TrunkRows(line, ledger), TrunkRows(line, ledger[:1])
     for step in range(1, ledger[0].steps + 1):
         assert long.of_step(step) == short.of_step(step)
 
 
-def test_a_step_is_the_same_whatever_was_asked_before() -> None:
+def test_a_step_has_the_same_rows_in_any_order_of_access() -> None:
     line, ledger = line_spec(batch_rows=4), ledger_with([17, 9], 4)
     forward = TrunkRows(line, ledger)
     in_order = [forward.of_step(step) for step in range(1, 9)]
@@ -87,26 +87,26 @@ def test_a_step_is_the_same_whatever_was_asked_before() -> None:
     assert [forward.of_step(step) for step in range(8, 0, -1)] == in_order[::-1]
 
 
-def test_seed_pass_and_version_have_orders_of_their_own() -> None:
-    def pass_order(seed: int, version: int, one_pass: int) -> list[int]:
+def test_every_seed_pass_and_version_has_its_own_order() -> None:
+    def pass_order(seed: int, version: int, pass_number: int) -> list[int]:
         trunk = TrunkRows(line_spec(batch_rows=20, epochs=2, seed=seed), ledger_with([20, 20], 20, epochs=2))
-        return [row.number for row in trunk.of_step(1 + 2 * version + one_pass)]
+        return [row.number for row in trunk.of_step(1 + 2 * version + pass_number)]
 
     orders = [pass_order(*where) for where in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]]
     assert len({tuple(order) for order in orders}) == 4
 
 
 def test_the_order_is_pinned() -> None:
-    """A change here trains every existing line on other rows: it must never happen by accident."""
+    """Changing this order would train every existing line on other rows."""
     trunk = TrunkRows(line_spec(batch_rows=6, seed=7), ledger_with([10], 6))
     assert [row.number for row in trunk.of_step(1)] == [7, 0, 1, 9, 6, 5]
     assert draw_rows(4, [5, 50], "recency", "replay", 7, 1) == [(1, 20), (1, 34), (0, 2), (0, 3)]
 
 
-def test_a_branch_without_replay_reads_what_the_trunk_reads() -> None:
+def test_a_branch_without_replay_reads_the_trunks_rows() -> None:
     ledger = ledger_with([40, 40], 4)
     trunk = TrunkRows(line_spec(batch_rows=4), ledger)
-    # From version 1 into version 2, as a branch longer than its version does.
+    # The branch is longer than version 2, so it starts in version 1.
     assert branch_rows(ledger, 8, 12, 4) == [trunk.of_step(step) for step in range(9, 21)]
 
 
@@ -137,13 +137,13 @@ def test_a_grown_branch_reads_every_new_row_once_and_fills_with_old_ones(
     old = [row for batch in batches for row in batch if row.version == 0]
     assert len(old) == longer * batch_rows
     assert all(row.number < ledger[0].rows for row in old)
-    # New rows are spread evenly: no batch has more than one row over its share.
+    # New rows are spread evenly: batches differ by at most one.
     new_per_batch = [sum(row.version == 1 for row in batch) for batch in batches]
     assert max(new_per_batch) - min(new_per_batch) <= 1
 
 
 @given(batch_rows=BATCHES, steps=st.integers(1, 12), replay=st.integers(1, 19))
-def test_a_kept_branch_replaces_exactly_its_share(batch_rows: int, steps: int, replay: int) -> None:
+def test_a_kept_branch_replaces_exactly_its_share_of_rows(batch_rows: int, steps: int, replay: int) -> None:
     ledger = ledger_with([3 * batch_rows, 12 * batch_rows], batch_rows)
     from_step = ledger[0].steps + ledger[1].steps - steps
     share = replay / 20
@@ -158,7 +158,7 @@ def test_a_kept_branch_replaces_exactly_its_share(batch_rows: int, steps: int, r
     assert replaced == replay * batch_rows * steps // 20
 
 
-def test_replay_ignores_versions_that_arrive_later() -> None:
+def test_later_versions_do_not_change_replay() -> None:
     rows = [12, 16, 400]
     for budget in ("grown", "kept"):
         changes: dict[str, Any] = {"replay_fraction": 0.5, "replay_budget": budget}
@@ -170,8 +170,8 @@ def test_replay_ignores_versions_that_arrive_later() -> None:
         assert branch_rows(ledger_with(rows, 4), start, 4, 4, **changes) == then
 
 
-def test_mixtures_weigh_old_versions() -> None:
-    """Over many steps each old version gives its share of the replayed rows."""
+def test_mixtures_set_the_shares_of_old_versions() -> None:
+    """Over many steps, each old version contributes its share of the replayed rows."""
     ledger = ledger_with([100, 300, 200, 4000], 20)
     expected = {"equal": [1, 1, 1], "by_size": [1, 3, 2], "recency": [1, 2, 4]}
     for mixture, weights in expected.items():
@@ -213,7 +213,7 @@ def test_a_trunk_with_replay_reads_every_new_row_in_the_order_of_one_without(
         first, first_plain = first + entry.steps, first_plain + entry_plain.steps
 
 
-def test_what_a_trunk_replays_is_not_changed_by_what_arrives_later() -> None:
+def test_later_versions_do_not_change_what_a_trunk_replays() -> None:
     line, ledger = line_spec(batch_rows=4), ledger_with([16, 16, 400], 4, replay=0.5)
     long, short = TrunkRows(line, ledger), TrunkRows(line, ledger[:2])
     assert [long.of_step(step) for step in range(1, 13)] == [short.of_step(step) for step in range(1, 13)]
@@ -239,7 +239,9 @@ def test_a_grown_branch_of_a_trunk_with_replay_reads_every_unread_new_row_once(
 
 
 @given(batch_rows=BATCHES, steps=st.integers(1, 12), share=st.sampled_from([0.2, 0.5, 0.75]))
-def test_a_kept_branch_counts_what_the_trunk_replays(batch_rows: int, steps: int, share: float) -> None:
+def test_a_kept_branch_counts_the_rows_that_the_trunk_replays(
+    batch_rows: int, steps: int, share: float
+) -> None:
     ledger = ledger_with([3 * batch_rows, 12 * batch_rows], batch_rows, replay=0.5)
     from_step = ledger[0].steps + ledger[1].steps - steps
     batches = branch_rows(ledger, from_step, steps, batch_rows, replay_fraction=share, replay_budget="kept")
@@ -249,11 +251,11 @@ def test_a_kept_branch_counts_what_the_trunk_replays(batch_rows: int, steps: int
         wanted = int(k * share * batch_rows + 1e-9) - int((k - 1) * share * batch_rows + 1e-9)
         already = sum(row.version == 0 for row in would_be)
         assert sum(row.version == 0 for row in batch) == max(wanted, already)
-        assert all(row == was or row.version == 0 for row, was in zip(batch, would_be, strict=True))
+        assert all(row == original or row.version == 0 for row, original in zip(batch, would_be, strict=True))
 
 
-def shuffled_rows(rows: list[int], batch_rows: int, epochs: int = 1, seed: int = 0) -> list[list[Row]]:
-    """All batches of a run from scratch."""
+def shuffled_rows(rows: list[int], batch_rows: int, epochs: int = 1, seed: int = 0) -> list[list[PackRow]]:
+    """Return all batches of a run from scratch."""
     ledger = ledger_with(rows, batch_rows, epochs)
     steps = sum(entry.steps for entry in ledger)
     stage = TrainStage(
@@ -278,11 +280,11 @@ def test_a_run_from_scratch_reads_every_row_in_every_pass(
     batches = shuffled_rows(rows, batch_rows, epochs)
     assert all(len(batch) == batch_rows for batch in batches)
     per_pass = len(batches) // epochs
-    everything = sorted(Row(version, n) for version, count in enumerate(rows) for n in range(count))
-    for one_pass in range(epochs):
-        read = [row for batch in batches[one_pass * per_pass : (one_pass + 1) * per_pass] for row in batch]
+    everything = sorted(PackRow(version, n) for version, count in enumerate(rows) for n in range(count))
+    for number in range(epochs):
+        read = [row for batch in batches[number * per_pass : (number + 1) * per_pass] for row in batch]
         assert sorted(read[: len(everything)]) == everything
-        assert all(row == read[place % len(everything)] for place, row in enumerate(read))
+        assert all(row == read[index % len(everything)] for index, row in enumerate(read))
 
 
 def test_a_run_from_scratch_mixes_versions_from_its_first_step_to_its_last() -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers are trained to the same bytes, load as transformers', and keep documents apart."""
+"""Tokenizers train reproducibly, load in transformers, and keep documents apart."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from tests.support.training import texts_of
 from workers.data.tokenizer import (
     END_OF_TEXT,
     TextEncoder,
+    adopt_tokenizer,
     load_tokenizer,
-    take_over_tokenizer,
     train_tokenizer,
 )
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_gives_equal_bytes_in_another_process_on_any_number_of_cores(folder: Path) -> None:
+def test_training_in_another_process_on_any_number_of_cores_gives_equal_bytes(folder: Path) -> None:
     code = (
         "import hashlib; from tests.workers.data.test_tokenizer import TEXTS, train_tokenizer;"
         "print(hashlib.sha256(train_tokenizer(TEXTS, 400).backend_tokenizer.to_str().encode()).hexdigest())"
@@ -46,14 +46,14 @@ def test_training_gives_equal_bytes_in_another_process_on_any_number_of_cores(fo
     assert done.stdout.strip() == hashlib.sha256(here.encode()).hexdigest()
 
 
-def test_it_loads_as_a_transformers_tokenizer_and_gives_text_back(folder: Path) -> None:
+def test_a_trained_tokenizer_loads_in_transformers_and_round_trips_text(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     assert (len(tokenizer), tokenizer.eos_token, tokenizer.eos_token_id) == (400, END_OF_TEXT, 0)
     for text in TEXTS:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_documents_end_with_end_of_text_and_cannot_spell_it(folder: Path) -> None:
+def test_documents_end_with_end_of_text_and_cannot_contain_it(folder: Path) -> None:
     encoder = TextEncoder(load_tokenizer(folder))
     (block,) = encoder.encode(["one", f"two {END_OF_TEXT} half", ""])
     assert [index for index, token in enumerate(block.ids) if token == 0][1:] == [
@@ -64,33 +64,35 @@ def test_documents_end_with_end_of_text_and_cannot_spell_it(folder: Path) -> Non
     assert (block.documents, block.text_bytes) == (3, len("one") + len(f"two {END_OF_TEXT} half"))
 
 
-def test_long_texts_come_in_several_blocks(folder: Path) -> None:
+def test_long_texts_are_encoded_in_several_blocks(folder: Path) -> None:
     encoder = TextEncoder(load_tokenizer(folder))
     blocks = list(encoder.encode(["word " * 100_000] * 5))
     assert [block.documents for block in blocks] == [3, 2]
 
 
-def test_a_tokenizer_is_taken_over_with_what_its_configuration_names(folder: Path, tmp_path: Path) -> None:
-    taken = take_over_tokenizer(folder)
-    taken.save_pretrained(tmp_path)
+def test_an_adopted_tokenizer_keeps_the_special_tokens_of_its_configuration(
+    folder: Path, tmp_path: Path
+) -> None:
+    adopted = adopt_tokenizer(folder)
+    adopted.save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    assert taken.eos_token_id == 0
+    assert adopted.eos_token_id == 0
 
 
-def test_without_a_configuration_a_known_end_is_found(folder: Path, tmp_path: Path) -> None:
+def test_a_usual_end_token_is_found_without_a_configuration(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "tokenizer.json", tmp_path)
-    assert take_over_tokenizer(tmp_path).eos_token == END_OF_TEXT
+    assert adopt_tokenizer(tmp_path).eos_token == END_OF_TEXT
 
 
-def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_without_an_end_token_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(StageInputInvalid, match=r"no tokenizer\.json"):
-        take_over_tokenizer(tmp_path)
+        adopt_tokenizer(tmp_path)
     Tokenizer(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(StageInputInvalid, match="ends a document"):
-        take_over_tokenizer(tmp_path)
+        adopt_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<nowhere>"}}))
     with pytest.raises(StageInputInvalid, match="nowhere"):
-        take_over_tokenizer(tmp_path)
+        adopt_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(StageInputInvalid, match="cannot be read"):
-        take_over_tokenizer(tmp_path)
+        adopt_tokenizer(tmp_path)

@@ -1,4 +1,4 @@
-"""The loss of a slice counts every token once, whatever the length of rows and documents."""
+"""The loss of a slice counts every token once, for any length of rows and documents."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.tiny_export import write_tiny_export
 from tests.support.training import texts_of
 from workers.data.tokenizer import load_tokenizer
 from workers.evaluation import perplexity as module
-from workers.evaluation.perplexity import Evaluation, Evaluator, rows_of_stream
+from workers.evaluation.perplexity import Evaluator, TextLoss, rows_of_stream
 
 LENGTH = 24
 
@@ -34,7 +34,7 @@ def never() -> bool:
 
 
 def naive(export: Path, texts: list[str], length: int) -> tuple[float, int]:
-    """One row at a time, one token at a time: what the evaluator must come to."""
+    """The reference: one row and one token at a time."""
     model = AutoModelForCausalLM.from_pretrained(export).eval()
     tokenizer = load_tokenizer(export)
     stream = [tokenizer.eos_token_id]
@@ -51,10 +51,10 @@ def naive(export: Path, texts: list[str], length: int) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("texts", [["a"], texts_of(5, 7), ["Grüße aus Köln: 5 € für 日本語."] * 3])
-def test_it_comes_to_what_the_naive_way_does(
+def test_the_evaluator_agrees_with_the_naive_computation(
     export: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH_TOKENS", 3 * LENGTH)  # several batches, the last one not full
+    monkeypatch.setattr(module, "BATCH_TOKENS", 3 * LENGTH)  # several batches, the last one partial
     loss, tokens = naive(export, texts, LENGTH)
     measured = Evaluator(export, Numerics(), LENGTH).evaluate(texts, never)
     assert measured is not None
@@ -77,14 +77,14 @@ def test_every_token_is_a_target_once(lengths: list[int], sequence_length: int) 
     assert all(len(row) == sequence_length + 1 for row in rows[:-1])
 
 
-def test_nothing_to_measure_has_no_loss(export: Path) -> None:
+def test_no_documents_have_no_loss(export: Path) -> None:
     assert Evaluator(export, Numerics(), LENGTH).evaluate([], never) is None
 
 
-def test_it_stops_when_asked(export: Path) -> None:
+def test_an_evaluation_stops_on_request(export: Path) -> None:
     with pytest.raises(Stopped):
         Evaluator(export, Numerics(), LENGTH).evaluate(["a text"], lambda: True)
 
 
-def test_perplexity_of_a_hopeless_model_is_infinite() -> None:
-    assert Evaluation(loss=1e4, tokens=1, text_bytes=1).perplexity == math.inf
+def test_a_huge_loss_has_infinite_perplexity() -> None:
+    assert TextLoss(loss=1e4, tokens=1, text_bytes=1).perplexity == math.inf

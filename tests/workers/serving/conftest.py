@@ -7,7 +7,7 @@ from openai import OpenAI
 
 from service.artifacts import Artifacts, LocalArtifacts
 from tests.support.tiny_export import publish_tiny_export, write_tiny_export
-from tests.workers.serving.scripted_engines import Loader
+from tests.workers.serving.scripted_engines import ScriptedLoader
 from tests.workers.serving.serving_line import LINE, UNRELEASED, settle
 from workers.serving.local_serving import LocalServing
 
@@ -30,8 +30,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
 
 
 @pytest.fixture
-def loader() -> Loader:
-    return Loader()
+def loader() -> ScriptedLoader:
+    return ScriptedLoader()
 
 
 @pytest.fixture(scope="session")

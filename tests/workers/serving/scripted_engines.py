@@ -1,4 +1,4 @@
-"""A loader of real engines that can be told to wait, to fail, to be slow, to hang and to have little room."""
+"""A loader of real engines that tests can make wait, fail, hang, or run short of memory."""
 
 import threading
 import time
@@ -14,9 +14,7 @@ MIB = 1 << 20
 
 
 class ScriptedEngine(TransformersEngine):
-    """``fails``: every request; ``full``: it refuses them; ``hangs``: what is asked is never answered. Told so once it has
-    warmed up, or by its loader.
-    """
+    """``fails`` fails every request, ``full`` rejects it, ``hangs`` never answers it. Set after the warm-up."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -31,7 +29,7 @@ class ScriptedEngine(TransformersEngine):
 
     def check_room(self) -> None:
         if self.full:
-            raise QueueFull("it was told to be full", 7.0)
+            raise QueueFull("scripted to be full", 7.0)
         super().check_room()
 
     def submit(self, sequences: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
@@ -39,7 +37,7 @@ class ScriptedEngine(TransformersEngine):
             self.hung_since = time.monotonic()
             return lambda: None
         if self.fails:
-            sink([SequenceFailed(0, "it was told to fail")])
+            sink([SequenceFailed(0, "scripted to fail")])
             return lambda: None
         return super().submit(sequences, sink)
 
@@ -48,8 +46,12 @@ class ScriptedEngine(TransformersEngine):
         super().close()
 
 
-class Loader:
-    """Loads engines, remembers which and whether they live, and waits at a gate when told to. An engine takes a MiB."""
+class ScriptedLoader:
+    """Loads engines of one MiB each, records which, and waits while ``gate`` is not set.
+
+    ``errors`` are raised by the next loads; ``capacity`` is in MiB; ``hang_at_once`` hangs engines before the
+    warm-up.
+    """
 
     def __init__(self) -> None:
         self.folders: list[str] = []
@@ -57,15 +59,15 @@ class Loader:
         self.gate = threading.Event()
         self.gate.set()
         self.errors: list[Exception] = []
-        self.room = 100
+        self.capacity = 100
         self.hang_at_once = False
 
     def needed_bytes(self, folder: Path) -> int:
         return MIB
 
     def free_bytes(self) -> int:
-        living = [engine for reference in self.engines if (engine := reference()) and not engine.closed]
-        return (self.room - len(living)) * MIB
+        open_engines = [engine for reference in self.engines if (engine := reference()) and not engine.closed]
+        return (self.capacity - len(open_engines)) * MIB
 
     def load(self, folder: Path, seconds: float) -> ScriptedEngine:
         self.folders.append(folder.parent.name)
@@ -78,7 +80,7 @@ class Loader:
         return engine
 
     def engine(self, name: str) -> ScriptedEngine:
-        """The one that was loaded of ``export/<name>`` last."""
+        """Return the engine that was last loaded from ``export/<name>``."""
         position = len(self.folders) - 1 - self.folders[::-1].index(name)
         engine = self.engines[position]()
         assert engine is not None

@@ -1,4 +1,4 @@
-"""The model line that the tests of the OpenAI interface speak to."""
+"""Targets of the model line that the serving tests use."""
 
 import time
 from typing import Any
@@ -14,18 +14,18 @@ def version(number: int, key: str | None = None) -> ServedVersion:
 
 
 def line(number: int, key: str | None = None, **rest: Any) -> ServedTarget:
-    """The line, answering with that version."""
+    """Serve that version."""
     return ServedTarget("line", version(number, key), **rest)
 
 
-def trying(served: int, tried: ServedVersion, **rest: Any) -> ServedTarget:
-    """The line, answering with one version while another is tried beside it."""
-    return ServedTarget("line", version(served), Trial(tried, **rest))
+def trying(served: int, tried: ServedVersion, **trial: Any) -> ServedTarget:
+    """Serve one version while another is on trial."""
+    return ServedTarget("line", version(served), Trial(tried, **trial))
 
 
 def failures(report: ReplicaReport) -> dict[int, str | None]:
-    """What could not be loaded, and why."""
-    return {held.number: held.error for held in report.versions if held.state == Residence.FAILED}
+    """Return the errors of the versions that could not be loaded, by number."""
+    return {version.number: version.error for version in report.versions if version.state == Residence.FAILED}
 
 
 LINE = line(1)
@@ -34,6 +34,7 @@ COMPLETION = {"model": "line", "prompt": "a", "max_tokens": 1}
 
 
 def settle(serving: LocalServing, *targets: ServedTarget) -> None:
+    """Apply the targets and wait until every line answers with its version."""
     serving.apply(targets)
     deadline = time.monotonic() + 30
     while any(not _answers_as(serving, target) for target in targets):

@@ -1,4 +1,4 @@
-"""The serving port without Ray: load, clients that leave, swaps, lines that come and go."""
+"""The serving port without Ray: overload, clients that disconnect, swaps, and lines that come and go."""
 
 import json
 import threading
@@ -28,17 +28,17 @@ from workers.serving.local_serving import LocalServing
 def test_too_many_waiting_sequences_are_429(http: httpx.Client, client: OpenAI) -> None:
     body = {"model": "line", "prompt": ["a"] * 512, "max_tokens": 100, "stream": True}
     with http.stream("POST", "/v1/completions", json=body) as busy:
-        lines = busy.iter_lines()  # kept, since a discarded iterator closes the connection
+        lines = busy.iter_lines()  # keep a reference: a discarded iterator closes the connection
         next(lines)
-        with pytest.raises(openai.RateLimitError) as refused:
+        with pytest.raises(openai.RateLimitError) as rejected:
             client.completions.create(model="line", prompt=["a"] * 512, max_tokens=1)
-    assert refused.value.code == "rate_limit_exceeded"
-    assert 1 <= int(refused.value.response.headers["retry-after"]) <= 30
+    assert rejected.value.code == "rate_limit_exceeded"
+    assert 1 <= int(rejected.value.response.headers["retry-after"]) <= 30
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_stops_the_decoding(http: httpx.Client, stream: bool) -> None:
-    """512 sequences of 120 tokens would take many seconds; the next request is answered long before."""
+def test_decoding_stops_when_its_client_disconnects(http: httpx.Client, stream: bool) -> None:
+    """512 sequences of 120 tokens would take many seconds, but the next request is answered well before that."""
     body = {"model": "line", "prompt": ["a"] * 512, "max_tokens": 120, "temperature": 0, "stream": stream}
     if stream:
         with http.stream("POST", "/v1/completions", json=body) as response:
@@ -52,12 +52,12 @@ def test_a_client_that_goes_away_stops_the_decoding(http: httpx.Client, stream: 
     assert time.monotonic() - began < 5
 
 
-def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(artifacts: Artifacts) -> None:
+def test_a_swap_under_load_fails_no_request_and_mixes_no_versions(artifacts: Artifacts) -> None:
     serving = LocalServing(artifacts, "127.0.0.1", 0)
     settle(serving, LINE)
     stop = threading.Event()
     seen: list[tuple[str, str]] = []
-    mistakes: list[str] = []
+    errors: list[str] = []
 
     def stream_until_stopped() -> None:
         body = {"model": "line", "prompt": PROMPT, "max_tokens": 20, "temperature": 0, "stream": True}
@@ -68,7 +68,7 @@ def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(artifacts: Artifac
                 chunks = [json.loads(line) for line in lines[:-1]]
                 fingerprints = {chunk["system_fingerprint"] for chunk in chunks}
                 if response.status_code != 200 or lines[-1] != "[DONE]" or len(fingerprints) != 1:
-                    mistakes.append(str(lines))
+                    errors.append(str(lines))
                 version = response.headers["x-pathswitch-version"]
                 assert fingerprints == {f"line@{version}"}
                 seen.append((version, "".join(chunk["choices"][0]["text"] for chunk in chunks)))
@@ -85,13 +85,13 @@ def test_a_swap_under_clients_fails_nothing_and_mixes_nothing(artifacts: Artifac
         thread.join()
     [report] = serving.observe(["line"])["line"]
     serving.close()
-    assert not mistakes
-    assert len(set(seen)) == 2  # one text a version
+    assert not errors
+    assert len(set(seen)) == 2  # one text per version
     assert {version for version, _ in seen} == {"1", "2"}
     assert (report.number, set(failures(report))) == (2, {3})
 
 
-def test_models_that_are_no_target_any_more_are_gone(artifacts: Artifacts) -> None:
+def test_models_without_a_target_are_removed(artifacts: Artifacts) -> None:
     serving = LocalServing(artifacts, "127.0.0.1", 0)
     settle(serving, LINE)
     serving.apply([UNRELEASED])
@@ -101,7 +101,7 @@ def test_models_that_are_no_target_any_more_are_gone(artifacts: Artifacts) -> No
     serving.close()
 
 
-def test_a_port_in_use_is_the_callers_error(serving: LocalServing, artifacts: Artifacts) -> None:
+def test_the_constructor_raises_if_the_port_is_in_use(serving: LocalServing, artifacts: Artifacts) -> None:
     port = int(serving.url().rpartition(":")[2])
     with pytest.raises(OSError, match="in use"):
         LocalServing(artifacts, "127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""From documents to a measured model version through the stages, as an executor runs them."""
+"""The stages from documents to an evaluated model version, as an executor runs them."""
 
 import json
 import math
@@ -79,11 +79,11 @@ def holdouts(line: SmallLine) -> list[SliceRef]:
     ]
 
 
-def test_every_kind_that_is_executed_has_a_function() -> None:
+def test_every_kind_that_an_executor_runs_has_a_function() -> None:
     assert set(STAGES) == set(StageKind) - IN_ORCHESTRATOR_KINDS
 
 
-def test_a_pack_has_the_training_documents_and_not_the_holdout(trainer: Trainer, small: SmallLine) -> None:
+def test_a_pack_has_the_training_documents_without_the_holdout(trainer: Trainer, small: SmallLine) -> None:
     manifest = trainer.artifacts.manifest(small.ledger[0].pack_key)
     assert manifest is not None
     assert manifest.result["documents"] == 54
@@ -92,7 +92,7 @@ def test_a_pack_has_the_training_documents_and_not_the_holdout(trainer: Trainer,
     assert manifest.result["text_bytes"] < sum(len(text.encode()) for text in texts_of(1, 60))
 
 
-def test_given_slices_and_earlier_versions_are_left_out(trainer: Trainer, small: SmallLine) -> None:
+def test_a_pack_excludes_documents_of_slices_and_earlier_versions(trainer: Trainer, small: SmallLine) -> None:
     repeated = publish_documents(trainer.artifacts, [*texts_of(1, 60), *texts_of(8, 20)], holdout=0)
     suite = publish_documents(trainer.artifacts, texts_of(8, 10), holdout=0)
 
@@ -114,22 +114,22 @@ def test_given_slices_and_earlier_versions_are_left_out(trainer: Trainer, small:
     assert trainer.artifacts.manifest("pack/none") is None
 
 
-def test_packs_and_tokenizers_are_the_same_bytes_every_time(
+def test_packs_and_tokenizers_are_reproducible_to_the_byte(
     trainer: Trainer, small: SmallLine, tmp_path: Path
 ) -> None:
     again = Trainer(LocalArtifacts(tmp_path))
     line = prepare_line(again.artifacts)
     for key in (line.line.tokenizer_key, line.ledger[0].pack_key, line.ledger[1].pack_key):
-        here, there = again.artifacts.manifest(key), trainer.artifacts.manifest(key)
-        assert here is not None
-        assert there is not None
-        assert here.sha256 == there.sha256
+        first, second = trainer.artifacts.manifest(key), again.artifacts.manifest(key)
+        assert first is not None
+        assert second is not None
+        assert first.sha256 == second.sha256
     assert line.ledger == small.ledger
 
 
-def test_a_tokenizer_is_taken_over_from_another_artifact(trainer: Trainer, small: SmallLine) -> None:
+def test_a_tokenizer_can_be_adopted_from_another_artifact(trainer: Trainer, small: SmallLine) -> None:
     stage = TokenizerStage(source_key=small.line.tokenizer_key)
-    manifest = trainer.run(StageKind.TOKENIZER, "tokenizer/taken", stage)
+    manifest = trainer.run(StageKind.TOKENIZER, "tokenizer/adopted", stage)
     assert manifest.result == {"vocab_size": 320, "end_of_text": 0}
     with pytest.raises(StageInputInvalid, match=r"no tokenizer\.json"):
         trainer.run(
@@ -137,17 +137,17 @@ def test_a_tokenizer_is_taken_over_from_another_artifact(trainer: Trainer, small
         )
 
 
-def test_an_export_loads_and_gives_the_training_modules_logits(
+def test_an_export_loads_in_transformers_and_gives_the_trained_models_logits(
     trainer: Trainer, small: SmallLine, branch: Manifest, export: Manifest
 ) -> None:
     folder = trainer.artifacts.open(export.key)
-    module = line_model(small.line, trainer.artifacts).eval()
-    load_weights(module, trainer.artifacts.open(branch.key))
+    trained = line_model(small.line, trainer.artifacts).eval()
+    load_weights(trained, trainer.artifacts.open(branch.key))
     loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("0 so it goes", return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        assert torch.equal(loaded(ids).logits, module(ids).logits)
+        assert torch.equal(loaded(ids).logits, trained(ids).logits)
     assert tokenizer.model_max_length == loaded.config.max_position_embeddings == 512
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id == 0
     assert loaded.dtype == torch.float32
@@ -156,13 +156,13 @@ def test_an_export_loads_and_gives_the_training_modules_logits(
     assert generated.shape[1] > ids.shape[1]
 
 
-def test_a_trunk_checkpoint_loads_too(trainer: Trainer, small: SmallLine) -> None:
+def test_a_trunk_checkpoint_loads_in_transformers(trainer: Trainer, small: SmallLine) -> None:
     manifest = trainer.trunk(trunk_stage(small, 5))
     loaded = AutoModelForCausalLM.from_pretrained(trainer.artifacts.open(manifest.key))
     assert loaded.config.hidden_size == 32
 
 
-def test_an_export_is_measured_on_every_slice(trainer: Trainer, small: SmallLine, export: Manifest) -> None:
+def test_an_export_is_evaluated_on_every_slice(trainer: Trainer, small: SmallLine, export: Manifest) -> None:
     suite = publish_documents(trainer.artifacts, texts_of(1, 5), holdout=0)
     refs = [*holdouts(small), SliceRef(name="suite", key=suite, file="documents.ndjson.zst")]
     served = publish_tiny_export(trainer.artifacts, "export/served", seed=1)
@@ -175,11 +175,11 @@ def test_an_export_is_measured_on_every_slice(trainer: Trainer, small: SmallLine
         assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
         assert row["bits_per_byte"] > 0
         assert row["tokens"] > 0
-    # The served version never saw such text, and has a tokenizer of its own.
+    # The served version was not trained on such text, and has its own tokenizer.
     assert result["served_evaluations"][0]["loss"] > result["evaluations"][0]["loss"]
 
 
-def test_losses_that_are_not_finite_are_null(trainer: Trainer, small: SmallLine) -> None:
+def test_a_loss_that_is_not_finite_is_null(trainer: Trainer, small: SmallLine) -> None:
     broken = publish_tiny_export(trainer.artifacts, "export/broken", seed=1, broken=True)
     empty = publish_documents(trainer.artifacts, ["only one"], holdout=0)
     refs = [holdouts(small)[0], SliceRef(name="empty", key=empty, file=HOLDOUT)]
@@ -189,12 +189,12 @@ def test_losses_that_are_not_finite_are_null(trainer: Trainer, small: SmallLine)
     json.dumps(manifest.result, allow_nan=False)
 
 
-def test_bad_specs_and_missing_inputs_are_told_apart(trainer: Trainer, small: SmallLine) -> None:
+def test_a_bad_spec_and_a_missing_input_raise_different_errors(trainer: Trainer, small: SmallLine) -> None:
     context = StageContext(trainer.artifacts, trainer.points.append, lambda: False)
     with pytest.raises(StageInputInvalid, match="pack"):
         run_stage(StageCall("s", 1, "pack", "pack/x", {"data_key": 1}), context)
     trunk = trunk_stage(small, 2).model_dump(mode="json")
-    with pytest.raises(StageInputInvalid, match="wrong path"):
+    with pytest.raises(StageInputInvalid, match="must have a path"):
         run_stage(StageCall("s", 1, "train_branch", "branch/x", trunk), context)
     missing = ExportStage(line=small.line, checkpoint_key="branch/none")
     with pytest.raises(ArtifactMissing):
@@ -202,7 +202,7 @@ def test_bad_specs_and_missing_inputs_are_told_apart(trainer: Trainer, small: Sm
     assert "export/none" not in trainer.artifacts.keys("export")
 
 
-def test_reading_documents_stops_when_asked(trainer: Trainer, small: SmallLine) -> None:
+def test_a_stage_that_reads_documents_stops_on_request(trainer: Trainer, small: SmallLine) -> None:
     stage = TokenizerStage(vocab_size=300, data_key=small.data_keys[0])
     call = StageCall("s", 1, StageKind.TOKENIZER, "tokenizer/stopped", stage.model_dump(mode="json"))
     with pytest.raises(Stopped):

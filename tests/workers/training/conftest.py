@@ -1,4 +1,4 @@
-"""One line, prepared once; every test trains it in a copy of its own."""
+"""One prepared line, of which every test trains its own copy."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SmallLine]
 
 @pytest.fixture
 def small(prepared: tuple[Path, SmallLine]) -> SmallLine:
-    """15 steps in data version 1, 38 in version 2."""
+    """A line with 15 steps in data version 1 and 38 in version 2."""
     return prepared[1]
 
 
@@ -29,6 +29,6 @@ def trainer(prepared: tuple[Path, SmallLine], tmp_path: Path) -> Trainer:
 
 @pytest.fixture
 def other_trainer(prepared: tuple[Path, SmallLine], tmp_path: Path) -> Trainer:
-    """A second place that shares nothing with the first one."""
+    """A second trainer, with its own copy of the artifacts."""
     shutil.copytree(prepared[0], tmp_path / "other")
     return Trainer(LocalArtifacts(tmp_path / "other"))

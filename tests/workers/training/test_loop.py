@@ -1,4 +1,4 @@
-"""Training for real: the same bits twice, across interruptions, and from trunk to branch."""
+"""Real training gives the same bits twice, across interruptions, and from trunk to branch."""
 
 import json
 import math
@@ -27,7 +27,7 @@ from tests.support.training import (
 
 
 def interrupted(trainer: Trainer, stage: TrainStage, at: list[int]) -> Manifest:
-    """Run the stage, stopped and started again at each of these steps."""
+    """Run the stage, stopping and restarting it at each of these steps."""
     run = trainer.trunk if stage.path is None else trainer.branch
     for step in at:
         trainer.stop_at = step
@@ -37,7 +37,7 @@ def interrupted(trainer: Trainer, stage: TrainStage, at: list[int]) -> Manifest:
     return run(stage)
 
 
-def test_two_runs_give_equal_bits(small: SmallLine, trainer: Trainer, other_trainer: Trainer) -> None:
+def test_two_equal_runs_give_equal_bits(small: SmallLine, trainer: Trainer, other_trainer: Trainer) -> None:
     stage = trunk_stage(small, 8)
     once = content(trainer.artifacts, trainer.trunk(stage))
     assert once == content(other_trainer.artifacts, other_trainer.trunk(stage))
@@ -47,7 +47,7 @@ def test_two_runs_give_equal_bits(small: SmallLine, trainer: Trainer, other_trai
 def test_an_interrupted_trunk_ends_in_the_same_bits(
     small: SmallLine, trainer: Trainer, other_trainer: Trainer
 ) -> None:
-    """Stopped at the first step, twice in a row, and in the second data version."""
+    """Stops at the first step, twice in a row, and in the second data version."""
     stage = trunk_stage(small, 20)
     whole = content(trainer.artifacts, trainer.trunk(stage))
     manifest = interrupted(other_trainer, stage, [1, 2, 9, 16])
@@ -56,14 +56,14 @@ def test_an_interrupted_trunk_ends_in_the_same_bits(
     assert [point.step for point in other_trainer.points] == list(range(1, 21))
 
 
-def test_a_stage_of_no_steps_publishes_the_initial_state(small: SmallLine, trainer: Trainer) -> None:
+def test_a_stage_without_steps_publishes_the_initial_state(small: SmallLine, trainer: Trainer) -> None:
     manifest = trainer.trunk(trunk_stage(small, 0))
     assert (manifest.result["step"], manifest.result["tokens"], manifest.result["loss"]) == (0, 0, None)
     branch = trainer.branch(branch_stage(small, 0, 4))
     assert branch.result["step"] == 4
 
 
-def test_a_branch_begins_with_the_trunks_loss_and_leaves_its_checkpoint_alone(
+def test_a_branch_starts_with_the_trunks_loss_and_does_not_change_its_checkpoint(
     small: SmallLine, trainer: Trainer
 ) -> None:
     start = trainer.trunk(trunk_stage(small, 9))
@@ -75,7 +75,7 @@ def test_a_branch_begins_with_the_trunks_loss_and_leaves_its_checkpoint_alone(
     trainer.trunk(trunk_stage(small, 15))
     trunk_losses = [point.loss for point in trainer.points]
     assert branch.result["first_loss"] == trunk_losses[0]
-    # The same rows, at another rate: the losses part after the first step.
+    # The branch reads the same rows at another rate, so the losses differ after the first step.
     assert branch.result["loss"] != trunk_losses[-1]
     names = {entry.path for entry in branch.files}
     assert names == {"config.json", "model.safetensors", "state.json", "metrics.jsonl"}
@@ -84,7 +84,7 @@ def test_a_branch_begins_with_the_trunks_loss_and_leaves_its_checkpoint_alone(
 def test_an_interrupted_branch_ends_in_the_same_bits(
     small: SmallLine, trainer: Trainer, other_trainer: Trainer
 ) -> None:
-    """With replay, another beta2, and checkpoints of its own that its trunk never sees."""
+    """With replay, another beta2, and its own checkpoints, which its trunk does not use."""
     stage = branch_stage(small, 20, 12, stream_steps=6, replay_fraction=0.5, beta2=0.99, checkpoint_every=5)
     for each in (trainer, other_trainer):
         each.trunk(trunk_stage(small, 20))
@@ -98,7 +98,7 @@ def test_an_interrupted_branch_ends_in_the_same_bits(
 
 
 def test_schedules_reach_the_optimizer(small: SmallLine, trainer: Trainer) -> None:
-    """The rates reported, and the size of the update that each of them makes."""
+    """Checks the reported rates, and the size of the updates that they cause."""
     trainer.trunk(trunk_stage(small, 9))
     peak = small.line.peak_lr
     assert [p.learning_rate for p in trainer.points] == [trunk_rate(step, peak, 2) for step in range(1, 10)]
@@ -111,12 +111,12 @@ def test_schedules_reach_the_optimizer(small: SmallLine, trainer: Trainer) -> No
     weights += [trainer.artifacts.open(own_checkpoint_key(stage, step)) for step in range(10, 15)]
     tables = [load_file(folder / "model.safetensors")["model.embed_tokens.weight"] for folder in weights]
     moved = [(after - before).abs().mean().item() for before, after in pairwise(tables)]
-    # An Adam step's size is about its rate: a third of it after a cut, but for the change of the gradients.
+    # The size of an Adam step is about its learning rate, apart from changes of the gradients.
     for sizes, factors in zip(pairwise(moved), pairwise(rates), strict=False):
         assert sizes[1] / sizes[0] == pytest.approx(factors[1] / factors[0], rel=0.3)
 
 
-def test_points_and_result_tell_what_happened(small: SmallLine, trainer: Trainer) -> None:
+def test_points_and_result_describe_the_run(small: SmallLine, trainer: Trainer) -> None:
     trainer.trunk(trunk_stage(small, 5))
     manifest = trainer.trunk(trunk_stage(small, 9, from_step=5))
     points = trainer.points[5:]
@@ -136,7 +136,7 @@ def test_points_and_result_tell_what_happened(small: SmallLine, trainer: Trainer
     assert json.loads(json.dumps(result)) == result
 
 
-def test_what_is_already_published_is_not_trained_again(small: SmallLine, trainer: Trainer) -> None:
+def test_a_published_stage_is_not_trained_again(small: SmallLine, trainer: Trainer) -> None:
     manifest = trainer.trunk(trunk_stage(small, 5))
     trainer.points.clear()
     assert trainer.trunk(trunk_stage(small, 5)) == manifest
@@ -144,7 +144,7 @@ def test_what_is_already_published_is_not_trained_again(small: SmallLine, traine
 
 
 def test_a_loss_that_is_not_finite_publishes_nothing(small: SmallLine, trainer: Trainer) -> None:
-    """A weight that is not a number, found before the optimizer's step."""
+    """A NaN weight is detected before the optimizer step."""
     key = trunk_key(small.line, small.ledger, 4)
     source = trainer.artifacts.open(trainer.trunk(trunk_stage(small, 3)).key)
     with trainer.artifacts.writing(key) as directory:
@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_publishes_nothing(small: SmallLine, trainer: 
     assert trainer.artifacts.keys(trunk_prefix(small.line)) == before
 
 
-def test_training_that_blows_up_diverges(small: SmallLine, trainer: Trainer) -> None:
+def test_exploding_training_diverges(small: SmallLine, trainer: Trainer) -> None:
     line = small.line.model_copy(update={"peak_lr": 1e30, "grad_clip": 1e30, "warmup_steps": 0})
     stage = trunk_stage(SmallLine(line, small.ledger, small.data_keys), 10)
     with pytest.raises(Diverged):
@@ -170,20 +170,20 @@ def test_training_that_blows_up_diverges(small: SmallLine, trainer: Trainer) -> 
 
 
 def test_dropout_is_seeded_by_the_step(small: SmallLine, trainer: Trainer, other_trainer: Trainer) -> None:
-    """Such a configuration resumes to the same bits too, and the process's own generator is left alone."""
+    """A line with dropout resumes to the same bits, and the process's own generator is not touched."""
     architecture = ArchitectureSpec(config=SMALL_CONFIG | {"attention_dropout": 0.2})
     line = small.line.model_copy(update={"architecture": architecture})
     stage = trunk_stage(SmallLine(line, small.ledger, small.data_keys), 6)
     torch.manual_seed(1)
     whole = content(trainer.artifacts, trainer.trunk(stage))
-    drawn = torch.rand(3)
+    numbers = torch.rand(3)
     torch.manual_seed(1)
-    assert torch.equal(drawn, torch.rand(3))
+    assert torch.equal(numbers, torch.rand(3))
     assert content(other_trainer.artifacts, interrupted(other_trainer, stage, [2, 3])) == whole
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch(small: SmallLine, trainer: Trainer) -> None:
-    """Three rows at a time, the last two alone: the mean over all tokens all the same."""
+    """Micro-batches of 3, 3 and 2 rows give the mean over all tokens."""
     trainer.trunk(trunk_stage(small, 6))
     whole = [(p.loss, p.grad_norm) for p in trainer.points]
     trainer.points.clear()
@@ -205,7 +205,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(small: SmallLine, tr
         ({"config": SMALL_CONFIG | {"max_position_embeddings": 16}}, "16 positions"),
     ],
 )
-def test_an_architecture_that_cannot_be_is_refused(
+def test_an_impossible_architecture_is_rejected(
     small: SmallLine, trainer: Trainer, architecture: dict[str, object], reason: str
 ) -> None:
     line = small.line.model_copy(update={"architecture": ArchitectureSpec.model_validate(architecture)})
@@ -213,18 +213,18 @@ def test_an_architecture_that_cannot_be_is_refused(
         trainer.trunk(trunk_stage(SmallLine(line, small.ledger, small.data_keys), 2))
 
 
-def test_the_process_is_left_as_it_was(small: SmallLine, trainer: Trainer) -> None:
+def test_training_restores_the_process_wide_settings(small: SmallLine, trainer: Trainer) -> None:
     before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
     trainer.trunk(trunk_stage(small, 1))
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
 
 
 def test_the_loss_curve_is_golden(small: SmallLine, trainer: Trainer) -> None:
-    """Trunk and branch over two data versions: a refactoring must not move it."""
+    """Trunk and branch over two data versions. A refactoring must not change the curve."""
     trainer.trunk(trunk_stage(small, 24))
     trainer.branch(branch_stage(small, 24, 16, stream_steps=8, replay_fraction=0.5))
     losses = [point.loss for point in trainer.points]
     golden = Path(__file__).parents[2] / "golden" / "tiny_loss_curve.json"
     assert losses == pytest.approx(json.loads(golden.read_text()), rel=2e-3), (
-        f"if the change is meant, write these to {golden.name}: {[round(loss, 5) for loss in losses]}"
+        f"if the change is intended, write these to {golden.name}: {[round(loss, 5) for loss in losses]}"
     )

@@ -1,4 +1,4 @@
-"""The loss without logits is the loss with them, and its gradient too."""
+"""The fused loss and its gradient equal those of cross-entropy over full logits."""
 
 from typing import Any
 
@@ -38,10 +38,10 @@ def model_of(name: str) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_loss_and_gradient_are_those_of_cross_entropy_over_logits(
+def test_loss_and_gradient_equal_those_of_cross_entropy_over_logits(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "_BLOCK_ROWS_CPU", 7)
+    monkeypatch.setattr(loss_module, "BLOCK_ROWS_CPU", 7)
     model = model_of(name)
     rows = torch.randint(0, 300, (3, 20))
     logits = model(input_ids=rows[:, :-1], use_cache=False).logits
@@ -63,7 +63,7 @@ def test_loss_and_gradient_are_those_of_cross_entropy_over_logits(
 
 
 @pytest.mark.parametrize("name", ["tied", "head with a bias"])
-def test_masked_targets_count_for_nothing(name: str) -> None:
+def test_masked_targets_do_not_count(name: str) -> None:
     loss_of = NextTokenLoss(model_of(name))
     rows = torch.randint(0, 300, (3, 20))
     mask = torch.ones(3, 19, dtype=torch.bool)
@@ -74,7 +74,7 @@ def test_masked_targets_count_for_nothing(name: str) -> None:
     assert loss_of(rows, mask).item() == pytest.approx(masked, rel=1e-5)
 
 
-def test_products_are_in_bf16_under_autocast_and_sums_in_fp32() -> None:
+def test_autocast_multiplies_in_bf16_and_sums_in_fp32() -> None:
     model = model_of("tied")
     rows = torch.randint(0, 300, (3, 20))
     exact = NextTokenLoss(model)(rows)

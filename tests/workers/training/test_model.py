@@ -1,4 +1,4 @@
-"""Presets, counts, and a base checkpoint; each model is a function of its line."""
+"""Models from presets, configurations and base checkpoints depend on their line alone."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_the_tiny_preset_is_tiny() -> None:
         ("llama-1.2b", 32_000, 1188),
     ],
 )
-def test_presets_have_their_size_and_no_dropout(name: str, vocab_size: int, millions: float) -> None:
+def test_presets_have_the_documented_size_and_no_dropout(name: str, vocab_size: int, millions: float) -> None:
     config = PRESETS[name](vocab_size, 1024)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -54,14 +54,14 @@ def test_presets_have_their_size_and_no_dropout(name: str, vocab_size: int, mill
     assert counts.total == counts.non_embedding + counts.embedding + untied
 
 
-def test_learned_positions_end_where_training_does() -> None:
+def test_learned_positions_end_at_the_trained_length_and_rotary_ones_beyond() -> None:
     assert PRESETS["gpt2-124m"](50_304, 128).max_position_embeddings == 128
     gpt2 = {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2}
     assert build_model(line_with(config=gpt2), FACTS).config.max_position_embeddings == 128
     assert build_model(line_with(config=SMALL_CONFIG), FACTS).config.max_position_embeddings == 512
 
 
-def test_initial_weights_follow_from_the_seed_alone() -> None:
+def test_initial_weights_depend_on_the_seed_alone() -> None:
     line = line_with(config=SMALL_CONFIG)
     first = build_model(line, FACTS).state_dict()
     torch.manual_seed(12345)
@@ -73,7 +73,7 @@ def test_initial_weights_follow_from_the_seed_alone() -> None:
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_a_base_checkpoint_brings_weights_and_shape(tmp_path: Path) -> None:
+def test_a_base_checkpoint_provides_weights_and_shape(tmp_path: Path) -> None:
     model = build_model(line_with(config=SMALL_CONFIG | {"vocab_size": 4100}), FACTS)
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     loaded = build_model(line_with(base="base/x"), FACTS, tmp_path)
@@ -81,7 +81,7 @@ def test_a_base_checkpoint_brings_weights_and_shape(tmp_path: Path) -> None:
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight.float())
 
 
-def test_a_base_that_is_a_pickle_is_refused(tmp_path: Path) -> None:
+def test_a_pickled_base_checkpoint_is_rejected(tmp_path: Path) -> None:
     model = build_model(line_with(config=SMALL_CONFIG), FACTS)
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")

@@ -1,4 +1,4 @@
-"""Which parameters AdamW and Muon take, and a state that survives fork and resume."""
+"""AdamW and Muon share the parameters, and their state survives forks and resumes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +35,7 @@ def started(line: LineSpec) -> tuple[PreTrainedModel, Optimizer]:
 
 
 def train(line: LineSpec, model: PreTrainedModel, optimizer: Optimizer, steps: range) -> list[float]:
-    """Losses of the steps; a step's rows and its dropout depend on its number alone."""
+    """Train and return the losses. The rows and the dropout of a step depend on its number alone."""
     losses = []
     with numerics_applied(line.numerics), torch.random.fork_rng():
         loss_of = NextTokenLoss(model)
@@ -43,7 +43,7 @@ def train(line: LineSpec, model: PreTrainedModel, optimizer: Optimizer, steps: r
             for group in optimizer.param_groups:
                 group["lr"] = line.peak_lr
             torch.manual_seed(step)
-            # Every next token follows from the one before: there is something to learn.
+            # Each token determines the next one, so the model can learn.
             first = torch.randint(0, 300, (8, 1))
             loss = loss_of((first + 7 * torch.arange(33)) % 300) / (8 * 32)
             loss.backward()
@@ -60,7 +60,7 @@ def trained(line: LineSpec, steps: int) -> tuple[PreTrainedModel, Optimizer]:
 
 
 def saved(model: PreTrainedModel, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The state as a checkpoint has it: through bytes."""
+    """The state after a round trip through bytes, as in a checkpoint."""
     return load(save(optimizer_tensors(optimizer, model)))
 
 
@@ -73,7 +73,7 @@ def saved(model: PreTrainedModel, optimizer: Optimizer) -> dict[str, Tensor]:
     ],
     ids=["llama", "gpt2"],
 )
-def test_muon_takes_the_hidden_matrices_and_adamw_all_else(
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest(
     config: dict[str, Any], tables: set[str], head: str, matrices_a_layer: int, tied: bool
 ) -> None:
     model, optimizer = started(line_of("muon", config, tied=tied))
@@ -88,7 +88,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_all_else(
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0, 0.1]
 
 
-def test_adamw_takes_everything_and_decays_matrices_only() -> None:
+def test_adamw_alone_takes_everything_and_decays_matrices_only() -> None:
     model, optimizer = started(line_of("adamw", tied=False))
     dimensions = [{parameter.ndim for parameter in group["params"]} for group in optimizer.param_groups]
     assert dimensions == [{2}, {1}]
@@ -96,12 +96,12 @@ def test_adamw_takes_everything_and_decays_matrices_only() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
-def test_an_unknown_name_is_refused() -> None:
+def test_an_unknown_optimizer_is_rejected() -> None:
     with pytest.raises(ValueError, match="unknown optimizer 'sgd'"):
         started(line_of("sgd"))
 
 
-def test_a_rate_set_in_every_group_reaches_every_parameter() -> None:
+def test_a_learning_rate_set_in_every_group_reaches_every_parameter() -> None:
     model, optimizer = started(line_of("muon"))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     line = line_of("muon").model_copy(update={"peak_lr": 0.0})
@@ -111,8 +111,8 @@ def test_a_rate_set_in_every_group_reaches_every_parameter() -> None:
     assert not any(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_muons_first_update_is_about_the_size_of_adamws() -> None:
-    """0.2 of the rate as a root mean square, where AdamW's is 0.2 to 0.4 once its moments have settled."""
+def test_muons_first_update_is_about_as_large_as_adamws() -> None:
+    """Muon's has a root mean square of 0.2 times the rate; AdamW's is 0.2 to 0.4 once its moments settle."""
     model, optimizer = started(line_of("muon").model_copy(update={"weight_decay": 0.0}))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     train(line_of("muon"), model, optimizer, range(1))
@@ -126,7 +126,7 @@ def test_muons_first_update_is_about_the_size_of_adamws() -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("config", [SMALL_CONFIG, GPT2], ids=["llama", "gpt2"])
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(name: str, config: dict[str, Any]) -> None:
-    """On two threads; and two runs from one state are equal, so a fork begins as its trunk goes on."""
+    """On two threads. Two runs from one state are equal too, so a fork starts as its trunk continues."""
     line = line_of(name, config)
     model, optimizer = trained(line, 4)
     weights = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -144,7 +144,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(name: str, config:
         assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
-def test_state_is_named_by_parameter_and_kind() -> None:
+def test_state_tensors_are_named_after_parameter_and_kind() -> None:
     tensors = saved(*trained(line_of("muon"), 1))
     assert {key for key in tensors if key.startswith((QUERY, NORM))} == {
         f"{QUERY}.momentum_buffer",
@@ -155,7 +155,7 @@ def test_state_is_named_by_parameter_and_kind() -> None:
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
-def test_the_state_of_one_that_has_made_no_step_is_empty_and_loads() -> None:
+def test_the_state_before_the_first_step_is_empty_and_loads() -> None:
     model, optimizer = started(line_of("muon"))
     assert optimizer_tensors(optimizer, model) == {}
     load_optimizer(optimizer, model, {})
@@ -166,19 +166,19 @@ DAMAGES: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "a matrix's momentum is missing": lambda state: state.pop(f"{QUERY}.momentum_buffer"),
     "a vector's step is missing": lambda state: state.pop(f"{NORM}.step"),
     "AdamW's state for a Muon matrix": lambda state: state.update({f"{QUERY}.exp_avg": torch.zeros(32, 32)}),
-    "a parameter that is not there": lambda state: state.update({"other.exp_avg": torch.zeros(32)}),
+    "an unknown parameter": lambda state: state.update({"other.exp_avg": torch.zeros(32)}),
     "a misshapen momentum": lambda state: state.update({f"{QUERY}.momentum_buffer": torch.zeros(32, 31)}),
-    "a step that is no scalar": lambda state: state.update({f"{NORM}.step": torch.zeros(1)}),
+    "a step that is not a scalar": lambda state: state.update({f"{NORM}.step": torch.zeros(1)}),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_state_that_is_not_exactly_the_optimizers_is_corrupt(damage: str) -> None:
+def test_state_that_does_not_match_the_optimizer_exactly_is_corrupt(damage: str) -> None:
     line = line_of("muon")
     state = saved(*trained(line, 1))
     DAMAGES[damage](state)
     model, optimizer = started(line)
-    with pytest.raises(ArtifactCorrupt, match="the optimizer's state"):
+    with pytest.raises(ArtifactCorrupt, match="the optimizer state"):
         load_optimizer(optimizer, model, state)
 
 

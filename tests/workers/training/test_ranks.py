@@ -1,4 +1,4 @@
-"""Two training processes read the same rows as one and come to the same losses."""
+"""Two training processes together read the same rows as one, and get the same losses."""
 
 import json
 import os
@@ -21,7 +21,7 @@ WORLD = 2
 
 @pytest.fixture
 def uneven(small: SmallLine) -> SmallLine:
-    """Seven rows to a batch: the first rank has four, the second three, each in two micro-batches."""
+    """Batches of seven rows: four for the first rank and three for the second, each in two micro-batches."""
     line = small.line.model_copy(update={"batch_rows": 7, "micro_batch_rows": 2})
     ledger = tuple(
         entry.model_copy(update={"steps": steps_of(entry.rows, 7, line.epochs)}) for entry in small.ledger
@@ -29,7 +29,7 @@ def uneven(small: SmallLine) -> SmallLine:
     return SmallLine(line, ledger, small.data_keys)
 
 
-def test_ranks_share_out_the_rows_of_every_step(uneven: SmallLine, trainer: Trainer) -> None:
+def test_ranks_divide_the_rows_of_every_step_among_them(uneven: SmallLine, trainer: Trainer) -> None:
     stage = trunk_stage(uneven, 9)
     cpu = torch.device("cpu")
     whole = Batches(stage, trainer.artifacts, Ranks(0, 1, cpu))
@@ -42,10 +42,10 @@ def test_ranks_share_out_the_rows_of_every_step(uneven: SmallLine, trainer: Trai
             assert torch.equal(dealt, torch.cat(whole.of_step(step)))
 
 
-def test_two_processes_train_as_one(
+def test_two_processes_train_like_one(
     uneven: SmallLine, trainer: Trainer, other_trainer: Trainer, tmp_path: Path
 ) -> None:
-    """Stopped on the way by the second rank alone, resumed by both, and gone on with by one."""
+    """Only the second rank asks to stop; both resume; then one process continues alone."""
     stage = trunk_stage(uneven, 8)
     multiprocessing.spawn(
         _train_on_rank, args=(str(tmp_path), trainer.artifacts.url, stage.model_dump_json()), nprocs=WORLD
@@ -65,7 +65,7 @@ def _train_on_rank(rank: int, folder: str, artifacts_url: str, stage_json: str) 
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
     stage = TrainStage.model_validate_json(stage_json)
-    # Points are reported by the first rank only: the second has none to count by, and asks at once.
+    # Only the first rank reports points, so the second cannot count steps and asks to stop at once.
     trainer = Trainer(open_artifacts(artifacts_url), stop_at=1 if rank == 1 else None)
     with pytest.raises(Stopped, match="stopped at step 1 "):
         trainer.trunk(stage)

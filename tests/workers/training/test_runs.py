@@ -1,4 +1,4 @@
-"""Runs that are no branch: from initial weights or from another stage's end, each exact when it is interrupted."""
+"""Runs other than branches, and merges: they start from initial weights or another stage's end."""
 
 import json
 from dataclasses import replace
@@ -45,14 +45,14 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_warms_up_and_decays_as_its_path_says(small: SmallLine, trainer: Trainer) -> None:
+def test_a_run_follows_the_learning_rates_of_its_path(small: SmallLine, trainer: Trainer) -> None:
     trainer.train(run_stage_of(small, FIRST))
     expected = [run_rate(k, FIRST, small.line.peak_lr) for k in range(1, 16)]
     assert [point.learning_rate for point in trainer.points] == expected
     assert trainer.points[-1].loss < trainer.points[0].loss
 
 
-def test_a_run_goes_on_from_anothers_end_with_its_optimizer_or_with_a_fresh_one(
+def test_a_run_can_start_from_anothers_end_with_its_optimizer_or_a_fresh_one(
     small: SmallLine, trainer: Trainer
 ) -> None:
     first = trainer.train(run_stage_of(small, FIRST))
@@ -61,7 +61,7 @@ def test_a_run_goes_on_from_anothers_end_with_its_optimizer_or_with_a_fresh_one(
         path = SECOND.model_copy(update={"fresh_optimizer": fresh})
         ends[fresh] = trainer.train(run_stage_of(small, path, 15, first.key))
         assert ends[fresh].result["resumed_from_step"] == 15
-    # The same weights and rows at the first step, moved by other moments from then on.
+    # The first step has the same weights and rows; different moments move the weights differently.
     assert ends[False].result["first_loss"] == ends[True].result["first_loss"]
     assert ends[False].result["loss"] != ends[True].result["loss"]
     steps = {
@@ -71,10 +71,10 @@ def test_a_run_goes_on_from_anothers_end_with_its_optimizer_or_with_a_fresh_one(
     assert steps == {False: 21, True: 6}
 
 
-def test_a_run_that_begins_behind_the_steps_of_its_start_counts_from_its_own(
+def test_a_run_counts_from_its_own_first_step_even_if_its_start_made_more_steps(
     small: SmallLine, trainer: Trainer
 ) -> None:
-    """As where a decay replays rows: its start has made more steps than it has read of the stream."""
+    """As after a decay with replay, which makes more steps than it reads from the stream."""
     longer = RunPath(decay_steps=20, stream_steps=15, replay_fraction=0.25, resumable=True)
     first = trainer.train(run_stage_of(small, longer))
     trainer.points.clear()
@@ -108,7 +108,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(
     assert whole.result["loss"] == again.result["loss"]
 
 
-def test_a_trunk_with_replay_is_exact_when_it_is_interrupted(
+def test_an_interrupted_trunk_with_replay_ends_in_the_same_bits(
     small: SmallLine, trainer: Trainer, other_trainer: Trainer
 ) -> None:
     entry = small.ledger[1]
@@ -127,14 +127,14 @@ def test_a_trunk_with_replay_is_exact_when_it_is_interrupted(
     assert not equal(tensors(trainer.artifacts, whole), tensors(trainer.artifacts, plain))
 
 
-def test_no_more_packs_are_open_than_may_be(
+def test_the_number_of_open_packs_is_limited(
     small: SmallLine, trainer: Trainer, other_trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = RunPath(hold_steps=8, order="shuffled", stream_steps=8)
-    usual = trainer.train(run_stage_of(small, path))
+    unlimited = trainer.train(run_stage_of(small, path))
     monkeypatch.setattr(batches, "OPEN_PACKS", 1)
     one_at_a_time = other_trainer.train(run_stage_of(small, path))
-    assert equal(tensors(trainer.artifacts, usual), tensors(other_trainer.artifacts, one_at_a_time))
+    assert equal(tensors(trainer.artifacts, unlimited), tensors(other_trainer.artifacts, one_at_a_time))
 
 
 def merge_stage(small: SmallLine, keys: tuple[str, ...], weights: tuple[float, ...]) -> MergeStage:
@@ -175,10 +175,10 @@ def test_checkpoints_of_two_architectures_are_not_merged(small: SmallLine, train
 
 
 @pytest.mark.parametrize("beta2", [0.9, 0.999])
-def test_a_decay_under_another_beta2_begins_with_steps_of_the_same_size(
+def test_a_decay_with_another_beta2_starts_with_steps_of_the_same_size(
     small: SmallLine, trainer: Trainer, beta2: float
 ) -> None:
-    """The second moments are unbiased under the one beta2 as under the other, there and back."""
+    """The second moments stay unbiased when beta2 changes, and when it changes back."""
     start = trainer.trunk(trunk_stage(small, 12))
     first = RunPath(hold_steps=1, resumable=True, stream_steps=1)
     plain = trainer.train(run_stage_of(small, first, 12, start.key))

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from workers.pretrained import load_model
 from workers.serving.engine.export_tokenizer import ExportTokenizer
 from workers.serving.engine.memory import context_length, this_device
 from workers.serving.engine.model_forward import forward_for
 from workers.serving.engine.options import EngineOptions
 from workers.serving.engine.slot_decoder import SlotDecoder
+from workers.training.pretrained import load_model
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""A replica's items as OpenAI's JSON: whole answers and chunks of a stream, for both kinds of completion."""
+"""Renders a replica's answer items as OpenAI's JSON, whole or as stream chunks."""
 
 import time
 import uuid
@@ -8,20 +8,20 @@ from typing import Any
 
 from workers.serving.generation import (
     Alternative,
-    Answer,
+    AnswerItem,
     Discarded,
     Finished,
     FinishReason,
     Started,
     Token,
-    fingerprint,
+    versioned_name,
 )
 
 JSON = dict[str, Any]
 
 
 class Choice:
-    """What one batch, or the whole answer, adds to one sequence."""
+    """One choice's share of a batch of items, or of the whole answer."""
 
     def __init__(self) -> None:
         self.tokens: list[Token] = []
@@ -37,7 +37,7 @@ class Choice:
 
 
 class Rendering(ABC):
-    """Renders one answer. ``num_logprobs`` (None: none) and ``include_usage`` are what the request asked for."""
+    """Renders one answer. ``num_logprobs`` (None: none) and ``include_usage`` come from the request."""
 
     prefix: str
     whole_object: str
@@ -51,49 +51,49 @@ class Rendering(ABC):
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model,
-            "system_fingerprint": fingerprint(model, started.number),
+            "system_fingerprint": versioned_name(model, started.number),
         }
         self._num_prompt_tokens = started.num_prompt_tokens
         self._num_completion_tokens = 0
         self._num_logprobs = num_logprobs
         self._include_usage = include_usage
 
-    def whole(self, items: list[Answer]) -> JSON:
-        """The answer at once."""
+    def whole(self, items: list[AnswerItem]) -> JSON:
+        """Return the whole answer."""
         choices = [
             {"index": index, **self._content(choice), "finish_reason": choice.reason}
             for index, choice in sorted(self._by_choice(items).items())
         ]
         return {**self._head, "object": self.whole_object, "choices": choices, "usage": self._usage()}
 
-    def chunks(self, items: list[Answer]) -> Iterator[JSON]:
-        """One chunk for every choice that a batch adds something to."""
+    def chunks(self, items: list[AnswerItem]) -> Iterator[JSON]:
+        """Yield one chunk for every choice that the batch extends."""
         for index, choice in self._by_choice(items).items():
             if choice.tokens or choice.text or choice.reason is not None:
                 yield self._chunk({"index": index, **self._delta(choice), "finish_reason": choice.reason})
 
     def opening(self, num_choices: int) -> Iterator[JSON]:
-        """Chunks before the first token."""
+        """Yield the chunks that precede the first token."""
         yield from ()
 
     def closing(self) -> Iterator[JSON]:
-        """Chunks after the last token: the usage, if asked for."""
+        """Yield the chunks that follow the last token: the usage, if requested."""
         if self._include_usage:
             yield {**self._head, "object": self.chunk_object, "choices": [], "usage": self._usage()}
 
     @abstractmethod
     def _content(self, choice: Choice) -> JSON:
-        """Fields of a choice in a whole answer."""
+        """Return the fields of a choice in a whole answer."""
 
     @abstractmethod
     def _delta(self, choice: Choice) -> JSON:
-        """Fields of a choice in a chunk."""
+        """Return the fields of a choice in a chunk."""
 
     def _chunk(self, choice: JSON) -> JSON:
         usage: JSON = {"usage": None} if self._include_usage else {}
         return {**self._head, "object": self.chunk_object, "choices": [choice], **usage}
 
-    def _by_choice(self, items: list[Answer]) -> dict[int, Choice]:
+    def _by_choice(self, items: list[AnswerItem]) -> dict[int, Choice]:
         choices: dict[int, Choice] = {}
         for item in items:
             if isinstance(item, Token | Finished):
@@ -158,7 +158,7 @@ class ChatRendering(Rendering):
                 "bytes": list(token.raw),
                 "top_logprobs": [
                     {"token": other.text, "logprob": other.logprob, "bytes": list(other.raw)}
-                    # The one that was chosen may come after them, as completions have it; here they are as many as asked for.
+                    # Completions append the chosen token; chat returns exactly the requested number.
                     for other in (token.top or ())[: self._num_logprobs]
                 ],
             }
@@ -168,7 +168,7 @@ class ChatRendering(Rendering):
 
 
 def _best_by_text(top: tuple[Alternative, ...] | None) -> dict[str, float] | None:
-    """Alternatives by how they read; of two tokens that read the same, the likelier."""
+    """Map each alternative's text to its log-probability, the higher one where two tokens share a text."""
     if top is None:
         return None
     best: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible HTTP interface over a directory of models; knows neither engines nor Ray."""
+"""The OpenAI-compatible HTTP interface over a directory of models, independent of engines and Ray."""
 
 import asyncio
 import json
@@ -12,20 +12,19 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
 from workers.serving.generation import (
-    Answer,
-    Directory,
-    Refused,
-    RequestRefused,
-    Served,
+    AnswerItem,
+    RejectionError,
+    RequestRejected,
     Started,
-    fingerprint,
-    named_version,
+    parse_model_name,
     unknown_model,
+    versioned_name,
 )
-from workers.serving.metrics import metrics_response
 from workers.serving.openai import errors
 from workers.serving.openai.answers import JSON, ChatRendering, CompletionRendering, Rendering
 from workers.serving.openai.body_limit import BodyLimit
+from workers.serving.openai.directory import ModelDirectory, ServedModel
+from workers.serving.openai.metrics import metrics_response
 from workers.serving.openai.schemas import ChatRequest, CompletionRequest
 
 VERSION_HEADER = "x-pathswitch-version"
@@ -34,8 +33,8 @@ AFFINITY_HEADER = "x-pathswitch-affinity"
 T = TypeVar("T")
 
 
-def build_app(directory: Directory) -> FastAPI:
-    """The app that answers ``/v1`` from ``directory``."""
+def build_app(directory: ModelDirectory) -> FastAPI:
+    """Return the app that answers ``/v1`` and ``/metrics`` from ``directory``."""
     app = FastAPI(title="Pathswitch inference", docs_url=None, redoc_url=None)
     errors.install(app)
     app.add_middleware(BodyLimit)
@@ -44,21 +43,21 @@ def build_app(directory: Directory) -> FastAPI:
     async def models() -> dict[str, Any]:
         served = await directory.served()
         data = [
-            _model(id, name, number)
+            _model_json(id, name, number)
             for name, model in sorted(served.items())
-            for id, number in _ids(name, model).items()
+            for id, number in _model_ids(name, model).items()
         ]
         return {"object": "list", "data": data}
 
     @app.get("/v1/models/{model}")
     async def model(model: str) -> Response:
-        name, _ = named_version(model)
+        name, _ = parse_model_name(model)
         served = (await directory.served()).get(name)
-        if served is None or model not in _ids(name, served):
+        if served is None or model not in (ids := _model_ids(name, served)):
             raise unknown_model(model)
-        number = _ids(name, served)[model]
+        number = ids[model]
         headers = {} if number is None else _headers(number)
-        return JSONResponse(_model(model, name, number), headers=headers)
+        return JSONResponse(_model_json(model, name, number), headers=headers)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -76,7 +75,7 @@ def build_app(directory: Directory) -> FastAPI:
 
 
 async def _answer(
-    directory: Directory,
+    directory: ModelDirectory,
     request: Request,
     body: CompletionRequest | ChatRequest,
     kind: type[Rendering],
@@ -89,7 +88,7 @@ async def _answer(
         answer = await _unless_disconnected(request, _collect(batches))
         rendering = kind(generation.model, _started(answer), num_logprobs=num_logprobs, include_usage=True)
         return JSONResponse(rendering.whole(answer), headers=_headers(rendering.number))
-    # The version is known with the first batch and belongs in the headers, which go out before the rest.
+    # The first batch names the version, which goes into the headers.
     first = await _unless_disconnected(request, anext(batches))
     rendering = kind(
         generation.model, _started(first), num_logprobs=num_logprobs, include_usage=body.include_usage
@@ -100,15 +99,18 @@ async def _answer(
 
 
 async def _event_stream(
-    rendering: Rendering, num_choices: int, first: list[Answer], batches: AsyncGenerator[list[Answer], None]
+    rendering: Rendering,
+    num_choices: int,
+    first: list[AnswerItem],
+    batches: AsyncGenerator[list[AnswerItem], None],
 ) -> AsyncGenerator[str, None]:
-    """Server-sent events; a failure after the first batch can only be said inside the stream, and ends it."""
+    """Yield server-sent events. A failure after the first batch becomes an error event that ends the stream."""
     async with aclosing(batches):
         yield _events(rendering.opening(num_choices)) + _events(rendering.chunks(first))
         async for batch in batches:
-            refused = next((item for item in batch if isinstance(item, Refused)), None)
-            if refused is not None:
-                yield _events([errors.error_body(refused)])
+            rejection = next((item for item in batch if isinstance(item, RequestRejected)), None)
+            if rejection is not None:
+                yield _events([errors.error_body(rejection)])
                 return
             yield _events(rendering.chunks(batch))
         yield _events(rendering.closing()) + "data: [DONE]\n\n"
@@ -118,34 +120,34 @@ def _events(chunks: Iterable[JSON]) -> str:
     return "".join(f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n" for chunk in chunks)
 
 
-async def _collect(batches: AsyncGenerator[list[Answer], None]) -> list[Answer]:
+async def _collect(batches: AsyncGenerator[list[AnswerItem], None]) -> list[AnswerItem]:
     async with aclosing(batches):
         return [item async for batch in batches for item in batch]
 
 
-def _started(answer: list[Answer]) -> Started:
-    """The beginning of an answer. Raises RequestRefused where any item of it is a refusal."""
+def _started(answer: list[AnswerItem]) -> Started:
+    """Return the first item of an answer. Raises RejectionError if any item is a rejection."""
     for item in answer:
-        if isinstance(item, Refused):
-            raise RequestRefused(item)
+        if isinstance(item, RequestRejected):
+            raise RejectionError(item)
     started = answer[0]
     assert isinstance(started, Started)
     return started
 
 
 async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``, or cancel it when the client goes away: nobody would read the answer."""
+    """Await ``work``, or cancel it when the client disconnects."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    disconnect = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait([task, gone], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([task, disconnect], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        for other in (task, gone):
-            other.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        task.cancel()
+        disconnect.cancel()
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:
@@ -153,19 +155,19 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _ids(name: str, served: Served) -> dict[str, int | None]:
-    """What a model can be asked by: its name, and the name with each version that is loaded."""
-    return {name: served.number} | {fingerprint(name, number): number for number in served.loaded}
+def _model_ids(name: str, served: ServedModel) -> dict[str, int | None]:
+    """Map the ids of a model, its name and its name with each loaded version, to version numbers."""
+    return {name: served.number} | {versioned_name(name, number): number for number in served.loaded}
 
 
-def _model(id: str, name: str, number: int | None) -> JSON:
+def _model_json(id: str, name: str, number: int | None) -> JSON:
     return {
         "id": id,
         "object": "model",
         "created": 0,
         "owned_by": "pathswitch",
         "version": number,
-        "system_fingerprint": None if number is None else fingerprint(name, number),
+        "system_fingerprint": None if number is None else versioned_name(name, number),
     }
 
 

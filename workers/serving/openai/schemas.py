@@ -1,8 +1,7 @@
-"""The requests of OpenAI's completions and chat completions as far as they are served here.
+"""Request bodies of OpenAI's completions and chat completions.
 
-Parameters that do not change the answer are accepted and ignored. Those that would, and are not implemented,
-are declared with the values under which they change nothing; any other value, like an unknown parameter, is
-refused.
+Parameters that do not change the answer are accepted and ignored. Parameters that would change it and are not
+implemented are declared with their neutral values; any other value is rejected, as are unknown parameters.
 """
 
 from collections.abc import Mapping
@@ -11,29 +10,29 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from workers.serving.generation import Chat, ChatMessage, Generation, Prompt, Sampling, named_version
+from workers.serving.generation import Chat, ChatMessage, Generation, Prompt, Sampling, parse_model_name
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_LOGPROBS = 20
 
 TokenId = Annotated[int, Field(strict=True, ge=0)]
-BiasedToken = Annotated[int, Field(ge=0)]  # a JSON object's names are strings
+BiasedToken = Annotated[int, Field(ge=0)]  # not strict: the keys of a JSON object are strings
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 
 class _Object(BaseModel):
-    """An object of a request. A null is as good as nothing, also of what is not known here: clients send what they have no
-    value for as null.
+    """An object of a request. Nulls count as absent, unknown fields included, because clients send unset
+    parameters as null.
     """
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
-    def _nulls_are_nothing(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {name: value for name, value in given.items() if value is not None}
+    def _drop_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
 
 
 class StreamOptions(_Object):
@@ -42,7 +41,7 @@ class StreamOptions(_Object):
 
 
 class _Request(_Object):
-    """What both kinds of request share."""
+    """Parameters shared by both kinds of request."""
 
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
@@ -66,25 +65,22 @@ class _Request(_Object):
 
     @field_validator("stop")
     @classmethod
-    def _stop_is_sensible(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if stop is not None and (len(stop) > 16 if isinstance(stop, list) else False):
-            raise ValueError("at most 16 stop strings")
+    def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(stop, list) and len(stop) > 16:
+            raise ValueError("at most 16 stop strings are allowed")
         if stop is not None and (stop == "" or "" in list(stop)):
             raise ValueError("a stop string must not be empty")
         return stop
 
     @model_validator(mode="after")
-    def _refuse_what_is_not_implemented(self, info: ValidationInfo) -> "_Request":
+    def _reject_unsupported(self, info: ValidationInfo) -> "_Request":
         for name, neutral in self.NEUTRAL.items():
-            self._require(name, neutral)
+            value = getattr(self, name)
+            if value is not None and value not in neutral:
+                raise rejection(name, f"`{name}` is not supported by this server")
         if self.stream_options is not None and not self.stream:
-            raise refusal("stream_options", "`stream_options` is only allowed when `stream` is true")
+            raise rejection("stream_options", "`stream_options` is only allowed when `stream` is true")
         return self
-
-    def _require(self, name: str, neutral: tuple[Any, ...]) -> None:
-        value = getattr(self, name)
-        if value is not None and value not in neutral:
-            raise refusal(name, f"`{name}` is not supported by this server")
 
     @property
     def include_usage(self) -> bool:
@@ -117,16 +113,16 @@ class CompletionRequest(_Request):
     NEUTRAL: ClassVar[Mapping[str, tuple[Any, ...]]] = {"suffix": ("",)}
 
     @model_validator(mode="after")
-    def _best_of_can_be_chosen_from(self) -> "CompletionRequest":
+    def _check_best_of(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of < (self.n or 1):
-            raise refusal("best_of", "`best_of` must be at least `n`")
+            raise rejection("best_of", "`best_of` must be at least `n`")
         if self.best_of is not None and self.best_of > (self.n or 1) and self.stream:
-            raise refusal("best_of", "`best_of` greater than `n` cannot be streamed")
+            raise rejection("best_of", "`best_of` greater than `n` cannot be streamed")
         return self
 
     def generation(self) -> Generation:
         max_tokens = DEFAULT_COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
-        model, version = named_version(self.model)
+        model, version = parse_model_name(self.model)
         return Generation(
             model=model,
             version=version,
@@ -138,7 +134,7 @@ class CompletionRequest(_Request):
         )
 
     def _prompts(self) -> tuple[Prompt, ...]:
-        """One prompt or several; a flat list of numbers is one prompt. None is the empty prompt."""
+        """Return one prompt or several. A flat list of numbers is one prompt; None is the empty prompt."""
         if self.prompt is None or isinstance(self.prompt, str):
             return (self.prompt or "",)
         prompts: list[Prompt] = []
@@ -152,9 +148,9 @@ class CompletionRequest(_Request):
 
     @field_validator("prompt")
     @classmethod
-    def _some_prompt(cls, prompt: Any) -> Any:
+    def _check_prompt(cls, prompt: Any) -> Any:
         if prompt == []:
-            raise ValueError("at least one prompt is needed")
+            raise ValueError("at least one prompt is required")
         return prompt
 
 
@@ -169,7 +165,9 @@ class Message(_Object):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
-    annotations: list[Any] = Field(default=[], max_length=0)  # of an answer of ours, given back
+    annotations: list[Any] = Field(
+        default=[], max_length=0
+    )  # present when a client sends one of our answers back
 
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
@@ -205,16 +203,16 @@ class ChatRequest(_Request):
     }
 
     @model_validator(mode="after")
-    def _top_logprobs_need_logprobs(self) -> "ChatRequest":
+    def _check_top_logprobs(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise refusal("top_logprobs", "`top_logprobs` needs `logprobs` to be true")
+            raise rejection("top_logprobs", "`top_logprobs` requires `logprobs` to be true")
         return self
 
     def generation(self) -> Generation:
         max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         num_logprobs = (self.top_logprobs or 0) if self.logprobs else None
         messages = tuple(ChatMessage(message.role, message.text()) for message in self.messages)
-        model, version = named_version(self.model)
+        model, version = parse_model_name(self.model)
         return Generation(
             model=model,
             version=version,
@@ -225,6 +223,6 @@ class ChatRequest(_Request):
         )
 
 
-def refusal(param: str, message: str) -> PydanticCustomError:
-    """A validation error that names the parameter it is about, wherever it is raised."""
-    return PydanticCustomError("refused", "{message}", {"message": message, "param": param})
+def rejection(param: str, message: str) -> PydanticCustomError:
+    """Return a validation error about ``param``, independent of which validator raises it."""
+    return PydanticCustomError("rejected", "{message}", {"message": message, "param": param})

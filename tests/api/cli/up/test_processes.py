@@ -1,4 +1,4 @@
-"""Processes, those below them, and how exactly those are ended."""
+"""The process table, descendants, and ending exactly those."""
 
 import os
 import signal
@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from api.cli.up import processes
-from api.cli.up.processes import Process, Status, descendants
+from api.cli.up.processes import Process
 
-# Starts a child that sleeps, tells its pid, and waits for it; SIGTERM ends both where it is not ignored.
+# Starts a child that sleeps, prints the child's pid and waits for it. SIGTERM ends both; "deaf" ignores it.
 PARENT = """
 import signal, subprocess, sys
 if "deaf" in sys.argv:
@@ -38,24 +38,33 @@ def parent_and_child(*arguments: str) -> Iterator[tuple[Process, Process]]:
                 os.kill(process.pid, signal.SIGKILL)
 
 
-def test_descendants_are_found_at_any_depth_and_zombies_left_out() -> None:
-    def entry(pid: int, parent: int, *, zombie: bool = False) -> Status:
-        return Status(Process(pid, 1), parent, 1, zombie)
+def test_descendants_are_found_at_any_depth_without_zombies() -> None:
+    with parent_and_child() as (parent, child):
+        assert processes.descendants([os.getpid()], processes.all_processes()) >= {parent, child}
+        assert processes.descendants([parent.pid], processes.all_processes()) == {child}
+        os.kill(child.pid, signal.SIGSTOP)
+        os.kill(parent.pid, signal.SIGSTOP)
+        os.kill(child.pid, signal.SIGKILL)  # a zombie until its stopped parent waits for it
+        deadline = time.monotonic() + 10
+        while processes.alive(child):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert child.pid in processes.all_processes()
+        assert processes.descendants([parent.pid], processes.all_processes()) == set()
 
-    table = {
-        one.process.pid: one
-        for one in (entry(2, 1), entry(3, 2), entry(4, 3, zombie=True), entry(5, 4), entry(6, 1))
-    }
-    assert descendants([2], table) == {Process(3, 1), Process(5, 1)}
+
+def test_a_start_time_is_the_one_in_proc_as_earlier_releases_recorded_it() -> None:
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    assert processes.this_process() == Process(os.getpid(), int(fields[19]))
 
 
-def test_a_pid_that_has_come_round_is_another_process() -> None:
+def test_a_reused_pid_is_another_process() -> None:
     me = processes.this_process()
     assert processes.alive(me)
     assert not processes.alive(Process(me.pid, me.started - 1))
 
 
-def test_what_a_process_started_ends_with_it() -> None:
+def test_descendants_end_with_their_root_and_bystanders_do_not() -> None:
     with parent_and_child() as (parent, child):
         bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         try:
@@ -68,20 +77,20 @@ def test_what_a_process_started_ends_with_it() -> None:
             bystander.wait()
 
 
-def test_what_does_not_end_in_its_grace_is_killed() -> None:
+def test_processes_that_outlast_the_grace_period_are_killed() -> None:
     with parent_and_child("deaf") as (parent, child):
         assert processes.end([parent], 0.3) == {parent, child}
         assert not processes.alive(child)
 
 
-def test_a_hurry_ends_the_grace() -> None:
+def test_a_hurry_ends_the_grace_period_early() -> None:
     with parent_and_child("deaf") as (parent, _):
         start = time.monotonic()
         processes.end([parent], 60, hurry=lambda: time.monotonic() - start > 0.2)
         assert time.monotonic() - start < 10
 
 
-def test_descendants_whose_parent_has_ended_are_ended_too() -> None:
+def test_descendants_whose_parent_has_ended_end_too() -> None:
     with parent_and_child() as (parent, child):
         os.kill(parent.pid, signal.SIGKILL)
         processes.end([parent], 10, below=[child])

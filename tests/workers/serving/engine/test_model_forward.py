@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from workers.pretrained import new_model
 from workers.serving.engine import packed_llama
 from workers.serving.engine.forward import Forward, Piece
 from workers.serving.engine.huge_pages import CHUNK_BYTES
@@ -29,6 +28,7 @@ from workers.serving.engine.packed_linear import can_pack
 from workers.serving.engine.packed_llama import PackedLlama, is_packable
 from workers.serving.engine.sequence_forward import SequenceForward
 from workers.serving.engine.slot_forward import SlotForward
+from workers.training.pretrained import new_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

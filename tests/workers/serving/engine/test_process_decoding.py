@@ -20,7 +20,7 @@ from workers.serving.engine.options import EngineOptions
 from workers.serving.engine.port import EngineError, EngineEvent, SequenceFailed
 from workers.serving.engine.process_decoding import DIED, ProcessDecoding
 from workers.serving.engine.transformers_engine import TransformersEngine
-from workers.serving.residency import why_ill
+from workers.serving.replica.health import unhealthy_reason
 
 ROOT = Path(__file__).parents[4]
 
@@ -78,7 +78,7 @@ def test_killed_it_fails_what_is_in_flight_and_is_known_to_be_dead(engine: Trans
         failed += [event for event in emitted.get(timeout=30) if isinstance(event, SequenceFailed)]
     assert [failure.index for failure in failed] == [0, 1, 2]
     assert failed[0].message == f"{DIED} (exit code -9)"
-    assert why_ill(engine.status(), 25.0) == "the engine has died"
+    assert unhealthy_reason(engine.status(), 25.0) == "the engine has died"
     assert engine.status().num_running == 0
     with pytest.raises(EngineError, match=DIED):
         engine.submit([sequence(prompt)], emitted.put)

@@ -1,4 +1,4 @@
-"""Completions and chat over real HTTP, with the real client."""
+"""Completions and chats over real HTTP with the real client."""
 
 import time
 from typing import Any
@@ -49,11 +49,11 @@ def test_a_stream_adds_up_to_the_answer_and_names_its_version_throughout(client:
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]].count("length") == 1
     assert chunks[-1].choices == []
     assert chunks[-1].usage == whole.usage
-    assert len(chunks) > 2, "it came in one piece"
+    assert len(chunks) > 2, "the answer came as one chunk"
 
 
 def test_a_stream_comes_token_by_token(http: httpx.Client) -> None:
-    # Of many choices, as one of so small a model may be over before a second batch of it is due.
+    # With many choices: this small model may finish a single one before its second batch is due.
     body = {"model": "line", "prompt": PROMPT, "max_tokens": 100, "temperature": 0, "n": 48, "stream": True}
     with http.stream("POST", "/v1/completions", json=body) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -89,7 +89,7 @@ def test_seeds_repeat_an_answer(client: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"logprobs": 2}, {"echo": True}, {"echo": True, "logprobs": 0}])
-def test_best_of_answers_the_likeliest_per_token_of_its_candidates(
+def test_best_of_returns_the_candidates_that_are_likeliest_per_token(
     client: OpenAI, options: dict[str, Any]
 ) -> None:
     prompts, n, best_of = [PROMPT, "the dog"], 2, 6
@@ -111,7 +111,7 @@ def test_best_of_answers_the_likeliest_per_token_of_its_candidates(
     for first in (0, best_of):
         of_prompt = candidates.choices[first : first + best_of]
         expected += sorted(of_prompt, key=mean, reverse=True)[:n]
-        # Neither what came first nor what is likeliest as a whole would do.
+        # Candidates differ in length, so the likeliest per token need not be the likeliest as a whole.
         assert len({len(sampled(choice)) for choice in of_prompt}) > 1
     assert max(candidates.choices[:best_of], key=lambda choice: sum(sampled(choice))) != expected[0]
     assert expected[0].index > 0
@@ -125,15 +125,15 @@ def test_best_of_answers_the_likeliest_per_token_of_its_candidates(
             assert choice.logprobs is None
             continue
         own: Any = choice.logprobs
-        likewise: Any = candidate.logprobs
-        assert (own.tokens, own.text_offset) == (likewise.tokens, likewise.text_offset)
-        # The last bits depend on what else is in a turn, and in which slots.
-        assert own.token_logprobs == pytest.approx(likewise.token_logprobs, abs=1e-4)
+        expected_logprobs: Any = candidate.logprobs
+        assert (own.tokens, own.text_offset) == (expected_logprobs.tokens, expected_logprobs.text_offset)
+        # The last bits depend on which other sequences share a step, and on their slots.
+        assert own.token_logprobs == pytest.approx(expected_logprobs.token_logprobs, abs=1e-4)
     assert answer.usage == candidates.usage
 
 
-def test_echoed_prompts_carry_the_logprobs_a_harness_needs(client: OpenAI) -> None:
-    """The request lm-evaluation-harness sends to score a continuation, and what it reads of the answer."""
+def test_echoed_prompts_carry_the_logprobs_that_an_evaluation_harness_needs(client: OpenAI) -> None:
+    """Send the request with which lm-evaluation-harness scores a continuation, and check what it reads."""
     context, continuation = [34, 35, 36], [37, 38]
     answer = client.completions.create(
         model="line",
@@ -150,18 +150,19 @@ def test_echoed_prompts_carry_the_logprobs_a_harness_needs(client: OpenAI) -> No
     assert logprobs.token_logprobs is not None
     assert logprobs.top_logprobs is not None
     assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == 6
-    assert logprobs.token_logprobs[0] is None
-    scored = logprobs.token_logprobs[len(context) : -1]
+    token_logprobs: list[Any] = logprobs.token_logprobs
+    assert token_logprobs[0] is None
+    scored = token_logprobs[len(context) : -1]
     best = [max(top.values()) for top in logprobs.top_logprobs[len(context) : -1]]
     assert all(value < 0 for value in scored)
     assert all(value <= highest for value, highest in zip(scored, best, strict=True))
-    # The next token was chosen greedily, so it is its row's best.
-    assert logprobs.token_logprobs[-1] == max(logprobs.top_logprobs[-1].values())
+    # The next token was chosen greedily, so it is the best one.
+    assert token_logprobs[-1] == max(logprobs.top_logprobs[-1].values())
     scoring_only = client.completions.create(
         model="line", prompt=[context + continuation], max_tokens=0, logprobs=0, echo=True
     )
     assert scoring_only.choices[0].logprobs is not None
-    assert scoring_only.choices[0].logprobs.token_logprobs == logprobs.token_logprobs[:-1]
+    assert scoring_only.choices[0].logprobs.token_logprobs == token_logprobs[:-1]
     assert scoring_only.usage is not None
     assert scoring_only.usage.completion_tokens == 0
 
@@ -189,9 +190,9 @@ def test_chat_with_logprobs(client: OpenAI) -> None:
     assert joined.decode(errors="replace") == answer.choices[0].message.content
 
 
-def test_of_a_token_that_is_not_among_the_likeliest_chat_has_no_more_alternatives(client: OpenAI) -> None:
-    """Completions have it after them."""
-    unlikely = {"temperature": 2.0, "max_tokens": 20, "seed": 3}
+def test_chat_does_not_add_the_chosen_token_to_its_alternatives(client: OpenAI) -> None:
+    """Completions do."""
+    unlikely: dict[str, Any] = {"temperature": 2.0, "max_tokens": 20, "seed": 3}
     chat = client.chat.completions.create(
         model="line", messages=[{"role": "user", "content": "Hi"}], logprobs=True, top_logprobs=1, **unlikely
     )
@@ -204,7 +205,7 @@ def test_of_a_token_that_is_not_among_the_likeliest_chat_has_no_more_alternative
     assert {len(top or ()) for top in completion.choices[0].logprobs.top_logprobs or ()} == {1, 2}
 
 
-def test_an_answer_given_back_as_the_client_has_it_is_a_message(client: OpenAI) -> None:
+def test_an_answer_can_be_sent_back_as_a_message(client: OpenAI) -> None:
     messages: list[Any] = [{"role": "user", "content": "Hi"}]
     for _ in range(2):
         answer = client.chat.completions.create(model="line", messages=messages, max_tokens=3)

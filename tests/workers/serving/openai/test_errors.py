@@ -1,4 +1,4 @@
-"""What is refused, and how it is said."""
+"""Rejected requests and the shape of their errors."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -9,11 +9,13 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 from openai import OpenAI
+from prometheus_client import Metric
 
 from tests.workers.serving.serving_line import COMPLETION, PROMPT
-from workers.serving.generation import Answer, Generation
+from workers.serving.generation import AnswerItem, Generation
 from workers.serving.openai.app import build_app
 from workers.serving.openai.body_limit import MAX_BODY_BYTES
+from workers.serving.openai.directory import ServedModel
 
 
 def test_unknown_models_are_404_and_unreleased_ones_503(client: OpenAI) -> None:
@@ -27,7 +29,7 @@ def test_unknown_models_are_404_and_unreleased_ones_503(client: OpenAI) -> None:
     assert int(unreleased.value.response.headers["retry-after"]) > 0
 
 
-def test_a_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
+def test_a_body_that_is_too_large_is_rejected(http: httpx.Client) -> None:
     fits = {**COMPLETION, "user": "u" * (MAX_BODY_BYTES - 1000)}
     assert http.post("/v1/completions", json=fits).status_code == 200
     answer = http.post("/v1/completions", json={**COMPLETION, "user": "u" * MAX_BODY_BYTES})
@@ -37,7 +39,7 @@ def test_a_body_that_is_too_large_is_refused(http: httpx.Client) -> None:
 
 
 AS_JSON = {"content-type": "application/json"}
-CHAT = {"model": "line", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+CHAT: dict[str, Any] = {"model": "line", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 
 
 @pytest.mark.parametrize(
@@ -116,14 +118,14 @@ def test_a_name_with_a_number_beyond_all_versions_is_unknown(http: httpx.Client)
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_half_a_character_in_a_name_is_answered_without_it(http: httpx.Client) -> None:
+def test_a_lone_surrogate_in_a_name_is_replaced_in_the_error(http: httpx.Client) -> None:
     for body, status in (({"model": "\ud800"}, 404), ({"\ud800": 1}, 400)):
         response = http.post("/v1/completions", content=json.dumps(COMPLETION | body), headers=AS_JSON)
         assert response.status_code == status
         assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_who_forgets_the_content_type_is_told_so(http: httpx.Client) -> None:
+def test_a_missing_content_type_is_named_in_the_error(http: httpx.Client) -> None:
     response = http.post("/v1/completions", content=json.dumps(COMPLETION))
     assert response.status_code == 400
     assert "application/json" in response.json()["error"]["message"]
@@ -140,12 +142,15 @@ def test_errors_of_routing_and_parsing_have_the_same_shape(http: httpx.Client) -
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
-def test_what_nobody_expected_has_the_same_shape() -> None:
+def test_unexpected_errors_have_the_same_shape() -> None:
     class Broken:
-        async def served(self) -> dict[str, int]:
+        async def served(self) -> dict[str, ServedModel]:
             raise ZeroDivisionError
 
-        def generate(self, request: Generation) -> AsyncGenerator[list[Answer], None]:
+        async def metrics(self) -> list[Metric]:
+            raise ZeroDivisionError
+
+        def generate(self, request: Generation) -> AsyncGenerator[list[AnswerItem], None]:
             raise ZeroDivisionError
 
     with TestClient(build_app(Broken()), raise_server_exceptions=False) as http:

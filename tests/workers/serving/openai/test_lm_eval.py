@@ -1,4 +1,4 @@
-"""EleutherAI's lm-eval, unchanged, against the server: what it reports is what transformers computes on the same tokens."""
+"""EleutherAI's lm-eval, unmodified, gets the same results from the server as from transformers."""
 
 import json
 import logging
@@ -27,14 +27,14 @@ QUESTIONS = [
     "5 € für",
 ]
 CHOICES = [" on the mat", " by the door.", " aus Köln: 5 €", " 日本語."]
-# More than two windows of the context, and less than one.
+# One text longer than two context windows, and one shorter than one.
 TEXTS = ["The cat sat on the mat, and the dog sat by the door of Köln. " * 14, "Grüße für 5 €."]
 MAX_GEN_TOKENS = 24
 CHAT = "user: {}\nassistant:"
 
 
 class Reference:
-    """The served version in plain transformers, in float32, a sequence at a time."""
+    """The served version in plain transformers, in float32, one sequence at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -42,15 +42,17 @@ class Reference:
 
     @torch.inference_mode()
     def score(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-        """Log-likelihood of the continuation, and whether each token of it is the likeliest."""
+        """Return the log-likelihood of the continuation and whether each of its tokens is the likeliest."""
         logits_TV = self._model(torch.tensor([[*context, *continuation]])).logits[0]
         logprobs_TV = logits_TV[len(context) - 1 : -1].log_softmax(-1)
         logprobs_T = logprobs_TV[range(len(continuation)), list(continuation)]
         return float(logprobs_T.sum()), logprobs_TV.argmax(-1).tolist() == list(continuation)
 
     def rolling(self, text: str) -> float:
-        """Log-likelihood of a text, window by window, the last as long as the others; the first follows the token that
-        begins a text. lm-eval keeps room for that token and for one to generate.
+        """Return the log-likelihood of a text, window by window, as lm-eval computes it.
+
+        The first window follows the BOS token and the last one is as long as the others. lm-eval leaves room
+        in the context for that token and for one to generate.
         """
         tokens = [self.tokenizer.bos_token_id, *self.tokenizer.encode(text)]
         size = CONTEXT_LENGTH - 2
@@ -70,7 +72,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Tasks:
-    """What lm-eval finds in a folder, and the documents that are in it."""
+    """A folder of lm-eval tasks, and the expected contents of their documents."""
 
     folder: Path
     choices: list[list[str]]
@@ -91,7 +93,7 @@ def reference(version: Path) -> Reference:
 @pytest.fixture(scope="module")
 def tasks(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Tasks:
     folder = tmp_path_factory.mktemp("tasks")
-    # One choice is what the model itself would say next, where that is text.
+    # One choice is the model's own greedy continuation.
     choices = [[*CHOICES, reference.greedy(question, 1)] for question in QUESTIONS]
     greedy = [reference.greedy(question) for question in QUESTIONS]
     chat_greedy = [reference.greedy(CHAT.format(question)) for question in QUESTIONS]
@@ -102,8 +104,8 @@ def tasks(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Tas
         assert 0 < sum(text in whole for text in cut) < len(cut)
 
     choosing = [
-        {"question": question, "choices": of_question, "answer": number % 5}
-        for number, (question, of_question) in enumerate(zip(QUESTIONS, choices, strict=True))
+        {"question": question, "choices": question_choices, "answer": number % 5}
+        for number, (question, question_choices) in enumerate(zip(QUESTIONS, choices, strict=True))
     ]
     _write(
         folder,
@@ -156,7 +158,7 @@ def _metrics(metric: str, aggregation: str = "mean", higher_is_better: bool = Tr
 
 
 def _within(text: str) -> str:
-    """Two characters for a text to stop at."""
+    """Return two adjacent characters of the text, to use as its stop string."""
     found = re.search("[!-~]{2}", text[3:])
     assert found is not None
     return found[0]
@@ -169,8 +171,8 @@ def _cut(text: str, until: Sequence[str]) -> str:
 def evaluate(
     tasks: Tasks, names: list[str], model: str, url: str, *, batch_size: int = 1, **options: Any
 ) -> dict[str, Any]:
-    """What ``lm_eval --model MODEL --tasks NAMES`` reports, with its samples."""
-    import lm_eval  # with datasets and what that imports: half a second
+    """Return what ``lm_eval --model MODEL --tasks NAMES`` reports, including samples."""
+    import lm_eval  # imported here because it takes half a second
     from lm_eval.tasks import TaskManager
 
     report = lm_eval.simple_evaluate(
@@ -191,9 +193,9 @@ def _responses(report: dict[str, Any], task: str) -> list[Any]:
     return [sample["filtered_resps"] for sample in samples]
 
 
-# With fewer than 16 sequences of other requests under way none is refused, and lm-eval gives up one that was refused thrice.
+# Small enough that the server rejects nothing: lm-eval gives up on a request after three rejections.
 @pytest.mark.parametrize(("num_concurrent", "batch_size"), [(1, 8), (4, 4)])
-def test_completions_score_and_generate_what_the_model_does(
+def test_completions_score_and_generate_like_the_model(
     serving: LocalServing,
     version: Path,
     reference: Reference,
@@ -239,42 +241,42 @@ def test_completions_score_and_generate_what_the_model_does(
 
 
 @pytest.mark.parametrize("num_concurrent", [1, 4])
-def test_chats_generate_what_the_model_does(serving: LocalServing, tasks: Tasks, num_concurrent: int) -> None:
+def test_chats_generate_like_the_model(serving: LocalServing, tasks: Tasks, num_concurrent: int) -> None:
     url = f"{serving.url()}/v1/chat/completions"
     report = evaluate(tasks, ["chatting"], "local-chat-completions", url, num_concurrent=num_concurrent)
     assert _responses(report, "chatting") == [[text] for text in tasks.chat_answers]
 
 
-class _AtRefusal(logging.Handler):
-    """Calls ``then`` when lm-eval warns of a request that was answered 429."""
+class _OnRejection(logging.Handler):
+    """Calls ``callback`` when lm-eval warns about a request that was answered with 429."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.num_refused = 0
-        self.then: Any = None
+        self.num_rejected = 0
+        self.callback: Any = None
 
     def emit(self, record: logging.LogRecord) -> None:
         if "rate_limit_exceeded" in record.getMessage():
-            self.num_refused += 1
-            self.then()
+            self.num_rejected += 1
+            self.callback()
 
 
 @pytest.fixture
-def at_refusal() -> Iterator[_AtRefusal]:
-    handler = _AtRefusal()
+def on_rejection() -> Iterator[_OnRejection]:
+    handler = _OnRejection()
     logging.getLogger("lm_eval").addHandler(handler)
     yield handler
     logging.getLogger("lm_eval").removeHandler(handler)
 
 
-def test_it_comes_again_when_the_server_is_busy(
-    serving: LocalServing, client: OpenAI, version: Path, tasks: Tasks, at_refusal: _AtRefusal
+def test_requests_are_retried_when_the_server_is_busy(
+    serving: LocalServing, client: OpenAI, version: Path, tasks: Tasks, on_rejection: _OnRejection
 ) -> None:
-    # Hundreds wait, until one request has been refused; lm-eval comes again twice, a second later each time.
+    # Hundreds of sequences wait until one request has been rejected; lm-eval retries twice, a second apart.
     with client.completions.create(
         model="line", prompt=["a"] * 4, n=128, max_tokens=120, stream=True
     ) as busy:
-        at_refusal.then = busy.close
+        on_rejection.callback = busy.close
         next(iter(busy))
         report = evaluate(
             tasks,
@@ -284,5 +286,5 @@ def test_it_comes_again_when_the_server_is_busy(
             tokenizer=str(version),
             tokenizer_backend="huggingface",
         )
-    assert at_refusal.num_refused > 0
+    assert on_rejection.num_rejected > 0
     assert _responses(report, "generating") == [[text] for text in tasks.answers]

@@ -1,4 +1,4 @@
-# Every target depends on the environment in .venv, which follows requirements.lock and pyproject.toml.
+# Every target depends on the environment in .venv, which is rebuilt when requirements.lock or pyproject.toml changes.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -9,14 +9,14 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test test-all check lint format migration study-smoke bench bench-api bench-serve chaos lock clean
+.PHONY: help install demo test test-guard test-all check lint format migration study-smoke bench bench-api bench-serve chaos lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Create .venv with the locked dependencies and the project itself
 
-# The project goes in without resolving anything: what it needs is in the lock.
+# pip resolves nothing for the project itself: the lock names every dependency.
 $(INSTALLED): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --requirement requirements.lock
@@ -26,11 +26,14 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: install ## Train, update and serve a small model on this machine
 	@$(BIN)/pathswitch demo
 
-# Whole files to each process, and all that needs Ray to one of them: tests/conftest.py.
-test: install ## Run the tests (all but the slow ones)
+# Each process runs whole files; one process runs all tests that need Ray (tests/conftest.py).
+test: install ## Run all tests except the slow ones
 	@$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
 
-test-all: test ## Run every test; the slow ones one after another, for some of them measure
+test-guard: install ## Run the slow tests that nothing else covers, one after another (about 9 minutes)
+	@$(BIN)/pytest -m "guard and not (slow_on_postgres and postgres)"
+
+test-all: test ## Run every test; the slow ones one after another, because some of them measure time
 	@$(BIN)/pytest -m slow
 
 check: lint ## Lint, check types, import contracts and licences
@@ -46,7 +49,7 @@ format: install ## Apply the style: import order, safe fixes, format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-# Against a scratch database that the existing migrations have built, so that nobody's own database matters.
+# Alembic compares the tables with a scratch database built by the existing migrations, never with a real one.
 define WRITE_MIGRATION
 import pathlib, sys, tempfile
 from alembic import command
@@ -64,7 +67,7 @@ migration: install ## Write a migration from the tables: make migration m="add a
 	@test -n "$(m)" || { echo 'usage: make migration m="what changes"'; exit 2; }
 	@$(BIN)/python -c "$$WRITE_MIGRATION" "$(m)"
 
-study-smoke: install ## Compare every paradigm on the demo's text, in minutes; the report is in build/study-smoke
+study-smoke: install ## Compare all paradigms on the demo's text within minutes; writes build/study-smoke
 	@rm -rf build/study-smoke
 	@$(BIN)/python -m deploy.demo.corpus build/study-smoke/data
 	@$(BIN)/pathswitch study deploy/study/smoke.json build/study-smoke/data --out build/study-smoke --home build/study-smoke/home
@@ -72,24 +75,23 @@ study-smoke: install ## Compare every paradigm on the demo's text, in minutes; t
 bench: install ## Run the benchmarks
 	@$(BIN)/python -m tests.bench
 
-bench-serve: install ## Hold serving against transformers' generate, then release, kill and overload it (half an hour and more)
+bench-serve: install ## Compare serving with transformers' generate, then release, kill and overload it (over half an hour)
 	@$(BIN)/python -m tests.bench.serve
 
-bench-api: install ## Put load on the control plane, on SQLite and on PostgreSQL, and hold it to its targets
+bench-api: install ## Load the control plane on SQLite and on PostgreSQL and check its targets
 	@$(BIN)/python -m tests.bench.load
 
-chaos: install ## Kill, stop and cut off orchestrators and databases (MINUTES=240 for hours instead of minutes)
+chaos: install ## Kill, stop and disconnect orchestrators and databases (MINUTES=240 runs for hours)
 	@$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES))
 
-# Pins already in the lock stay unless they must move: `make lock UPGRADE=1` moves them all. torch is pinned without
-# its local version and without the CUDA packages, so that one lock serves CPU and GPU wheels; the same file has no
-# hashes for that reason.
-lock: install ## Pin every dependency in requirements.lock (UPGRADE=1 for the newest)
+# Existing pins stay unless they must change; `make lock UPGRADE=1` updates all of them. The lock pins torch without its
+# local version and without the CUDA packages, so that it serves CPU and GPU wheels. It has no hashes for the same reason.
+lock: install ## Pin every dependency in requirements.lock (UPGRADE=1 for the newest versions)
 	@CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/pip-compile --quiet $(if $(UPGRADE),--upgrade) --extra dev \
 		--strip-extras --no-allow-unsafe --no-emit-options --no-emit-index-url --no-emit-find-links \
 		--no-emit-trusted-host --output-file requirements.lock pyproject.toml
 	@sed -i -E 's/^(torch==[0-9.]+)\+[a-z0-9.]+$$/\1/' requirements.lock
-	@! grep -nE '^(nvidia|cuda|triton)' requirements.lock || { echo 'lock: lock beside a CPU build of torch'; exit 1; }
+	@! grep -nE '^(nvidia|cuda|triton)' requirements.lock || { echo 'lock: run make lock in an environment with a CPU build of torch'; exit 1; }
 
 clean: ## Remove .venv, caches and builds
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

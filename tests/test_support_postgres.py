@@ -1,4 +1,4 @@
-"""The PostgreSQL that the tests start is real, and each test has a database of its own."""
+"""The tests start a real PostgreSQL server and give each test its own database."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ def _databases(server: PostgresServer) -> set[str]:
         return {name for (name,) in connection.execute("SELECT datname FROM pg_database").fetchall()}
 
 
-def test_a_fresh_database_answers_and_is_empty(postgres_url: str) -> None:
+def test_a_fresh_database_is_reachable_and_empty(postgres_url: str) -> None:
     engine = create_engine(postgres_url, poolclass=NullPool)
     with engine.begin() as connection:
         assert connection.execute(text("SELECT 6 * 7")).scalar_one() == 42
@@ -32,7 +32,7 @@ def test_a_fresh_database_answers_and_is_empty(postgres_url: str) -> None:
         connection.execute(text("CREATE TABLE left_behind (id integer)"))
 
 
-def test_what_one_test_wrote_the_next_does_not_see(
+def test_no_test_sees_the_tables_of_the_previous_one(
     postgres_server: PostgresServer, postgres_url: str
 ) -> None:
     engine = create_engine(postgres_url, poolclass=NullPool)
@@ -41,7 +41,7 @@ def test_what_one_test_wrote_the_next_does_not_see(
     assert len([name for name in _databases(postgres_server) if name.startswith("test_")]) == 1
 
 
-def test_a_second_server_runs_beside_the_first_and_ends_alone(postgres_server: PostgresServer) -> None:
+def test_a_second_server_starts_and_stops_independently(postgres_server: PostgresServer) -> None:
     with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder:
         with postgres.run_server(Path(folder)) as second:
             assert second.port != postgres_server.port
@@ -51,7 +51,7 @@ def test_a_second_server_runs_beside_the_first_and_ends_alone(postgres_server: P
     assert "postgres" in _databases(postgres_server)
 
 
-def test_without_a_server_tests_skip_and_in_ci_they_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_postgresql_tests_skip_locally_and_fail_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "find_binaries", lambda: None)
     monkeypatch.delenv("CI", raising=False)
     with pytest.raises(pytest.skip.Exception, match="no PostgreSQL server"):

@@ -1,4 +1,4 @@
-"""Line charts in braille: every character cell is two dots wide and four high. Pure: numbers in, text out."""
+"""Line charts in braille characters, each two dots wide and four dots high. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from itertools import pairwise
 from rich.text import Text
 
 DOTS_WIDE, DOTS_HIGH = 2, 4
-# Bits of a braille character by column and row of its dot.
+# Bits of a braille character, by column and row of the dot.
 _BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 _BLANK = 0x2800
 LABEL_WIDTH = 8
@@ -15,7 +15,7 @@ LABEL_WIDTH = 8
 
 @dataclass(frozen=True)
 class Series:
-    """Points in order of x, joined by lines. Where two series share a cell, the later one colours it."""
+    """Points in order of x, joined by lines. A cell that two series share has the colour of the later one."""
 
     points: Sequence[tuple[float, float]]
     style: str = ""
@@ -23,7 +23,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Frame:
-    """What part of the plane a chart shows."""
+    """The range of x and y that a chart shows."""
 
     x_min: float
     x_max: float
@@ -32,7 +32,7 @@ class Frame:
 
     @classmethod
     def around(cls, series: Sequence[Series], *, from_zero: bool) -> "Frame | None":
-        """None where there is nothing to show. A flat line lies at the height of the middle."""
+        """The range of all points, or None without points. A flat line is centred vertically."""
         xs = [x for one in series for x, _ in one.points]
         ys = [y for one in series for _, y in one.points]
         if not xs:
@@ -46,7 +46,7 @@ class Frame:
 def chart(
     title: str, series: Sequence[Series], width: int, height: int, *, from_zero: bool = False
 ) -> list[Text]:
-    """``height`` rows of plot, with the range of y at their left, between the title and the range of x."""
+    """The chart's lines: the title, ``height`` rows with the range of y at the left, and the range of x."""
     columns = max(1, width - LABEL_WIDTH - 1)
     frame = Frame.around(series, from_zero=from_zero)
     rows = (
@@ -86,16 +86,16 @@ def _plot(series: Sequence[Series], frame: Frame, columns: int, height: int) -> 
 def _dots(
     points: Sequence[tuple[float, float]], frame: Frame, width: int, height: int
 ) -> set[tuple[int, int]]:
-    """The dots of a line through the points; (0, 0) is at the top left."""
-    places = [
+    """The dots on the line through the points. (0, 0) is at the top left."""
+    corners = [
         (
             _scaled(x, frame.x_min, frame.x_max, width - 1),
             height - 1 - _scaled(y, frame.y_min, frame.y_max, height - 1),
         )
         for x, y in points
     ]
-    found = set(places)
-    for (x1, y1), (x2, y2) in pairwise(places):
+    found = set(corners)
+    for (x1, y1), (x2, y2) in pairwise(corners):
         steps = max(abs(x2 - x1), abs(y2 - y1))
         found |= {
             (round(x1 + (x2 - x1) * i / steps), round(y1 + (y2 - y1) * i / steps)) for i in range(1, steps)

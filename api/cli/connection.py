@@ -1,4 +1,4 @@
-"""Where the control plane is, and a client of it."""
+"""How commands reach the control plane."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Connection:
-    """``url`` is None where it was not given: then the settings tell."""
+    """The URL given with --api; None: the address in the settings."""
 
     url: str | None
 
@@ -26,7 +26,7 @@ class Connection:
 
 
 def url_of(host: str, port: int) -> str:
-    """Where to call a server that listens there, also where it listens on every address."""
+    """The URL of a server that listens on this host and port; a wildcard address becomes the loopback address."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
     return f"http://{reachable}:{port}"
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli.connection import client_of
-from api.cli.problems import Problem, explain
+from api.cli.errors import CliError, explain
 
 if TYPE_CHECKING:
-    from api.client import Client, DataFormat, Progress
+    from api.client import Client, DataFormat, ProgressCallback
     from api.schemas.data import DataVersion
 
-app = typer.Typer(help="Datasets and their data versions.", no_args_is_help=True)
+app = typer.Typer(help="Manage datasets and their data versions.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _CHUNK_BYTES = 1 << 18
 _VERSION_COLUMNS = (
@@ -36,13 +36,14 @@ _VERSION_COLUMNS = (
 def create(
     context: typer.Context,
     name: str,
-    description: Annotated[str | None, typer.Option()] = None,
+    description: Annotated[str | None, typer.Option(help="What the dataset contains.")] = None,
     holdout: Annotated[
-        float | None, typer.Option(help="Share of each version's documents that is kept to measure on.")
+        float | None,
+        typer.Option(help="Fraction of each version's documents to hold out for evaluation. Default: 0.02."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a dataset."""
+    """Create a dataset."""
     from api.cli import output
 
     with client_of(context) as client:
@@ -56,10 +57,10 @@ def create(
 @app.command("list")
 def list_(
     context: typer.Context,
-    dataset: Annotated[str | None, typer.Argument(help="List the data versions of this one.")] = None,
+    dataset: Annotated[str | None, typer.Argument(help="List the data versions of this dataset.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the datasets, or the data versions of one."""
+    """List all datasets, or the data versions of one dataset."""
     from api.cli import output
 
     with client_of(context) as client:
@@ -74,13 +75,13 @@ def list_(
         ("dataset", ">versions", ">holdout", "created", "description"),
         [
             (
-                one.name,
-                str(one.latest_version or 0),
-                f"{one.holdout_fraction:g}",
-                f"{one.created_at:%Y-%m-%d %H:%M}",
-                one.description or "",
+                row.name,
+                str(row.latest_version or 0),
+                f"{row.holdout_fraction:g}",
+                f"{row.created_at:%Y-%m-%d %H:%M}",
+                row.description or "",
             )
-            for one in found
+            for row in found
         ],
     )
 
@@ -93,13 +94,13 @@ def push(
         list[str],
         typer.Argument(
             metavar="FILE…",
-            help="Each is a version of its own, in this order: .ndjson, .jsonl, .txt or .parquet, also with "
-            ".gz or .zst; - is standard input; s3:// and file:// are read by the service itself.",
+            help="Each file becomes one data version, in this order: .ndjson, .jsonl, .txt or .parquet, also "
+            "with .gz or .zst; - reads standard input; the service itself reads s3:// and file:// URIs.",
         ),
     ],
-    label: Annotated[str | None, typer.Option(help="What to call the version.")] = None,
+    label: Annotated[str | None, typer.Option(help="Label of the data version.")] = None,
     format: Annotated[
-        str | None, typer.Option(help="ndjson, text or parquet, where the name does not tell.")
+        str | None, typer.Option(help="ndjson, text or parquet. Default: from the file name.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -107,20 +108,21 @@ def push(
     from api.client import DataFormat
 
     if label is not None and len(files) > 1:
-        raise Problem("--label is for one file", "Each file becomes a version of its own.")
+        raise CliError("--label needs a single file", "Each file becomes a data version of its own.")
     if format is not None and format not in list(DataFormat):
-        raise Problem(f"--format {format}: not one of {', '.join(DataFormat)}")
-    told = DataFormat(format) if format is not None else None
+        raise CliError(f"--format {format} is not one of {', '.join(DataFormat)}")
+    data_format = DataFormat(format) if format is not None else None
     pushed = []
     with client_of(context) as client:
         for file in files:
             try:
-                pushed.append(_push(client, dataset, file, told, label))
+                pushed.append(_push(client, dataset, file, data_format, label))
             except Exception as error:
-                problem = explain(error)
-                if problem is None:
+                explanation = explain(error)
+                if explanation is None:
                     raise
-                raise Problem(f"{file}: {problem.title}", problem.detail, problem.errors) from error
+                title = f"{file}: {explanation.title}"
+                raise CliError(title, explanation.detail, explanation.errors) from error
     _show_versions(pushed, as_json)
 
 
@@ -129,10 +131,10 @@ def exclude(
     context: typer.Context,
     dataset: str,
     number: int,
-    reason: Annotated[str, typer.Option(help="For the history.")],
+    reason: Annotated[str, typer.Option(help="Why it is excluded, for the history.")],
     as_json: Json = False,
 ) -> None:
-    """Leave a data version out from now on: models rewind to before it at their next update."""
+    """Exclude a data version from training. Models rewind to before it at their next update."""
     from api.cli import output
 
     with client_of(context) as client:
@@ -140,10 +142,10 @@ def exclude(
     if as_json:
         output.print_json(excluded)
         return
-    print(f"version {number} of {dataset} is excluded")
+    print(f"excluded data version {number} of {dataset}")
     if excluded.affected_versions:
         output.print_rows(
-            ("has read it", ">version", "state"),
+            ("trained on it", ">version", "state"),
             [(row.model, str(row.number), str(row.state)) for row in excluded.affected_versions],
         )
 
@@ -161,13 +163,13 @@ def _push(
                 dataset, source, format=format, label=label, progress=progress
             )
     if not created:
-        print(f"{file}: the same content is version {version.number} already", file=sys.stderr)
+        print(f"{file}: already registered as data version {version.number}", file=sys.stderr)
     return version
 
 
 @contextmanager
-def upload_progress(what: str, total: int | None) -> Iterator["Progress"]:
-    """A progress bar on stderr, where that is a terminal. What is sent still has to be stored."""
+def upload_progress(name: str, total: int | None) -> Iterator["ProgressCallback"]:
+    """A progress bar on stderr if that is a terminal. The callback takes the number of bytes just sent."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -188,12 +190,12 @@ def upload_progress(what: str, total: int | None) -> Iterator["Progress"]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        task = bars.add_task(what, total=total)
+        task = bars.add_task(name, total=total)
 
         def advance(num_bytes: int) -> None:
             bars.advance(task, num_bytes)
             if total is not None and bars.tasks[task].completed >= total:
-                bars.update(task, description=f"{what}: sent, being stored")
+                bars.update(task, description=f"{name}: sent, waiting for the service")
 
         yield advance
 
@@ -213,15 +215,15 @@ def _show_versions(versions: "list[DataVersion]", as_json: bool) -> None:
         _VERSION_COLUMNS,
         [
             (
-                str(one.number),
-                one.label or "",
-                f"{one.documents:,}",
-                f"{one.duplicates:,}",
-                f"{one.holdout_documents:,}",
-                output.size(one.bytes),
-                f"{one.created_at:%Y-%m-%d %H:%M}",
-                one.sha256[:12],
+                str(version.number),
+                version.label or "",
+                f"{version.documents:,}",
+                f"{version.duplicates:,}",
+                f"{version.holdout_documents:,}",
+                output.size(version.bytes),
+                f"{version.created_at:%Y-%m-%d %H:%M}",
+                version.sha256[:12],
             )
-            for one in versions
+            for version in versions
         ],
     )

@@ -1,4 +1,4 @@
-"""The `pathswitch` command. Every command imports what it needs when it runs: help is there at once."""
+"""The `pathswitch` command. Commands import what they need when they run, so that `--help` stays fast."""
 
 import os
 import sys
@@ -9,23 +9,23 @@ import typer
 
 from api.cli import datasets, models, updates
 from api.cli.connection import Connection
-from api.cli.problems import explain
+from api.cli.errors import explain
 
 app = typer.Typer(
     name="pathswitch",
-    help="Keeps large language models up to date by learning-rate path switching.",
+    help="Keep large language models up to date by learning-rate path switching.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-database = typer.Typer(help="The database.", no_args_is_help=True)
+database = typer.Typer(help="Migrate and back up the database.", no_args_is_help=True)
 app.add_typer(database, name="db")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(models.app, name="model")
 app.add_typer(updates.app, name="update")
 
 Home = Annotated[
-    Path | None, typer.Option(help="Folder of the database, the artifacts and the logs. [PATHSWITCH_HOME]")
+    Path | None, typer.Option(help="Folder for the database, the artifacts and the logs. [PATHSWITCH_HOME]")
 ]
 
 
@@ -34,10 +34,10 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        problem = explain(error)
-        if problem is None:
+        explanation = explain(error)
+        if explanation is None:
             raise
-        print(problem.block(), file=sys.stderr)
+        print(explanation.block(), file=sys.stderr)
         sys.exit(1)
 
 
@@ -49,7 +49,7 @@ def connect(
         typer.Option(
             metavar="URL",
             envvar="PATHSWITCH_API_URL",
-            help="Where the control plane is; by default on this machine, at the port of the settings.",
+            help="URL of the control plane. Default: this machine, at PATHSWITCH_API_PORT.",
         ),
     ] = None,
 ) -> None:
@@ -60,29 +60,34 @@ def connect(
 def up(
     home: Home = None,
     api_port: Annotated[
-        int | None, typer.Option(help="Of the control plane; 0: any free one. [PATHSWITCH_API_PORT]")
+        int | None, typer.Option(help="Port of the control plane; 0 picks a free one. [PATHSWITCH_API_PORT]")
     ] = None,
     serve_port: Annotated[
-        int | None, typer.Option(help="Of inference; 0: any free one. [PATHSWITCH_SERVE_PORT]")
+        int | None,
+        typer.Option(help="Port of the inference API; 0 picks a free one. [PATHSWITCH_SERVE_PORT]"),
     ] = None,
 ) -> None:
-    """Start everything on this machine, in the foreground, until Ctrl-C."""
+    """Run the whole service on this machine, in the foreground, until Ctrl-C."""
     from api.cli.up.run import up as run
     from service.settings import Settings
 
-    given: dict[str, Any] = {"home": home, "api_port": api_port, "serve_port": serve_port}
-    run(Settings(**{name: value for name, value in given.items() if value is not None}))
+    options: dict[str, Any] = {"home": home, "api_port": api_port, "serve_port": serve_port}
+    run(Settings(**{name: value for name, value in options.items() if value is not None}))
 
 
 @app.command()
 def demo(
-    home: Annotated[Path | None, typer.Option(help="Keep it all in this folder.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end, until Ctrl-C.")] = False,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder to run in and keep. Default: a temporary one.")
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the service running at the end, until Ctrl-C.")
+    ] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures to this file.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write all measurements to this file.")
     ] = None,
 ) -> None:
-    """Train, update and serve a small model on this machine, under load, in minutes."""
+    """Train, update and serve a small model on this machine, under load, within minutes."""
     from api.cli.demo import demo as run
 
     run(home, keep=keep, json_file=json_file)
@@ -91,31 +96,41 @@ def demo(
 @app.command()
 def study(
     context: typer.Context,
-    config: Annotated[Path, typer.Argument(help="Which rows to compare: a JSON file, as in deploy/study/.")],
+    config: Annotated[
+        Path, typer.Argument(help="JSON file of the rows to compare; see deploy/study/ for examples.")
+    ],
     data: Annotated[
         Path,
         typer.Argument(
-            help="A folder with `train/` and, best, `validation/`: one file a data version in each."
+            help="Folder with `train/` and preferably `validation/`, each with one file per data version."
         ),
     ],
     out: Annotated[
-        Path, typer.Option(help="Results and report; results that are there are not trained again.")
+        Path,
+        typer.Option(
+            help="Folder for the results and the report. Lines that have a result there are not trained again."
+        ),
     ] = Path("study"),
-    home: Annotated[Path, typer.Option(help="Of the service it starts, without --api.")] = Path(
-        ".pathswitch/study"
-    ),
+    home: Annotated[
+        Path, typer.Option(help="Home of the service that the study starts if --api is not given.")
+    ] = Path(".pathswitch/study"),
     processes: Annotated[
-        int | None, typer.Option(help="Stages that train side by side; by default one a core.")
+        int | None, typer.Option(help="Number of stages to train in parallel. Default: one per core.")
     ] = None,
-    versions: Annotated[int | None, typer.Option(help="Only so many data versions of the folder.")] = None,
+    versions: Annotated[
+        int | None, typer.Option(help="Use only the first N data versions of the folder.", metavar="N")
+    ] = None,
     cut: Annotated[
-        str | None, typer.Option(help="Cut the text anew by date: `8` equal pieces, or shares: `10:10:10:3`.")
+        str | None,
+        typer.Option(
+            help="Cut the text into new data versions by date: `8` equal pieces, or shares such as `10:10:10:3`."
+        ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Stop after that long; the same command goes on later.")
+        float | None, typer.Option(help="Stop after this many minutes. The same command continues later.")
     ] = None,
 ) -> None:
-    """Compare paradigms on your own data: their cost, their quality, what they forget."""
+    """Compare paradigms on your own data: cost, quality and forgetting."""
     from api.cli.study.command import Options
     from api.cli.study.command import study as run
 
@@ -139,7 +154,7 @@ def study(
 
 @database.command()
 def upgrade() -> None:
-    """Bring the database to the revision that this version expects."""
+    """Migrate the database to the revision that this version of Pathswitch needs."""
     from service.settings import Settings
     from service.store import migrate
 
@@ -148,9 +163,10 @@ def upgrade() -> None:
 
 @database.command()
 def backup(
-    file: Annotated[Path, typer.Argument(help="Where the copy goes; it must not exist.")], home: Home = None
+    file: Annotated[Path, typer.Argument(help="File to write the copy to. It must not exist.")],
+    home: Home = None,
 ) -> None:
-    """Copy the SQLite database while it is in use. Copy the artifacts after it, not before."""
+    """Copy the SQLite database while it is in use. Copy the artifacts afterwards, not before."""
     from service.settings import Settings
     from service.store.backup import backup
 
@@ -161,25 +177,30 @@ def backup(
 def gc(
     home: Home = None,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove it. Without, only say what would go.")
+        bool,
+        typer.Option("--delete", help="Delete the artifacts. Without it, only list what would be deleted."),
     ] = False,
     older_than: Annotated[
-        float, typer.Option(min=1.0, metavar="HOURS", help="Nothing written since then is removed.")
+        float,
+        typer.Option(
+            min=1.0, metavar="HOURS", help="Keep artifacts that were written more recently than this."
+        ),
     ] = 24.0,
     keep_versions: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="N",
-            help="Of model versions but the N newest of each model, keep only the exports that were released: what was "
-            "never served goes, and so do the checkpoints that versions were exported from. By default all stay.",
+            help="Keep the N newest versions of each model whole. Of older versions, delete exports that were never "
+            "released, and the checkpoints that versions were exported from. Default: keep all versions.",
         ),
     ] = None,
-    keys: Annotated[bool, typer.Option("--keys", help="Name every one.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="List every artifact by its key.")] = False,
 ) -> None:
-    """Find artifacts that nothing needs any more, on the database and the store of the settings, and remove them.
+    """Find artifacts that nothing needs any more, and delete them with --delete.
 
-    Data, released versions, the trunk's branch points and all that an unfinished or failed update may need stay.
+    Data, released versions, the trunk's branch points and everything that an unfinished or failed update may need are
+    kept. The database and the store are those of the settings.
     """
     from api.cli.garbage import collect
     from service.settings import Settings
@@ -192,18 +213,18 @@ def gc(
 
 @app.command()
 def orchestrator() -> None:
-    """Run the orchestrator: it has updates trained, checked and released."""
-    _become("service.main")
+    """Run the orchestrator, which trains, evaluates and releases updates."""
+    _exec_module("service.main")
 
 
 @app.command()
 def api() -> None:
-    """Run the control plane: the HTTP API and the dashboard."""
-    _become("api.main")
+    """Run the control plane, which serves the HTTP API."""
+    _exec_module("api.main")
 
 
-def _become(module: str) -> None:
-    """Turn this process into another, which whoever started this one can signal and wait for as before."""
+def _exec_module(module: str) -> None:
+    """Replace this process by a Python module, under the same pid, so that signals and waits keep working."""
     os.execve(sys.executable, [sys.executable, "-m", module], os.environ | {"PYTHONSAFEPATH": "1"})
 
 

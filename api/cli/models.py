@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.connection import client_of
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from service.core.forgetting import Measure
 
 if TYPE_CHECKING:
     from api.client import Client
     from api.schemas.releases import Release
 
-app = typer.Typer(help="Models, their versions, and what is served.", no_args_is_help=True)
+app = typer.Typer(help="Manage models, their versions, and which version is served.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Wait = Annotated[bool, typer.Option(help="Until every replica answers with it.")]
-Reason = Annotated[str | None, typer.Option(help="For the history.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wait = Annotated[bool, typer.Option(help="Wait until every replica answers with the version.")]
+Reason = Annotated[str | None, typer.Option(help="Reason, for the release history.")]
 Rollout = Annotated[
     str | None,
     typer.Option(
-        metavar="STRATEGY", help="replace, rolling, canary or shadow, instead of the model's own way."
+        metavar="STRATEGY", help="replace, rolling, canary or shadow. Default: the model's own strategy."
     ),
 ]
 
@@ -32,32 +32,36 @@ _POLL_SECONDS = 0.5
 @app.command()
 def create(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument()] = None,
-    dataset: Annotated[str | None, typer.Option(help="What it is trained on.")] = None,
-    preset: Annotated[str | None, typer.Option(help="An architecture by name: tiny, gpt2-124m, …")] = None,
-    config: Annotated[Path | None, typer.Option(help="A transformers config.json.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of the model.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Dataset to train on.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Architecture preset: tiny, gpt2-124m, …")] = None,
+    config: Annotated[Path | None, typer.Option(help="Architecture from a transformers config.json.")] = None,
     base: Annotated[
-        Path | None, typer.Option(help="A folder with a model to start from, under the import roots.")
+        Path | None, typer.Option(help="Folder of a model to start from, under the import roots.")
     ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="FIELD=VALUE", help="Any field, e.g. training.peak_lr=1e-3. Repeatable."
+            "--set", metavar="FIELD=VALUE", help="Set any field, e.g. training.peak_lr=1e-3. Repeatable."
         ),
     ] = None,
-    file: Annotated[Path | None, typer.Option(help="The whole spec as JSON, instead of options.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="JSON file with the complete spec, instead of the other options.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a model: the line of versions that one dataset is trained into."""
+    """Create a model, which is trained on one dataset and updated with its data versions."""
     from api.cli import output
     from api.cli.spec import spec_of_file, spec_of_options, with_settings
 
     if file is not None:
         if any(option is not None for option in (name, dataset, preset, config, base)):
-            raise Problem("--file has the whole spec: give only --set beside it")
+            raise CliError("--file contains the complete spec: only --set can be combined with it")
         spec = spec_of_file(file)
     elif name is None or dataset is None:
-        raise Problem("a model needs a name and a dataset", "pathswitch model create NAME --dataset DATASET")
+        raise CliError(
+            "a model needs a name and a dataset", "Usage: pathswitch model create NAME --dataset DATASET"
+        )
     else:
         spec = spec_of_options(name, dataset, preset, config, base)
     with client_of(context) as client:
@@ -76,12 +80,14 @@ def change(
     assignments: Annotated[
         list[str],
         typer.Option(
-            "--set", metavar="FIELD=VALUE", help="E.g. serving.rollout.strategy=canary. Repeatable."
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Set a field, e.g. serving.rollout.strategy=canary. Repeatable.",
         ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Change what may change in a model's life: its gate, how it is served, whether it is updated by itself."""
+    """Change a model's gate, serving, training workers, auto_update or auto_release."""
     from api.cli import output
     from api.cli.spec import with_settings
 
@@ -95,7 +101,7 @@ def change(
 
 @app.command("list")
 def list_(context: typer.Context, as_json: Json = False) -> None:
-    """List the models."""
+    """List all models."""
     from api.cli import output, tables
 
     with client_of(context) as client:
@@ -121,7 +127,7 @@ def versions(context: typer.Context, model: str, as_json: Json = False) -> None:
 
 @app.command()
 def checkpoints(context: typer.Context, model: str, as_json: Json = False) -> None:
-    """List the checkpoints of the trunk, which `update start --branch-from` takes."""
+    """List the trunk checkpoints of a model, for `update start --branch-from`."""
     from api.cli import output, tables
 
     with client_of(context) as client:
@@ -136,10 +142,10 @@ def checkpoints(context: typer.Context, model: str, as_json: Json = False) -> No
 def costs(
     context: typer.Context,
     model: str,
-    tokens: Annotated[int | None, typer.Option(help="Of the next version, for the forecast.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens in the next version, for the forecast.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what the versions cost, beside what other ways would have."""
+    """Show what each version cost, compared with training from scratch."""
     from api.cli import output, tables
 
     with client_of(context) as client:
@@ -155,10 +161,10 @@ def costs(
 def forgetting(
     context: typer.Context,
     model: str,
-    measure: Annotated[Measure, typer.Option("--of", help="What the table shows.")] = Measure.LOSS,
+    measure: Annotated[Measure, typer.Option("--of", help="Measure to show.")] = Measure.LOSS,
     as_json: Json = False,
 ) -> None:
-    """Show every version on every slice, and how old slices fared since they were new."""
+    """Show the quality of every version on every slice, and the change on old slices."""
     from api.cli import output, tables
 
     with client_of(context) as client:
@@ -177,17 +183,19 @@ def release(
     rollout: Rollout = None,
     assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Of the rollout, e.g. share=0.2. Repeatable."),
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Set a field of the rollout, e.g. share=0.2. Repeatable."
+        ),
     ] = None,
     reason: Reason = None,
     wait: Wait = True,
     as_json: Json = False,
 ) -> None:
-    """Serve this version, be it older or newer than the one that is served."""
+    """Serve a version of the model, older or newer than the one served now."""
     from api.cli.spec import with_settings
 
     if assignments and rollout is None:
-        raise Problem("--set is of a rollout: give --rollout too")
+        raise CliError("--set needs --rollout: it sets fields of the rollout")
     spec = None if rollout is None else with_settings({"strategy": rollout}, assignments or ())
     _release(context, model, version, reason, wait, as_json, rollout=spec)
 
@@ -196,13 +204,13 @@ def release(
 def rollback(
     context: typer.Context, model: str, reason: Reason = None, wait: Wait = True, as_json: Json = False
 ) -> None:
-    """Serve what was served before."""
+    """Serve the version that was served before the current one."""
     _release(context, model, "previous", reason, wait, as_json)
 
 
 @app.command()
 def serving(context: typer.Context, model: str, as_json: Json = False) -> None:
-    """Show what should answer, and what every replica holds and has answered."""
+    """Show which version should be served, and the state and traffic of every replica."""
     from api.cli import output, tables
 
     with client_of(context) as client:
@@ -229,21 +237,21 @@ def _release(
     with client_of(context) as client:
         release = client.release(model, version, reason=reason, rollout=rollout)
         if wait:
-            release = _settled(client, release)
+            release = _wait_until_settled(client, release)
     if as_json:
         output.print_json(release)
     if release.state in ("failed", "superseded"):
-        raise Problem(
+        raise CliError(
             f"version {release.version} of {model} is not served: {release.state}", release.error or ""
         )
     if not as_json:
-        done = "is served" if release.released_at else "will be served"
-        print(f"version {release.version} of {model} {done}")
+        state = "is now served" if release.released_at else "is being rolled out"
+        print(f"version {release.version} of {model} {state}")
 
 
-def _settled(client: "Client", release: "Release") -> "Release":
-    """The release once it is live, or will not be."""
+def _wait_until_settled(client: "Client", release: "Release") -> "Release":
+    """Poll the release until it is live, failed or superseded."""
     while release.state == "pending":
         time.sleep(_POLL_SECONDS)
-        release = next(one for one in client.releases(release.model) if one.id == release.id)
+        release = next(row for row in client.releases(release.model) if row.id == release.id)
     return release

@@ -1,4 +1,4 @@
-"""What commands print: tables to look at, plain columns where nobody looks, one JSON document to pipe."""
+"""Output of commands: tables on a terminal, plain columns in a pipe, or one JSON document."""
 
 import json
 import sys
@@ -10,11 +10,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-# Where nobody looks, a line is as long as what it says.
+# Wide enough that lines in a pipe are never wrapped.
 PIPE_WIDTH = 1000
 
 
 def console(stream: IO[str] | None = None) -> Console:
+    """A console on ``stream``, by default stdout."""
     stream = stream or sys.stdout
     plain = not stream.isatty()
     return Console(file=stream, highlight=False, width=PIPE_WIDTH if plain else None)
@@ -27,35 +28,35 @@ def print_json(document: BaseModel | Sequence[BaseModel]) -> None:
         print(json.dumps([item.model_dump(mode="json") for item in document], indent=2))
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """A column whose name begins with ``>`` holds numbers and is set to the right."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+def new_table(*columns: str, title: str | None = None) -> Table:
+    """An empty table. Columns whose name begins with ``>`` are right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        made.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
-    return made
+        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+    return table
 
 
-def print_table(made: Table) -> None:
+def print_table(table: Table) -> None:
     out = console()
     if not out.is_terminal:
-        made.box, made.title_style = None, ""
-    out.print(made, soft_wrap=not out.is_terminal)
-    if made.title and not out.is_terminal:
+        table.box, table.title_style = None, ""
+    out.print(table, soft_wrap=not out.is_terminal)
+    if table.title and not out.is_terminal:
         out.print()
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    made = table(*columns, title=title)
+    table = new_table(*columns, title=title)
     for row in rows:
-        made.add_row(*row)
-    print_table(made)
+        table.add_row(*row)
+    print_table(table)
 
 
-# --- numbers as people read them ---
+# --- numbers for people ---
 
 
 def count(number: float | None) -> str:
-    """With three significant digits and a letter, from ten thousand on."""
+    """A count, from 10,000 on with three significant digits and an SI prefix."""
     if number is None:
         return "–"
     if abs(number) < 10_000:
@@ -77,7 +78,7 @@ def loss(value: float | None) -> str:
 
 
 def rate(value: float) -> str:
-    """A learning rate."""
+    """A learning rate, such as 2.00e-3."""
     return "0" if value == 0 else f"{value:.2e}".replace("e-0", "e-")
 
 

@@ -1,64 +1,65 @@
-"""The body of a new model, from options: what is not given is the service's default."""
+"""Builds the body of `POST /models` from options. Fields that no option sets keep the service's defaults."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 
 
 def spec_of_file(path: Path) -> dict[str, Any]:
-    """A whole body, as `POST /models` takes it."""
+    """Read a complete body from a JSON file."""
     return _json_object(path)
 
 
 def spec_of_options(
     name: str, dataset: str, preset: str | None, config: Path | None, base: Path | None
 ) -> dict[str, Any]:
-    given: list[dict[str, Any]] = []
+    """A body with the given names and at most one kind of architecture."""
+    architectures: list[dict[str, Any]] = []
     if preset is not None:
-        given.append({"preset": preset})
+        architectures.append({"preset": preset})
     if config is not None:
-        given.append({"config": _json_object(config)})
+        architectures.append({"config": _json_object(config)})
     if base is not None:
-        given.append({"base": str(base.absolute())})
-    if len(given) > 1:
-        raise Problem("give one of --preset, --config and --base")
+        architectures.append({"base": str(base.absolute())})
+    if len(architectures) > 1:
+        raise CliError("give only one of --preset, --config and --base")
     spec: dict[str, Any] = {"name": name, "dataset": dataset}
-    return spec | {"architecture": given[0]} if given else spec
+    return spec | {"architecture": architectures[0]} if architectures else spec
 
 
 def with_settings(spec: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """The spec with every `training.peak_lr=1e-3` of the assignments in it. The later of two wins."""
+    """A copy of the spec with assignments such as `training.peak_lr=1e-3` applied in order."""
     spec = json.loads(json.dumps(spec))
     for assignment in assignments:
-        path, equals, written = assignment.partition("=")
+        path, equals, text = assignment.partition("=")
         keys = path.split(".")
         if not equals or not all(keys):
-            raise Problem(f"--set {assignment}: expected <field>.<field>=<value>")
-        place = spec
+            raise CliError(f"--set {assignment}: expected FIELD=VALUE, such as training.peak_lr=1e-3")
+        target = spec
         for key in keys[:-1]:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
-                raise Problem(f"--set {assignment}: {key} is a value, not an object with fields")
-        place[keys[-1]] = _value(written)
+            target = target.setdefault(key, {})
+            if not isinstance(target, dict):
+                raise CliError(f"--set {assignment}: {key} has a value and no fields")
+        target[keys[-1]] = _parse_value(text)
     return spec
 
 
-def _value(written: str) -> Any:
-    """JSON where it is JSON, a number as people write it (``2e-3``), else the text itself."""
+def _parse_value(text: str) -> Any:
+    """The text as JSON if it is valid JSON, such as ``2e-3`` or ``true``; otherwise the text itself."""
     try:
-        return json.loads(written)
+        return json.loads(text)
     except json.JSONDecodeError:
-        return written
+        return text
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise Problem(f"{path} is not JSON", str(error)) from error
+        raise CliError(f"{path} is not valid JSON", str(error)) from error
     if not isinstance(content, dict):
-        raise Problem(f"{path} is not a JSON object")
+        raise CliError(f"{path} is not a JSON object")
     return content

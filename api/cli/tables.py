@@ -1,13 +1,13 @@
-"""Models, versions, costs and forgetting as tables. Pure: documents in, tables out."""
+"""Tables of models, versions, checkpoints, costs, serving and forgetting. Pure functions of API responses."""
 
 from collections.abc import Sequence
 
 from rich.table import Table
 
-from api.cli.output import count, duration, loss, size, table
+from api.cli.output import count, duration, loss, new_table, size
 from api.schemas.costs import Costs
 from api.schemas.models import Checkpoint, Forgetting, Model, ModelVersion
-from api.schemas.releases import Serving
+from api.schemas.releases import ServingStatus
 from service.core.forgetting import Measure
 
 _TITLES = {
@@ -18,12 +18,12 @@ _TITLES = {
 
 
 def models(found: Sequence[Model]) -> Table:
-    made = table(
+    table = new_table(
         "model", "dataset", "architecture", "paradigm", ">trunk step", ">latest", ">served", "update"
     )
     for model in found:
         architecture = model.architecture
-        made.add_row(
+        table.add_row(
             model.name,
             model.dataset,
             architecture.preset or ("base" if architecture.base else "config"),
@@ -33,19 +33,19 @@ def models(found: Sequence[Model]) -> Table:
             _number(model.state.served_version),
             model.state.update or "",
         )
-    return made
+    return table
 
 
 def checkpoints(found: Sequence[Checkpoint]) -> Table:
-    made = table("checkpoint", "state", ">step", ">data", ">size", "created")
+    table = new_table("checkpoint", "state", ">step", ">data", ">size", "created")
     for row in found:
         created = f"{row.created_at:%Y-%m-%d %H:%M}"
-        made.add_row(row.id, row.state, f"{row.step:,}", str(row.data_version), size(row.bytes), created)
-    return made
+        table.add_row(row.id, row.state, f"{row.step:,}", str(row.data_version), size(row.bytes), created)
+    return table
 
 
 def versions(found: Sequence[ModelVersion]) -> Table:
-    made = table(
+    table = new_table(
         *(
             "version",
             ">data",
@@ -61,8 +61,8 @@ def versions(found: Sequence[ModelVersion]) -> Table:
     )
     for version in found:
         gate = version.gate
-        verdict = "" if gate is None else "passed" if gate.passed else "; ".join(gate.reasons)
-        made.add_row(
+        decision = "" if gate is None else "passed" if gate.passed else "; ".join(gate.reasons)
+        table.add_row(
             f"{version.model}@{version.number}",
             str(version.data_version),
             version.state,
@@ -72,23 +72,23 @@ def versions(found: Sequence[ModelVersion]) -> Table:
             count(version.cost.tokens),
             count(version.cost.flops),
             duration(version.cost.device_seconds),
-            verdict,
+            decision,
         )
-    return made
+    return table
 
 
 def own_loss(version: ModelVersion) -> float | None:
-    """Loss on the slice of the data version that it was trained for, the last that was measured."""
+    """Loss on the slice of the version's own data version, which is measured last."""
     return version.evaluations[-1].loss if version.evaluations else None
 
 
 def costs(found: Costs) -> Table:
-    made = table(
+    table = new_table(
         *("version", ">data", ">tokens", ">reused", ">FLOPs", ">trained in", ">from scratch", ">share"),
         title="What each version cost",
     )
     for version in found.versions:
-        made.add_row(
+        table.add_row(
             str(version.number),
             str(version.data_version),
             count(version.tokens),
@@ -100,71 +100,75 @@ def costs(found: Costs) -> Table:
         )
     spent, reused = found.totals.spent, found.totals.reused
     tokens = spent.tokens + reused.tokens
-    made.add_section()
-    made.add_row(
+    table.add_section()
+    table.add_row(
         *("all", "", count(tokens), count(reused.tokens), count(spent.flops + reused.flops)),
         duration(spent.device_seconds + reused.device_seconds),
         count(found.from_scratch.tokens),
         _share(tokens, found.from_scratch.tokens),
     )
     for name, estimate in (("from scratch", found.from_scratch), ("continual", found.continual)):
-        made.add_row(name, "", count(estimate.tokens), "", count(estimate.flops), "", "", "", style="dim")
-    return made
+        table.add_row(name, "", count(estimate.tokens), "", count(estimate.flops), "", "", "", style="dim")
+    return table
 
 
 def costs_in_words(found: Costs) -> str:
     if found.ratio_to_from_scratch is None:
-        return "No version has been trained yet."
-    lines = [f"{found.ratio_to_from_scratch:.1%} of what training every version from scratch would take."]
-    for name, amount in (("wasted", found.totals.wasted), ("extra", found.totals.extra)):
+        return "This model has no version yet."
+    lines = [f"The model cost {found.ratio_to_from_scratch:.1%} of training every version from scratch."]
+    for name, amount in (("wasted work", found.totals.wasted), ("one-off work", found.totals.extra)):
         if amount.tokens:
             lines.append(
-                f"Besides, {name}: {count(amount.tokens)} tokens, {duration(amount.device_seconds)}."
+                f"Additional {name}: {count(amount.tokens)} tokens, {duration(amount.device_seconds)}."
             )
-    if (next_one := found.forecast) is not None:
+    if (forecast := found.forecast) is not None:
         lines.append(
-            f"The next version, of {count(next_one.new_tokens)} tokens, would take {count(next_one.tokens)} "
-            f"tokens and {duration(next_one.device_seconds)}; "
-            f"from scratch it would take {count(next_one.from_scratch_tokens)}."
+            f"Forecast: a next version of {count(forecast.new_tokens)} tokens trains {count(forecast.tokens)} tokens "
+            f"in {duration(forecast.device_seconds)}; from scratch it would train "
+            f"{count(forecast.from_scratch_tokens)}."
         )
     return "\n".join(lines)
 
 
-def serving(found: Serving) -> Table:
-    made = table(
+def serving(found: ServingStatus) -> Table:
+    table = new_table(
         "replica", ">version", "state", ">requests", ">failed", ">prompt tokens", ">output tokens", "error"
     )
     for replica in found.replicas:
-        for held in replica.versions:
-            made.add_row(
+        for version in replica.versions:
+            table.add_row(
                 replica.replica,
-                str(held.version),
-                "answers" if held.version == replica.version else held.state,
-                f"{held.requests:,}",
-                f"{held.failures:,}",
-                count(held.prompt_tokens),
-                count(held.output_tokens),
-                held.error or "",
+                str(version.version),
+                "answers" if version.version == replica.version else version.state,
+                f"{version.requests:,}",
+                f"{version.failures:,}",
+                count(version.prompt_tokens),
+                count(version.output_tokens),
+                version.error or "",
             )
-    return made
+    return table
 
 
-def serving_in_words(found: Serving) -> str:
-    parts = ["No version is released." if found.version is None else f"Version {found.version} is released"]
+def serving_in_words(found: ServingStatus) -> str:
+    parts = [
+        "No version is released yet." if found.version is None else f"Version {found.version} is released"
+    ]
     if found.version is not None:
         parts[0] += (
-            "; every replica answers with it." if found.in_step else "; not every replica answers with it."
+            " and every replica answers with it."
+            if found.in_step
+            else ", but not every replica answers with it."
         )
     if found.pending is not None:
-        parts.append(f"Version {found.pending} is on its way.")
+        parts.append(f"Version {found.pending} is being rolled out.")
     if found.observed_at is None:
-        parts.append("Replicas have not been asked yet.")
+        parts.append("No replica has reported yet.")
     return " ".join(parts)
 
 
 def forgetting(found: Forgetting, measure: Measure = Measure.LOSS) -> Table:
-    """The best of each column is marked: what lies below it in the column has forgotten something since."""
-    made = table(
+    """Measurements of every version on every slice. The best value of each column is bold."""
+    table = new_table(
         "version",
         *(f">{name}" for name in found.slices),
         ">backward transfer (nats)",
@@ -182,8 +186,8 @@ def forgetting(found: Forgetting, measure: Measure = Measure.LOSS) -> Table:
             else _figure(value, measure)
             for value, lowest in zip(row, best, strict=True)
         ]
-        made.add_row(str(number), *cells, "–" if transfer is None else f"{transfer:+.4f}")
-    return made
+        table.add_row(str(number), *cells, "–" if transfer is None else f"{transfer:+.4f}")
+    return table
 
 
 def _figure(value: float | None, measure: Measure) -> str:

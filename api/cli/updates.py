@@ -6,38 +6,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.connection import client_of
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 
 if TYPE_CHECKING:
     from api.schemas.updates import Update
 
-app = typer.Typer(help="Updates: how a data version becomes a model version.", no_args_is_help=True)
+app = typer.Typer(help="Manage updates, which train data versions into model versions.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def start(
     context: typer.Context,
     model: str,
-    data_version: Annotated[int | None, typer.Option(help="Default: the newest.")] = None,
+    data_version: Annotated[
+        int | None, typer.Option(help="Data version to train up to. Default: the newest.")
+    ] = None,
     branch_from: Annotated[
         str | None,
-        typer.Option(
-            help="A checkpoint of the trunk (`model checkpoints`): a branch from there, to look at."
-        ),
+        typer.Option(help="Train a one-off branch from this trunk checkpoint (see `model checkpoints`)."),
     ] = None,
     decay: Annotated[
-        str | None, typer.Option(metavar="JSON", help='Of that branch, e.g. {"shape": "linear"}.')
+        str | None,
+        typer.Option(metavar="JSON", help='Decay of the one-off branch, e.g. {"shape": "linear"}.'),
     ] = None,
     paradigm: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help='Another than the model\'s, once, e.g. {"name": "from_scratch"}.'),
+        typer.Option(
+            metavar="JSON", help='Train a one-off under this paradigm, e.g. {"name": "from_scratch"}.'
+        ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Show it until it has ended.")] = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Watch the update until it ends.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a data version into a version of this model: the line's next, or a one-off that it does not go on from."""
+    """Train the next version of a model, or a one-off version that the model line does not continue from."""
     with client_of(context) as client:
         update = client.start_update(
             model,
@@ -49,19 +52,19 @@ def start(
     if follow:
         watch(context, update.id, as_json=as_json)
     else:
-        _tell(update, "will train", as_json)
+        _print_update(update, "will train", as_json)
 
 
 @app.command()
 def watch(
     context: typer.Context,
-    update: Annotated[str | None, typer.Argument(help="Default: the one that is running.")] = None,
-    model: Annotated[str | None, typer.Option(help="The running update of this model.")] = None,
+    update: Annotated[str | None, typer.Argument(help="Update id. Default: the running update.")] = None,
+    model: Annotated[str | None, typer.Option(help="Watch the running update of this model.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the update as JSON when it has ended.")
     ] = False,
 ) -> None:
-    """Show an update until it has ended. The exit status is 0 only if it succeeded."""
+    """Watch an update until it ends. The exit status is 0 only if the update succeeded."""
     import sys
 
     from api.cli import output
@@ -69,18 +72,18 @@ def watch(
     from api.cli.watch import watch as follow
 
     if update is not None and model is not None:
-        raise Problem("give an update or a model, not both")
+        raise CliError("give either an update or --model, not both")
     with client_of(context) as client:
         update_id = update or choose(client, model)
         if update_id is None:
-            raise Problem(
-                "there is no update to watch", "Push a data version, or `pathswitch update start MODEL`."
+            raise CliError(
+                "there is no update to watch", "Push a data version, or run `pathswitch update start MODEL`."
             )
         ended = follow(client, update_id, output.console(sys.stderr if as_json else sys.stdout))
     if as_json:
         output.print_json(ended)
     if ended.state != "succeeded":
-        raise Problem(f"update {ended.id} {_outcome(ended)}")
+        raise CliError(f"update {ended.id} {_failure(ended)}")
 
 
 @app.command("list")
@@ -97,23 +100,23 @@ def list_(context: typer.Context, model: str, as_json: Json = False) -> None:
         ("update", ">data", "state", ">version", "created", ">took"),
         [
             (
-                one.id,
-                str(one.data_version),
-                str(one.state),
-                str(one.model_version or "–"),
-                f"{one.created_at:%Y-%m-%d %H:%M}",
-                output.duration((one.finished_at - one.started_at).total_seconds())
-                if one.finished_at and one.started_at
+                update.id,
+                str(update.data_version),
+                str(update.state),
+                str(update.model_version or "–"),
+                f"{update.created_at:%Y-%m-%d %H:%M}",
+                output.duration((update.finished_at - update.started_at).total_seconds())
+                if update.finished_at and update.started_at
                 else "–",
             )
-            for one in found
+            for update in found
         ],
     )
 
 
 @app.command()
 def show(context: typer.Context, update: str, as_json: Json = False) -> None:
-    """Show how an update stands."""
+    """Show the state of an update."""
     from datetime import UTC, datetime
 
     from api.cli import output, watch_view
@@ -132,16 +135,16 @@ def show(context: typer.Context, update: str, as_json: Json = False) -> None:
 
 @app.command()
 def cancel(context: typer.Context, update: str, as_json: Json = False) -> None:
-    """End an update that has not ended. What is served stays."""
+    """Cancel a pending or running update. The served version stays."""
     with client_of(context) as client:
-        _tell(client.cancel_update(update), "is cancelled:", as_json)
+        _print_update(client.cancel_update(update), "is cancelled: it will not train", as_json)
 
 
 @app.command()
 def retry(context: typer.Context, update: str, as_json: Json = False) -> None:
-    """Go on with a failed update, from its last good stage and checkpoint."""
+    """Continue a failed update from its last finished stage and checkpoint."""
     with client_of(context) as client:
-        _tell(client.retry_update(update), "goes on with", as_json)
+        _print_update(client.retry_update(update), "continues to train", as_json)
 
 
 def _object(option: str, text: str | None) -> dict[str, Any] | None:
@@ -150,23 +153,23 @@ def _object(option: str, text: str | None) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise Problem(f"{option} is not JSON: {error}") from error
+        raise CliError(f"{option} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
-        raise Problem(f"{option} is not a JSON object")
+        raise CliError(f"{option} is not a JSON object")
     return found
 
 
-def _tell(update: "Update", does: str, as_json: bool) -> None:
+def _print_update(update: "Update", verb: str, as_json: bool) -> None:
     from api.cli import output
 
     if as_json:
         output.print_json(update)
     else:
-        print(f"update {update.id} {does} data version {update.data_version} of {update.model}")
+        print(f"update {update.id} {verb} data version {update.data_version} of {update.model}")
 
 
-def _outcome(update: "Update") -> str:
-    """Why it did not succeed, as far as the update says."""
+def _failure(update: "Update") -> str:
+    """Why the update did not succeed."""
     if update.error is not None:
         return f"{update.state}: {update.error.detail}"
     return f"was {update.state}"

@@ -1,6 +1,6 @@
-"""Follow an update to its end: a live view on a terminal, one line a change elsewhere.
+"""Watches an update until it ends: a live view on a terminal, otherwise one line per change.
 
-Level-triggered: it asks again and again how things stand, and waits for a control plane that is away.
+It polls the state of the update, and keeps polling through outages of the control plane of up to a minute.
 """
 
 import time
@@ -13,13 +13,13 @@ from rich.live import Live
 
 from api.cli import watch_view
 from api.client import ApiError, Client
-from api.schemas.updates import MetricPoint, Stage, Update
+from api.schemas.updates import MetricPoint, Update
 from service.core.stage_specs import TRAINING_KINDS
 from service.core.states import FINISHED_UPDATES, StageState
 
 POLL_SECONDS = 0.5
-AWAY_SECONDS = 60.0
-PERCENT_A_LINE = 10
+MAX_OUTAGE_SECONDS = 60.0
+PERCENT_PER_LINE = 10
 
 
 class Screen(Protocol):
@@ -27,7 +27,7 @@ class Screen(Protocol):
 
 
 class LiveScreen:
-    """Redraws in place."""
+    """Redraws the view in place."""
 
     def __init__(self, live: Live, console: Console) -> None:
         self._live = live
@@ -38,7 +38,7 @@ class LiveScreen:
 
 
 class LineScreen:
-    """Prints what has changed: states, and every tenth of a stage's steps."""
+    """Prints a line when a state changes, and at every tenth of a stage's steps."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -48,29 +48,29 @@ class LineScreen:
         for stage in update.stages:
             progress = stage.progress
             tenths = (
-                progress.step * (100 // PERCENT_A_LINE) // max(1, progress.total_steps) if progress else 0
+                progress.step * (100 // PERCENT_PER_LINE) // max(1, progress.total_steps) if progress else 0
             )
-            # What has only just become possible is no news yet.
-            waits = stage.state in (StageState.PENDING, StageState.READY) and stage.error is None
-            self._tell(stage.id, (waits, stage.state if not waits else "", stage.attempt, tenths), stage)
-        seen = (update.state, update.model_version)
-        if self._shown.get(update.id) != seen:
-            self._shown[update.id] = seen
+            # A stage that is pending or ready has nothing to report yet.
+            waiting = stage.state in (StageState.PENDING, StageState.READY) and stage.error is None
+            if not waiting and self._is_new(stage.id, (stage.state, stage.attempt, tenths)):
+                self._print(watch_view.line(stage, _now()))
+        if self._is_new(update.id, (update.state, update.model_version)):
             self._print(watch_view.headline(update, _now()).plain)
             if update.error is not None:
                 self._print(watch_view.failure(update.error))
 
-    def _tell(self, key: str, seen: tuple[object, ...], stage: Stage) -> None:
-        before, self._shown[key] = self._shown.get(key), seen
-        if before != seen and not seen[0]:
-            self._print(watch_view.line(stage, _now()))
+    def _is_new(self, key: str, state: tuple[object, ...]) -> bool:
+        """Whether the state differs from the last one shown under this key, which it replaces."""
+        is_new = self._shown.get(key) != state
+        self._shown[key] = state
+        return is_new
 
     def _print(self, text: str) -> None:
         self._console.print(f"{datetime.now():%H:%M:%S} {text}", markup=False)
 
 
 def watch(client: Client, update_id: str, console: Console) -> Update:
-    """Show the update until it has ended. Returns it as it is then."""
+    """Show the update until it ends. Returns its final state."""
     if not console.is_terminal:
         return _follow(client, update_id, LineScreen(console))
     with Live(console=console, auto_refresh=False) as live:
@@ -78,8 +78,8 @@ def watch(client: Client, update_id: str, console: Console) -> Update:
 
 
 def choose(client: Client, model: str | None) -> str | None:
-    """Id of the update that someone who names none means: the one that runs, else the next, else the last."""
-    models = [model] if model is not None else [one.name for one in client.models()]
+    """Id of the update to watch by default: the running one, else the next pending one, else the newest."""
+    models = [model] if model is not None else [row.name for row in client.models()]
     found = [update for name in models for update in client.updates(name)]
     for state in ("running", "pending"):
         chosen = [update for update in found if update.state == state]
@@ -89,18 +89,18 @@ def choose(client: Client, model: str | None) -> str | None:
 
 
 def _follow(client: Client, update_id: str, screen: Screen) -> Update:
-    """Raises httpx.TransportError or ApiError where there has been no answer for a minute."""
+    """Raises httpx.TransportError or ApiError if the control plane has not answered for a minute."""
     points: dict[str, list[MetricPoint]] = {}
-    settled: set[str] = set()
-    answered = time.monotonic()
+    complete: set[str] = set()
+    last_answer = time.monotonic()
     while True:
         try:
             update = client.update(update_id)
-            _fetch(client, update, points, settled)
-            answered = time.monotonic()
+            _fetch_metrics(client, update, points, complete)
+            last_answer = time.monotonic()
         except (httpx.TransportError, ApiError) as error:
-            refused = isinstance(error, ApiError) and error.problem.status < 500
-            if refused or time.monotonic() - answered > AWAY_SECONDS:
+            is_final = isinstance(error, ApiError) and error.problem.status < 500
+            if is_final or time.monotonic() - last_answer > MAX_OUTAGE_SECONDS:
                 raise
         else:
             screen.show(update, points)
@@ -109,13 +109,15 @@ def _follow(client: Client, update_id: str, screen: Screen) -> Update:
         time.sleep(POLL_SECONDS)
 
 
-def _fetch(client: Client, update: Update, points: dict[str, list[MetricPoint]], settled: set[str]) -> None:
-    """Bring the metrics of training stages up to date. Those of one that succeeded do not change again."""
+def _fetch_metrics(
+    client: Client, update: Update, points: dict[str, list[MetricPoint]], complete: set[str]
+) -> None:
+    """Update the metrics of training stages. Those of a succeeded stage no longer change."""
     for stage in update.stages:
-        if stage.kind in TRAINING_KINDS and stage.started_at is not None and stage.id not in settled:
+        if stage.kind in TRAINING_KINDS and stage.started_at is not None and stage.id not in complete:
             points[stage.id] = client.metrics(update.id, stage.id)
             if stage.state == StageState.SUCCEEDED:
-                settled.add(stage.id)
+                complete.add(stage.id)
 
 
 def _now() -> datetime:

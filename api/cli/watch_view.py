@@ -1,6 +1,6 @@
-"""How an update looks while it runs: stages, progress, and the path of the learning rate beside the loss.
+"""Renders an update: stages, progress, and charts of the learning rate and the loss.
 
-Pure: an update, the metrics of its training stages and a time in; something to print out.
+Pure functions from an update, the metrics of its training stages and the current time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from api.cli.chart import Series, chart
-from api.cli.output import count, duration, loss, rate, table
+from api.cli.output import count, duration, loss, new_table, rate
 from api.schemas.updates import Failure, MetricPoint, Stage, Update
 from service.core.stage_specs import TRAINING_KINDS, StageKind
 from service.core.states import StageState, UpdateState
 
 Points = Mapping[str, Sequence[MetricPoint]]
-"""Metrics by stage id."""
+"""Metric points by stage id."""
 
 STYLES: Mapping[StageState | UpdateState, str] = {
     StageState.PENDING: "dim",
@@ -42,7 +42,7 @@ NARROW = 2 * CHART_WIDTH
 
 
 def view(update: Update, points: Points, now: datetime, width: int) -> RenderableType:
-    """All of it, for a terminal."""
+    """The complete view, for a terminal of that width."""
     parts: list[RenderableType] = [headline(update, now), stages(update, now)]
     if any(points.values()):
         parts.append(charts(update, points, width))
@@ -63,8 +63,8 @@ def headline(update: Update, now: datetime) -> Text:
 
 
 def stages(update: Update, now: datetime) -> Table:
-    made = table(
-        *("stage", "state", ">attempt", ">time", "progress", ">step", ">loss", ">rate", ">tokens/s", ">to go")
+    table = new_table(
+        *("stage", "state", ">attempt", ">time", "progress", ">step", ">loss", ">lr", ">tokens/s", ">left")
     )
     for stage in update.stages:
         progress = stage.progress
@@ -83,19 +83,19 @@ def stages(update: Update, now: datetime) -> Table:
                 count(progress.tokens_per_second),
                 duration(progress.eta_seconds) if stage.state == StageState.RUNNING else "",
             ]
-        made.add_row(*cells)
-    return made
+        table.add_row(*cells)
+    return table
 
 
 def charts(update: Update, points: Points, width: int) -> RenderableType:
-    """The rate and the loss over the line's steps: the trunk, and the branch that leaves it."""
-    room = min(CHART_WIDTH, width - 1)
+    """Learning rate and loss over the line's steps, of the trunk and the branch that leaves it."""
+    chart_width = min(CHART_WIDTH, width - 1)
     rates = [
         Series([(p.step, p.learning_rate) for p in found], style) for style, found in paths(update, points)
     ]
     losses = [Series([(p.step, p.loss) for p in found], style) for style, found in paths(update, points)]
-    left = Group(*chart("learning rate", rates, room, CHART_ROWS, from_zero=True))
-    right = Group(*chart("loss", losses, room, CHART_ROWS))
+    left = Group(*chart("learning rate", rates, chart_width, CHART_ROWS, from_zero=True))
+    right = Group(*chart("loss", losses, chart_width, CHART_ROWS))
     legend = Text.assemble(" " * 9, ("━ trunk ", TRUNK_STYLE), ("━ branch", BRANCH_STYLE))
     if width < NARROW:
         return Group(left, right, legend)
@@ -105,7 +105,7 @@ def charts(update: Update, points: Points, width: int) -> RenderableType:
 
 
 def paths(update: Update, points: Points) -> list[tuple[str, Sequence[MetricPoint]]]:
-    """Style and points of each training stage, in order. A branch begins where its trunk ends: they join."""
+    """Style and points of each training stage, in order. A branch starts with the last point of its trunk."""
     found: list[tuple[str, Sequence[MetricPoint]]] = []
     trunk_end: list[MetricPoint] = []
     for stage in update.stages:
@@ -121,7 +121,7 @@ def paths(update: Update, points: Points) -> list[tuple[str, Sequence[MetricPoin
 
 
 def failures(update: Update) -> list[str]:
-    """Why stages have failed so far, be they tried again or not, and what else the update failed of."""
+    """Errors of all stages that failed, even if they are retried, and any other error of the update."""
     found = [
         f"{stage.name}: {failure(stage.error.model_copy(update={'stage': None}))}"
         for stage in update.stages
@@ -137,7 +137,7 @@ def failure(error: Failure) -> str:
 
 
 def line(stage: Stage, now: datetime) -> str:
-    """A stage in one line, for logs."""
+    """One line about a stage, for logs."""
     words = [stage.name, "reused" if stage.reused else str(stage.state)]
     if stage.attempt > 1:
         words.append(f"attempt {stage.attempt}")
@@ -145,10 +145,10 @@ def line(stage: Stage, now: datetime) -> str:
         progress = stage.progress
         words.append(f"step {progress.step:,}/{progress.total_steps:,}")
         words.append(f"loss {loss(progress.loss)}")
-        words.append(f"rate {rate(progress.learning_rate)}")
+        words.append(f"lr {rate(progress.learning_rate)}")
         words.append(f"{count(progress.tokens_per_second)} tokens/s")
         if stage.state == StageState.RUNNING:
-            words.append(f"{duration(progress.eta_seconds)} to go")
+            words.append(f"{duration(progress.eta_seconds)} left")
     if stage.started_at is not None and stage.finished_at is not None:
         words.append(duration(_elapsed(stage.started_at, stage.finished_at, now)))
     if stage.error is not None and stage.state != StageState.SUCCEEDED:
@@ -157,5 +157,5 @@ def line(stage: Stage, now: datetime) -> str:
 
 
 def _elapsed(start: datetime, end: datetime | None, now: datetime) -> float:
-    """Clocks of two machines may differ: never less than nothing."""
+    """Seconds from start to end, at least 0 because the clocks of two machines may differ."""
     return max(0.0, ((end or now) - start).total_seconds())

@@ -1,1 +1,1 @@
-"""HTTP routes, one module a noun: each reads or calls a use case, and answers with a document."""
+"""HTTP routes, one module per noun. Each route reads rows or calls an operation, and answers with a schema."""

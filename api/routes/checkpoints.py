@@ -1,4 +1,4 @@
-"""The trunk: the checkpoints that a model's updates leave it at."""
+"""Checkpoints of a model's trunk."""
 
 from fastapi import APIRouter
 
@@ -15,17 +15,4 @@ def list_checkpoints(model: str, database: DatabaseHere, place: PlaceHere) -> Pa
     with database.reading() as session:
         model_id = models.model(session, model).id
         rows, has_more = models.page_of_checkpoints(session, model_id, place.after, place.limit)
-    data = [
-        Checkpoint(
-            id=row.id,
-            kind="trunk",
-            state=row.state,
-            step=row.step,
-            data_version=row.data_version,
-            sha256=row.sha256,
-            bytes=row.bytes,
-            created_at=row.created_at,
-        )
-        for row in rows
-    ]
-    return Page(data=data, has_more=has_more)
+    return Page(data=[Checkpoint.from_row(row, kind="trunk") for row in rows], has_more=has_more)

@@ -1,4 +1,4 @@
-"""What a model line has cost, beside what other ways of keeping it up to date would have."""
+"""The cost of a model line, compared with other ways of keeping a model up to date."""
 
 from typing import Annotated
 
@@ -16,7 +16,7 @@ def show_costs(
     model: str,
     database: DatabaseHere,
     tokens: Annotated[
-        int | None, Query(ge=1, le=1 << 50, description="how many the next version has, for the forecast")
+        int | None, Query(ge=1, le=1 << 50, description="size of the next version, for the forecast")
     ] = None,
 ) -> Costs:
-    return Costs.model_validate(report_costs(database, model, next_tokens=tokens), from_attributes=True)
+    return Costs.model_validate(report_costs(database, model, next_tokens=tokens))

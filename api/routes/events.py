@@ -1,4 +1,4 @@
-"""What happens: page by page, or as a stream of server-sent events that can be resumed without loss."""
+"""Events, in pages or as a stream of server-sent events that resumes without loss."""
 
 import asyncio
 import re
@@ -18,7 +18,7 @@ router = APIRouter(tags=["events"])
 
 LATEST = "latest"
 POLL_SECONDS = 0.5
-QUIET_SECONDS = 15.0
+KEEP_ALIVE_SECONDS = 15.0
 _BATCH = 100
 _EVENT_STREAM = "text/event-stream"
 _ID = re.compile(r"[0-9]{1,18}")
@@ -36,9 +36,9 @@ async def list_events(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Any:
-    """With ``Accept: text/event-stream`` a stream without end, which begins after ``Last-Event-ID``."""
+    """List events. With ``Accept: text/event-stream``, stream them without end, from ``Last-Event-ID`` on."""
     streams = _EVENT_STREAM in request.headers.get("accept", "")
-    # A browser that comes back names both: where it began, and how far it came.
+    # A browser that reconnects sends both: ``after`` from its URL, and the last event it received.
     cursor = await _cursor(services, last_event_id if streams and last_event_id else after)
     if streams:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -47,32 +47,32 @@ async def list_events(
     return Page(data=rows[:limit], has_more=len(rows) > limit)
 
 
-async def _cursor(services: Services, given: str | None) -> int:
-    if given is None:
+async def _cursor(services: Services, after: str | None) -> int:
+    if after is None:
         return 0
-    if given == LATEST:
-        return await in_thread(lambda: _latest(services))
-    if not _ID.fullmatch(given):
-        raise InvalidRequest(f"after: {given!r} is not the id of an event")
-    return int(given)
+    if after == LATEST:
+        return await in_thread(lambda: _latest_id(services))
+    if not _ID.fullmatch(after):
+        raise InvalidRequest(f"after: {after!r} is not an event id")
+    return int(after)
 
 
 async def _stream(services: Services, cursor: int) -> AsyncIterator[str]:
-    # An id without data moves a client's Last-Event-ID: it can resume even before the first event.
+    # An id without data sets the client's Last-Event-ID, so that it can resume even before the first event.
     yield f"retry: 1000\nid: {cursor}\n\n"
-    quiet = 0.0
+    idle_seconds = 0.0
     while not services.closing.is_set():
         try:
             rows = await in_thread(lambda: _read(services, cursor, _BATCH))  # noqa: B023  (awaited at once)
         except DatabaseAway:
-            rows = []  # the stream lives on; what happens meanwhile comes after
+            rows = []  # keep the stream open: events of the meantime come later
         for row in rows:
             yield f"id: {row.id}\nevent: {row.type}\ndata: {row.model_dump_json()}\n\n"
             cursor = int(row.id)
-        quiet = 0.0 if rows else quiet + POLL_SECONDS
-        if quiet >= QUIET_SECONDS:
-            yield ": quiet\n\n"
-            quiet = 0.0
+        idle_seconds = 0.0 if rows else idle_seconds + POLL_SECONDS
+        if idle_seconds >= KEEP_ALIVE_SECONDS:
+            yield ": keep-alive\n\n"
+            idle_seconds = 0.0
         if len(rows) < _BATCH:
             await asyncio.sleep(POLL_SECONDS)
 
@@ -80,9 +80,9 @@ async def _stream(services: Services, cursor: int) -> AsyncIterator[str]:
 def _read(services: Services, after: int, limit: int) -> list[Event]:
     with services.database.reading() as session:
         rows = events.page(session, after, limit)
-    return [Event(id=str(row.id), type=row.type, data=row.data, created_at=row.created_at) for row in rows]
+    return [Event.from_row(row, id=str(row.id)) for row in rows]
 
 
-def _latest(services: Services) -> int:
+def _latest_id(services: Services) -> int:
     with services.database.reading() as session:
         return events.latest(session)

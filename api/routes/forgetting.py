@@ -1,4 +1,4 @@
-"""What a model forgot: how well every version does on every slice, old and new."""
+"""Forgetting: the quality of every version of a model on every slice, old and new."""
 
 from fastapi import APIRouter
 
@@ -11,7 +11,7 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models/{model}/forgetting")
 def show_forgetting(model: str, database: DatabaseHere) -> Forgetting:
-    """Slices in order of data version, given ones last; whatever else was measured on comes after them."""
+    """Slices are in the order of their data versions, then uploaded ones, then any others."""
     with database.reading() as session:
         found = forgetting.of_model(session, models.model(session, model))
-    return Forgetting.model_validate(found, from_attributes=True)
+    return Forgetting.model_validate(found)

@@ -1,4 +1,4 @@
-"""Whether the process lives, whether all that it stands on answers, and numbers for Prometheus."""
+"""Health: whether the process is alive, whether its dependencies answer, and metrics for Prometheus."""
 
 import asyncio
 import socket
@@ -27,7 +27,7 @@ async def healthz() -> Health:
 
 @router.get("/readyz")
 async def readyz(services: ServicesHere) -> Health:
-    """503 names what does not answer, or is not migrated: ``database``, ``artifacts``, or ``ray`` where one is configured."""
+    """Check the migrated ``database``, the ``artifacts``, and ``ray`` if configured. 503 names those that fail."""
     checks: dict[str, Callable[[], None]] = {
         "database": lambda: migrate.check(services.database),
         "artifacts": services.artifacts.check,
@@ -50,7 +50,7 @@ async def prometheus(request: Request) -> Response:
 
 
 def ray_endpoint(address: str | None) -> tuple[str, int] | None:
-    """Host and port behind a Ray address: ``host:port``, ``ray://host:port`` or the URL of its dashboard."""
+    """Host and port of a Ray address: ``host:port``, ``ray://host:port`` or the URL of its dashboard."""
     if address is None or address in ("auto", "local"):
         return None
     parts = urlsplit(address if "://" in address else f"ray://{address}")

@@ -1,4 +1,4 @@
-"""The training curve of a stage."""
+"""Training metrics of a stage."""
 
 from typing import Annotated
 
@@ -19,21 +19,11 @@ MAX_POINTS = 2000
 def show_metrics(
     update: str, stage: Annotated[str, Query(description="id of a training stage")], database: DatabaseHere
 ) -> Metrics:
-    """One point a step; above 2,000, that many of them, spread evenly, the first and the last among them."""
+    """One point per step, thinned evenly above 2,000 points; the first and the last are kept."""
     with database.reading() as session:
         row = updates.update(session, update)
         found = next((other for other in updates.stages(session, row.id) if other.id == stage), None)
         if found is None:
             raise NotFound(f"update {update} has no stage {stage!r}")
         points = thinned_points(session, found, MAX_POINTS)
-    data = [
-        MetricPoint(
-            step=point.step,
-            loss=point.loss,
-            learning_rate=point.learning_rate,
-            grad_norm=point.grad_norm,
-            tokens_per_second=point.tokens_per_second,
-        )
-        for point in points
-    ]
-    return Metrics(data=data)
+    return Metrics(data=[MetricPoint.model_validate(point) for point in points])

@@ -1,7 +1,7 @@
-"""Model versions: list, show, and download their exports."""
+"""Model versions: list them, show one, and download its export."""
 
 import re
-from collections.abc import Sequence
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
@@ -9,15 +9,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import PlaceHere, ServicesHere
 from api.schemas.common import Page
-from api.schemas.models import (
-    Artifact,
-    ArtifactFile,
-    BranchPoint,
-    Cost,
-    Evaluation,
-    ModelVersion,
-    Verdict,
-)
+from api.schemas.models import Artifact, BranchPoint, ModelVersion
 from service.artifacts import Artifacts
 from service.core.errors import ArtifactMissing, NotFound
 from service.core.manifest import Manifest
@@ -26,6 +18,12 @@ from service.store import models, tables
 router = APIRouter(tags=["models"])
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}|latest|served")
+_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file", "content": _FILE},
+    206: {"description": "The requested range of the file", "content": _FILE},
+    416: {"description": "The file has no such range", "content": {"text/plain": {}}},
+}
 
 
 @router.get("/models/{model}/versions")
@@ -45,13 +43,17 @@ def show_model_version(model: str, number: str, services: ServicesHere) -> Model
 
 
 @router.head("/models/{model}/versions/{number}/files/{path:path}", include_in_schema=False)
-@router.get("/models/{model}/versions/{number}/files/{path:path}", response_class=FileResponse)
+@router.get(
+    "/models/{model}/versions/{number}/files/{path:path}",
+    response_class=FileResponse,
+    responses=_FILE_RESPONSES,
+)
 def download_file(model: str, number: str, path: str, services: ServicesHere) -> FileResponse:
-    """One file of the exported folder, whole or in ranges. Its ETag is its sha256."""
+    """Download a file of the export, whole or in ranges. Its ETag is its sha256."""
     with services.database.reading() as session:
         row = _version(session, model, number)
     manifest = _manifest(services.artifacts, row.export_key)
-    # Only names that the manifest has are ever made into paths, so that none can lead out of the folder.
+    # Only file names in the manifest become paths, so that no request can leave the folder.
     entry = next((file for file in manifest.files if file.path == path), None)
     if entry is None:
         raise NotFound(f"the export of {model}@{row.number} has no file {path!r}")
@@ -68,32 +70,16 @@ def _version(session: Session, model: str, number: str) -> tables.ModelVersion:
 def _manifest(artifacts: Artifacts, key: str) -> Manifest:
     manifest = artifacts.manifest(key)
     if manifest is None:
-        raise ArtifactMissing(f"{key}: no such artifact")
+        raise ArtifactMissing(f"the artifact {key} is missing from the store")
     return manifest
 
 
 def _document(artifacts: Artifacts, model: str, row: tables.ModelVersion) -> ModelVersion:
-    return ModelVersion(
-        id=row.id,
+    manifest = _manifest(artifacts, row.export_key)
+    return ModelVersion.from_row(
+        row,
         model=model,
-        number=row.number,
-        data_version=row.data_version,
-        state=row.state,
         update=row.update_id,
         branch_point=BranchPoint(checkpoint=row.checkpoint_id, step=row.branch_point),
-        final_step=row.final_step,
-        parameters=row.parameters,
-        evaluations=[Evaluation.model_validate(item) for item in row.evaluations],
-        gate=Verdict.model_validate(row.gate) if row.gate else None,
-        cost=Cost.model_validate(row.cost),
-        artifact=_artifact(artifacts, row.export_key),
-        created_at=row.created_at,
+        artifact=Artifact.from_row(manifest, path=artifacts.location(manifest)),
     )
-
-
-def _artifact(artifacts: Artifacts, key: str) -> Artifact:
-    manifest = _manifest(artifacts, key)
-    files: Sequence[ArtifactFile] = [
-        ArtifactFile(path=file.path, sha256=file.sha256, bytes=file.bytes) for file in manifest.files
-    ]
-    return Artifact(path=artifacts.location(manifest), sha256=manifest.sha256, files=list(files))

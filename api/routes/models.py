@@ -1,4 +1,4 @@
-"""Models: create, list, show, change."""
+"""Models: create, list, show and change them."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ router = APIRouter(tags=["models"])
 
 @router.post("/models", status_code=201)
 def add_model(body: ModelSpec, services: ServicesHere) -> Model:
-    """Everything but ``name`` and ``dataset`` has a default that trains."""
+    """Create a model. Every field except ``name`` and ``dataset`` has a default that trains."""
     row = create_model(services.database, services.artifacts, services.settings.import_roots, body)
     return read_after_commit(services.database, lambda session: _documents(session, [row])[0])
 
@@ -47,12 +47,7 @@ def _documents(session: Session, rows: Sequence[tables.Model]) -> list[Model]:
         Model(
             **row.spec,
             id=row.id,
-            state=ModelState(
-                trunk_step=statuses[row.id].trunk_step,
-                latest_version=statuses[row.id].latest_version,
-                served_version=statuses[row.id].served_version,
-                update=statuses[row.id].update_id,
-            ),
+            state=ModelState.from_row(statuses[row.id], update=statuses[row.id].update_id),
             created_at=row.created_at,
         )
         for row in rows

@@ -1,4 +1,4 @@
-"""Updates: start, list, show, cancel, retry."""
+"""Updates: start, list, show, cancel and retry them."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from api.deps import DatabaseHere, PlaceHere, read_after_commit
 from api.schemas.common import Page
-from api.schemas.updates import Failure, NewUpdate, Progress, Stage, Update
+from api.schemas.updates import NewUpdate, Stage, StageProgress, Update
 from service.core.paradigm_specs import paradigm_of
 from service.core.stage_specs import TRAINING_KINDS
 from service.operations.updates import cancel_update, retry_update, start_branch, start_one_off, start_update
@@ -50,7 +50,7 @@ def cancel(update: str, database: DatabaseHere) -> Update:
 
 @router.post("/updates/{update}/retry")
 def retry(update: str, database: DatabaseHere) -> Update:
-    """A failed update goes on from its last good stage and checkpoint."""
+    """Continue a failed update from its last finished stage and checkpoint."""
     retry_update(database, update)
     return read_after_commit(database, lambda session: _document(session, update))
 
@@ -66,41 +66,20 @@ def _documents(session: Session, rows: Sequence[tables.Update]) -> list[Update]:
     data_versions = datasets.versions_by_id(session, [row.data_version_id for row in rows])
     lines = models.by_ids(session, {row.model_id for row in rows})
     return [
-        Update(
-            id=row.id,
+        Update.from_row(
+            row,
             model=lines[row.model_id].name,
             data_version=data_versions[row.data_version_id].number,
             paradigm=paradigm_of(row.paradigm),
-            one_off=row.one_off,
-            branch_from=row.branch_from,
-            state=row.state,
             model_version=numbers.get(row.id),
-            branch_point=row.branch_point,
-            final_step=row.final_step,
-            notes=row.notes,
-            error=Failure.model_validate(row.error) if row.error else None,
             stages=[_stage(stage) for stage in stages[row.id]],
-            created_at=row.created_at,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
         )
         for row in rows
     ]
 
 
 def _stage(row: tables.Stage) -> Stage:
-    # A release stage keeps the id of its release under progress.
-    trains = row.kind in TRAINING_KINDS
-    return Stage(
-        id=row.id,
-        name=row.name,
-        kind=row.kind,
-        state=row.state,
-        attempt=row.attempt,
-        reused=row.reused,
-        needs=row.needs,
-        progress=Progress.model_validate(row.progress) if row.progress and trains else None,
-        error=Failure.model_validate(row.error) if row.error else None,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-    )
+    # A release stage stores the id of its release in ``progress``, which is not training progress.
+    is_training = row.kind in TRAINING_KINDS
+    progress = StageProgress.model_validate(row.progress) if row.progress and is_training else None
+    return Stage.from_row(row, progress=progress)

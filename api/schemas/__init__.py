@@ -1,5 +1,5 @@
-"""What crosses HTTP, by noun: the request and response bodies of the control plane, as its contract has them.
+"""Request and response bodies of the control plane's HTTP API, by noun. The server and the client share them.
 
-The server answers with these and the client reads them. Requests refuse unknown fields; of answers a client
-ignores what it does not know, so that an older client goes on working.
+Requests refuse unknown fields. Clients ignore unknown fields of responses, so that an older client keeps working
+with a newer server.
 """

@@ -1,25 +1,25 @@
-"""What a model line has cost, beside what other ways would have."""
+"""The cost of a model line, compared with other ways of keeping a model up to date."""
 
-from api.schemas.common import Document
+from api.schemas.common import ResponseModel
 
 
-class Amount(Document):
-    """``device_seconds``: devices × wall-clock of training."""
+class Amount(ResponseModel):
+    """Training work. ``device_seconds`` is the number of devices times the wall-clock time of training."""
 
     tokens: int
     flops: float
     device_seconds: float
 
 
-class Estimate(Document):
-    """What some way of training would take: tokens by its closed form, FLOPs at the line's rate per token."""
+class Estimate(ResponseModel):
+    """Estimated cost of another way of training: tokens in closed form, FLOPs at the line's rate per token."""
 
     tokens: int
     flops: float
 
 
-class VersionCost(Document):
-    """One version's own training, and what training it from scratch would have taken (E_i)."""
+class VersionCost(ResponseModel):
+    """Cost of one version's training, and of training the same version from scratch (E_i)."""
 
     number: int
     data_version: int
@@ -30,10 +30,11 @@ class VersionCost(Document):
     from_scratch_tokens: int
 
 
-class Totals(Document):
-    """``spent`` was trained anew, ``reused`` had been trained already; together they are the line's tokens.
+class Totals(ResponseModel):
+    """Costs by how they came about. ``spent`` plus ``reused`` are the line's tokens.
 
-    ``wasted`` are failed attempts and training that no version stands on; ``extra`` are one-off branches.
+    ``spent`` was trained for this line, ``reused`` had been trained before. ``wasted`` are failed attempts and
+    training that no version uses. ``extra`` are one-off updates.
     """
 
     spent: Amount
@@ -42,8 +43,8 @@ class Totals(Document):
     extra: Amount
 
 
-class Forecast(Document):
-    """What a next version of ``new_tokens`` would take, and the ratio of the whole line after it."""
+class Forecast(ResponseModel):
+    """Estimated cost of a next version of ``new_tokens`` tokens, and the line's ratio after it."""
 
     new_tokens: int
     tokens: int
@@ -53,8 +54,8 @@ class Forecast(Document):
     ratio_to_from_scratch: float
 
 
-class Costs(Document):
-    """``ratio_to_from_scratch`` and ``forecast`` are None until the line has a version."""
+class Costs(ResponseModel):
+    """Costs of a model line. ``ratio_to_from_scratch`` and ``forecast`` are None until it has a version."""
 
     ratio_to_from_scratch: float | None
     versions: list[VersionCost]

@@ -1,22 +1,22 @@
-"""Datasets, their data versions and their given slices."""
+"""Datasets, data versions and slices."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from api.schemas.common import Document, Request, Text, Time
+from api.schemas.common import RequestModel, ResponseModel, Text, Time
 from service.core.specs import Name
 from service.core.states import ModelVersionState
 from service.ingest.formats import DataFormat
 
 
-class NewDataset(Request):
+class NewDataset(RequestModel):
     name: Name
     description: Text | None = None
     holdout_fraction: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.02
 
 
-class Dataset(Document):
+class Dataset(ResponseModel):
     id: str
     name: str
     description: str | None
@@ -25,8 +25,8 @@ class Dataset(Document):
     created_at: Time
 
 
-class Source(Request):
-    """A body that is named instead of sent. Without ``format``, the suffixes of the name tell it."""
+class Source(RequestModel):
+    """Names data for the service to read. By default, the suffixes of ``uri`` give the format."""
 
     uri: Text
     format: DataFormat | None = None
@@ -36,8 +36,8 @@ class LabelledSource(Source):
     label: Text | None = None
 
 
-class DataVersion(Document):
-    """``sha256`` and ``bytes`` are of the decoded body; ``updates`` train it. No plan reads an ``excluded`` one."""
+class DataVersion(ResponseModel):
+    """A data version. ``sha256`` and ``bytes`` describe the decoded body; ``updates`` are ids of updates that train it."""
 
     id: str
     dataset: str
@@ -55,8 +55,8 @@ class DataVersion(Document):
     updates: list[str]
 
 
-class Slice(Document):
-    """A given evaluation set. ``data_version``: the first whose updates are measured on it; None for all."""
+class Slice(ResponseModel):
+    """An uploaded evaluation set. Updates to ``data_version`` and later ones are measured on it; None: all updates."""
 
     id: str
     dataset: str
@@ -66,19 +66,19 @@ class Slice(Document):
     created_at: Time
 
 
-class Exclusion(Request):
+class Exclusion(RequestModel):
     reason: Text
 
 
-class AffectedVersion(Document):
-    """A model version that has read the excluded data."""
+class AffectedVersion(ResponseModel):
+    """A model version that was trained on the excluded data."""
 
     model: str
     number: int
     state: ModelVersionState
 
 
-class Excluded(Document):
-    """What has read it stays as it is; the models rewind to before it at their next update."""
+class Excluded(ResponseModel):
+    """The model versions trained on the data. They stay; the models rewind to before the data at their next update."""
 
     affected_versions: list[AffectedVersion]

@@ -1,19 +1,19 @@
-"""What happened, and whether all parts answer."""
+"""Events, and the health of the service."""
 
 from typing import Any
 
-from api.schemas.common import Document, Time
+from api.schemas.common import ResponseModel, Time
 
 
-class Event(Document):
+class Event(ResponseModel):
     id: str
     type: str
     data: dict[str, Any]
     created_at: Time
 
 
-class Health(Document):
-    """``parts`` are those that were asked and answer."""
+class Health(ResponseModel):
+    """Health of the service. ``parts`` lists the parts that were checked and answer."""
 
     status: str
     parts: tuple[str, ...] = ()

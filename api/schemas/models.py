@@ -1,16 +1,16 @@
-"""Models, their versions, their trunk, and what they forgot."""
+"""Models, model versions, checkpoints and forgetting."""
 
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from api.schemas.common import Document, Time
+from api.schemas.common import ResponseModel, Time
 from service.core.specs import ModelSpec
 from service.core.states import CheckpointState, ModelVersionState
 
 
-class ModelState(Document):
-    """Where a model stands. ``update`` is the one that is running."""
+class ModelState(ResponseModel):
+    """Current state of a model. ``update`` is the id of the running update."""
 
     trunk_step: int
     latest_version: int | None
@@ -19,7 +19,7 @@ class ModelState(Document):
 
 
 class Model(ModelSpec):
-    """A model as it was asked for, with every default filled in, and where it stands."""
+    """A model: its spec with every default filled in, and its current state."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -28,8 +28,8 @@ class Model(ModelSpec):
     created_at: Time
 
 
-class ModelChanges(Document):
-    """What may change in a model's life; an object names only the fields that change. Anything else: 409."""
+class ModelChanges(ResponseModel):
+    """The fields of a model that can change later; objects name only the fields that change. Others: 409."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -40,15 +40,15 @@ class ModelChanges(Document):
     auto_release: bool = True
 
 
-class BranchPoint(Document):
-    """Where the version's branch left the trunk. ``checkpoint`` is None where it has no row of its own."""
+class BranchPoint(ResponseModel):
+    """Where the version's branch left the trunk. ``checkpoint`` is None if no checkpoint is recorded there."""
 
     checkpoint: str | None
     step: int
 
 
-class Evaluation(Document):
-    """Loss in nats per token. None where it was not finite."""
+class Evaluation(ResponseModel):
+    """Measurements on one slice. ``loss`` is in nats per token; None: it was not finite."""
 
     slice: str
     loss: float | None
@@ -57,13 +57,15 @@ class Evaluation(Document):
     tokens: int
 
 
-class Verdict(Document):
+class GateResult(ResponseModel):
+    """Whether the version passed the gate, and why."""
+
     passed: bool
     reasons: list[str]
 
 
-class Cost(Document):
-    """What the training of a version takes. ``reused_tokens`` of its ``tokens`` had been trained already."""
+class Cost(ResponseModel):
+    """Cost of a version's training. Of its ``tokens``, ``reused_tokens`` had been trained before."""
 
     tokens: int
     flops: float
@@ -71,21 +73,21 @@ class Cost(Document):
     reused_tokens: int
 
 
-class ArtifactFile(Document):
+class ArtifactFile(ResponseModel):
     path: str
     sha256: str
     bytes: int
 
 
-class Artifact(Document):
-    """The exported folder: where it lies in the artifact store, and what is in it."""
+class Artifact(ResponseModel):
+    """The exported folder: its location in the artifact store and its files."""
 
     path: str
     sha256: str
     files: list[ArtifactFile]
 
 
-class ModelVersion(Document):
+class ModelVersion(ResponseModel):
     id: str
     model: str
     number: int
@@ -96,13 +98,13 @@ class ModelVersion(Document):
     final_step: int
     parameters: int
     evaluations: list[Evaluation]
-    gate: Verdict | None
+    gate: GateResult | None
     cost: Cost
     artifact: Artifact
     created_at: Time
 
 
-class Checkpoint(Document):
+class Checkpoint(ResponseModel):
     """A checkpoint of the trunk that updates can branch from."""
 
     id: str
@@ -115,11 +117,12 @@ class Checkpoint(Document):
     created_at: Time
 
 
-class Forgetting(Document):
-    """By version (row) and slice (column); None where it was never measured, or not finite.
+class Forgetting(ResponseModel):
+    """Measurements by version (row) and slice (column); None: never measured, or not finite.
 
-    Backward transfer, of every version and of the newest: the mean change of the loss, in nats per token, on the slices
-    of older data versions since each was new. Negative: the line got better on them. None: there is none to compare.
+    Backward transfer is the mean change of the loss, in nats per token, on the slices of older data versions since
+    each was new. Negative means that the line improved on them; None, that there is no older slice.
+    ``backward_transfers`` has one value per version, ``backward_transfer`` is that of the newest.
     """
 
     slices: list[str]

@@ -1,18 +1,19 @@
-"""Releases: what was served, and what is asked to be."""
+"""Releases, and the state of serving."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from api.schemas.common import Document, Request, Text, Time
+from api.schemas.common import RequestModel, ResponseModel, Text, Time
 from service.core.serving import Residence
 from service.core.serving_specs import RolloutSpec, ServingSpec
 from service.core.states import ReleaseState
 
 
-class NewRelease(Request):
-    """``previous`` is what was served before that which is served now. Without a ``rollout``: the model's own, and none for a
-    version that was served before.
+class NewRelease(RequestModel):
+    """Asks for a version to be served. ``previous`` is the version served before the current one.
+
+    The default ``rollout`` is the model's own, or none for a version that was served before.
     """
 
     version: Annotated[int, Field(ge=1, lt=1 << 31)] | Literal["previous"]
@@ -20,8 +21,8 @@ class NewRelease(Request):
     rollout: RolloutSpec | None = None
 
 
-class Counted(Document):
-    """What a version answered while another was tried; seconds are medians, ``loss`` is in nats per token on prompts."""
+class TrialCounts(ResponseModel):
+    """One version's traffic during a trial. Seconds are medians; ``loss`` is in nats per prompt token."""
 
     requests: int
     failures: int
@@ -30,16 +31,16 @@ class Counted(Document):
     loss: float | None
 
 
-class Trial(Document):
-    """What a canary or a shadow was judged by: the version that was tried, and the one that was served meanwhile."""
+class Trial(ResponseModel):
+    """Traffic that a canary or shadow was judged by: of the tried version, and of the one served meanwhile."""
 
     seconds: float
-    tried: Counted
-    served: Counted
+    tried: TrialCounts
+    served: TrialCounts
 
 
-class Release(Document):
-    """One line of the history. ``error`` says why it could not be loaded or did not stand its trial."""
+class Release(ResponseModel):
+    """One entry of the release history. ``error`` says why loading or the trial failed."""
 
     id: str
     model: str
@@ -58,8 +59,8 @@ class Release(Document):
     retired_at: Time | None
 
 
-class ReplicaVersion(Document):
-    """A version that a replica holds, is loading, or could not load; what it has answered there since it was loaded."""
+class ReplicaVersion(ResponseModel):
+    """A version on a replica: loaded, loading or failed. Counts are since it was loaded."""
 
     version: int
     state: Residence
@@ -70,18 +71,19 @@ class ReplicaVersion(Document):
     output_tokens: int
 
 
-class Replica(Document):
-    """``version``: what it answers with where none is named; None: it does not answer."""
+class ReplicaStatus(ResponseModel):
+    """A replica. ``version`` answers requests that name no version; None: the replica does not answer."""
 
     replica: str
     version: int | None
     versions: list[ReplicaVersion]
 
 
-class Serving(Document):
-    """What a model should answer with, and what its replicas said last. ``pending``: a version that is on its way.
+class ServingStatus(ResponseModel):
+    """The version of a model that should be served, and what its replicas last reported.
 
-    ``in_step``: every replica answers with what it should. False also while nothing has been observed.
+    ``pending`` is a version that is being rolled out. ``in_step`` is True if every replica answers with
+    ``version``; it is False as long as no replica has reported.
     """
 
     model: str
@@ -90,4 +92,4 @@ class Serving(Document):
     pending: int | None
     in_step: bool
     observed_at: Time | None
-    replicas: list[Replica]
+    replicas: list[ReplicaStatus]

@@ -1,19 +1,20 @@
-"""Updates, their stages and the metrics of those that train."""
+"""Updates, stages and training metrics."""
 
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from api.schemas.common import Document, Request, Time
+from api.schemas.common import RequestModel, ResponseModel, Time
 from service.core.paradigm_specs import BranchSpec, ParadigmSpec
 from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
 
 
-class NewUpdate(Request):
-    """The line's next version, to the newest data version unless one is given. Or one that the line does not go on from:
+class NewUpdate(RequestModel):
+    """Asks for the line's next version, by default on the newest data version, or for a one-off.
 
-    a branch from a trunk checkpoint (``branch_from``) under any ``decay``, or a version under another ``paradigm``.
+    A one-off is a branch from a trunk checkpoint (``branch_from``) under any ``decay``, or a version under another
+    ``paradigm``. The line does not continue from it.
     """
 
     data_version: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
@@ -22,18 +23,18 @@ class NewUpdate(Request):
     paradigm: ParadigmSpec | None = None
 
     @model_validator(mode="after")
-    def _one_thing_at_a_time(self) -> Self:
+    def _check_combination(self) -> Self:
         if self.decay is not None and self.branch_from is None:
-            raise ValueError("decay belongs to branch_from")
+            raise ValueError("decay needs branch_from")
         if self.decay is not None and self.decay.length.rule == "auto":
-            raise ValueError("a branch from a checkpoint takes a length of its own, not the rule auto")
+            raise ValueError("decay.length.rule auto is not possible with branch_from: give another rule")
         if self.paradigm is not None and self.branch_from is not None:
-            raise ValueError("branch_from makes a branch: it takes a decay and no paradigm")
+            raise ValueError("give branch_from or paradigm, not both")
         return self
 
 
-class Progress(Document):
-    """``step`` counts within the stage."""
+class StageProgress(ResponseModel):
+    """Progress of a training stage. ``step`` counts within the stage."""
 
     step: int
     total_steps: int
@@ -43,8 +44,8 @@ class Progress(Document):
     eta_seconds: float
 
 
-class Failure(Document):
-    """Why a stage or an update failed; ``stage`` is the name of the stage an update failed in."""
+class Failure(ResponseModel):
+    """Why a stage or an update failed. ``stage`` is the name of the stage in which an update failed."""
 
     code: str
     detail: str
@@ -52,8 +53,8 @@ class Failure(Document):
     attempt: int | None = None
 
 
-class Stage(Document):
-    """``needs`` are ids of stages of the same update; ``error`` is of the last attempt that failed."""
+class Stage(ResponseModel):
+    """A stage of an update. ``needs`` are ids of other stages; ``error`` belongs to the last failed attempt."""
 
     id: str
     name: str
@@ -62,14 +63,14 @@ class Stage(Document):
     attempt: int
     reused: bool
     needs: list[str]
-    progress: Progress | None
+    progress: StageProgress | None
     error: Failure | None
     started_at: Time | None
     finished_at: Time | None
 
 
-class Update(Document):
-    """``stages`` in topological order; ``notes`` say how the plan came out. A ``one_off`` is no part of the line."""
+class Update(ResponseModel):
+    """An update, with ``stages`` in topological order and the planner's ``notes``. A ``one_off`` is not part of the line."""
 
     id: str
     model: str
@@ -89,8 +90,8 @@ class Update(Document):
     finished_at: Time | None
 
 
-class MetricPoint(Document):
-    """One optimizer step; ``step`` is the line's global step."""
+class MetricPoint(ResponseModel):
+    """Metrics of one optimizer step. ``step`` is the line's global step."""
 
     step: int
     loss: float
@@ -99,5 +100,5 @@ class MetricPoint(Document):
     tokens_per_second: float
 
 
-class Metrics(Document):
+class Metrics(ResponseModel):
     data: list[MetricPoint]

@@ -1,1 +1,1 @@
-"""What `pathswitch demo` feeds to the service."""
+"""The data, traffic and picture of `pathswitch demo`."""

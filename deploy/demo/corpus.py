@@ -1,8 +1,8 @@
-"""Three data versions of real English prose that every installation already has: its libraries' docstrings.
+"""Three data versions of English prose that every installation already has: the docstrings of its libraries.
 
-The three are close enough for one tokenizer and far enough apart for an update to learn something and to
-forget something: Python's standard library, then NumPy and SQLAlchemy, then PyTorch. Sources are parsed and
-never imported, so that building the corpus takes seconds and runs nothing.
+Version 1 is Python's standard library, version 2 NumPy and SQLAlchemy, version 3 PyTorch. They are similar enough
+for one tokenizer, and different enough for an update to learn and to forget something. Sources are parsed, never
+imported, so that building the corpus takes seconds and runs no foreign code.
 """
 
 import ast
@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Enough that a tiny model trains for some fifty steps a version, little enough that the demo ends in minutes.
+# Enough for about fifty steps per version with a tiny model, and little enough that the demo takes minutes.
 VERSION_BYTES = 400_000
-# Shorter docstrings are mostly one-line labels ("Return self."), which teach little but their own form.
+# Shorter docstrings are mostly one-line labels ("Return self."), which teach only their own form.
 MIN_CHARACTERS = 200
 
-# Tests are not prose, and vendored copies would put one library's text into another's.
+# Tests are not prose, and vendored copies would repeat one library's text in another.
 SKIPPED_FOLDERS = frozenset(
     {
         "__pycache__", "_numpy", "_vendor", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data",
@@ -32,8 +32,8 @@ SKIPPED_FOLDERS = frozenset(
 
 
 @dataclass(frozen=True)
-class Document:
-    """One docstring: `id` is the qualified name of what it documents, `source` its file (`torch/hub.py`)."""
+class Docstring:
+    """One docstring. `id` is the qualified name of its object, `source` its file (`torch/hub.py`)."""
 
     id: str
     text: str
@@ -42,22 +42,22 @@ class Document:
 
 @dataclass(frozen=True)
 class DemoVersion:
-    """The documents of one data version, in source order."""
+    """One data version, with its docstrings in source order."""
 
     label: str
-    documents: tuple[Document, ...]
+    documents: tuple[Docstring, ...]
 
 
 @dataclass(frozen=True)
 class _Library:
-    """A tree of sources. `prefix` is the package's own name, empty for the standard library."""
+    """A folder of sources. `prefix` is the name of the package, empty for the standard library."""
 
     root: Path
     prefix: str
 
 
 def demo_versions() -> list[DemoVersion]:
-    """The three versions, about VERSION_BYTES of UTF-8 each; equal on every call, no text twice."""
+    """The three versions, of about VERSION_BYTES each. Deterministic; no text occurs twice."""
     seen: set[str] = set()
     return [
         _version("python", [_Library(Path(sysconfig.get_path("stdlib")), "")], seen),
@@ -67,49 +67,49 @@ def demo_versions() -> list[DemoVersion]:
 
 
 def to_ndjson(version: DemoVersion) -> bytes:
-    """The version as the body of a POST: one JSON object a line."""
+    """The version as NDJSON, the body of an upload."""
     lines = (json.dumps(asdict(document), ensure_ascii=False) for document in version.documents)
     return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _package(name: str) -> _Library:
     spec = importlib.util.find_spec(name)
-    assert spec is not None, f"{name} is a dependency of this project"
+    assert spec is not None, f"{name} is a dependency of Pathswitch"
     assert spec.origin is not None
     return _Library(Path(spec.origin).parent, name)
 
 
 def _version(label: str, libraries: list[_Library], seen: set[str]) -> DemoVersion:
-    """An equal share of every library. Adds to `seen` the texts that were taken."""
+    """Sample equally many bytes of each library. Adds the sampled texts to `seen`."""
     budget = VERSION_BYTES // len(libraries)
     return DemoVersion(label, tuple(d for library in libraries for d in _sample(library, budget, seen)))
 
 
-def _sample(library: _Library, budget: int, seen: set[str]) -> list[Document]:
-    """Documents of `library` up to `budget` bytes.
+def _sample(library: _Library, budget: int, seen: set[str]) -> list[Docstring]:
+    """Sample docstrings of `library` up to `budget` bytes, in source order.
 
-    Files are read in the order of the hash of their path: a spread over the whole library that is the same
-    everywhere, without parsing the 2,000 files of torch to use 100. What was taken goes back in source order.
+    Files are read in the order of the hash of their paths. This spreads the sample over the whole library, equally
+    on every machine, without parsing all 2,000 files of torch to use 100.
     """
-    taken: list[Document] = []
+    sample: list[Docstring] = []
     names: set[str] = set()
     size = 0
     for path in sorted(
         _files(library.root), key=lambda path: _hash(path.relative_to(library.root).as_posix())
     ):
         for document in _documents(library, path):
-            # The body is compared without its heading: an inherited docstring is a copy under another name.
+            # Compare bodies without their headings, because inherited docstrings differ only in the heading.
             body = document.text.partition("\n\n")[2]
             if body in seen or document.id in names:
                 continue
             seen.add(body)
             names.add(document.id)
-            taken.append(document)
+            sample.append(document)
             size += len(document.text.encode())
             if size >= budget:
-                # Stable: within a file the documents are in source order already.
-                return sorted(taken, key=lambda document: document.source)
-    return sorted(taken, key=lambda document: document.source)
+                # The sort is stable, and within a file the documents are in source order already.
+                return sorted(sample, key=lambda document: document.source)
+    return sorted(sample, key=lambda document: document.source)
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -122,11 +122,11 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _documents(library: _Library, path: Path) -> Iterator[Document]:
-    """The docstrings of one file that are worth training on, in source order."""
+def _documents(library: _Library, path: Path) -> Iterator[Docstring]:
+    """The docstrings of one file that are long enough and plain text, in source order."""
     relative = path.relative_to(library.root)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # another library's invalid escapes are not ours to report
+        warnings.simplefilter("ignore")  # invalid escapes in other libraries are not ours to report
         tree = ast.parse(path.read_bytes())
     parts = [library.prefix] if library.prefix else []
     parts += relative.with_suffix("").parts
@@ -135,11 +135,11 @@ def _documents(library: _Library, path: Path) -> Iterator[Document]:
     for name, docstring in _docstrings(tree, module):
         body = inspect.cleandoc(docstring).strip()
         if len(body) >= MIN_CHARACTERS and _is_text(body):
-            yield Document(name, f"{name}\n\n{body}", source)
+            yield Docstring(name, f"{name}\n\n{body}", source)
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Qualified name and raw docstring of `node` and of what it defines, also under `if` and `try`."""
+    """Qualified name and raw docstring of `node` and everything that it defines, also under `if` and `try`."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node, clean=False)
         if docstring is not None:
@@ -152,12 +152,12 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_text(body: str) -> bool:
-    """No lone surrogates or control characters: escapes that a few docstrings evaluate by accident."""
+    """Whether the text is free of lone surrogates and control characters, which a few docstrings contain by accident."""
     return all(character.isprintable() or character in "\n\t" for character in body)
 
 
 def write(folder: Path) -> None:
-    """The versions as `pathswitch study` reads them: ``train/v1.ndjson`` and so on."""
+    """Write the versions as `pathswitch study` reads them: ``train/v1.ndjson`` and so on."""
     (folder / "train").mkdir(parents=True, exist_ok=True)
     for number, version in enumerate(demo_versions(), 1):
         (folder / "train" / f"v{number}.ndjson").write_bytes(to_ndjson(version))

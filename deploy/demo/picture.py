@@ -1,4 +1,4 @@
-"""The trunk and the branches that leave it, drawn to scale in text. Pure: steps in, lines out."""
+"""Draws the trunk and its branches to scale, as text. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ MIN_COLUMNS = 24
 
 @dataclass(frozen=True)
 class Branch:
-    """A version's branch: where it left the trunk, and its last step."""
+    """The branch of a version: the step at which it leaves the trunk, and its last step."""
 
     version: int
     start: int
@@ -17,7 +17,7 @@ class Branch:
 
 
 def draw(branches: Sequence[Branch], width: int) -> list[str]:
-    """The trunk up to its last branch point, and a line for every branch. They are in order of their start.
+    """Draw the trunk up to its last branch point, and a line for each branch. Branches are in order of their start.
 
     trunk ━━━━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━━━━━┓
                      ┗━━╸          ┃             ┃      v1, steps 48 to 53

@@ -1,7 +1,7 @@
-"""A steady stream of requests on a served model, and a count of who answered: what an update must not hurt.
+"""Load generator for a served model, which counts the answers of each version. Updates must not disturb it.
 
-Plain HTTP in OpenAI's shape, whole answers and streams in turn. Every answer must name one version, in its
-header and in each of its chunks; nothing is tried twice, so that every failure is seen.
+It sends OpenAI-style requests over plain HTTP, alternately streamed and not. Every answer must name one version, in
+its header and in each chunk. Requests are never retried, so that every failure is counted.
 """
 
 import json
@@ -17,23 +17,23 @@ import httpx
 VERSION_HEADER = "x-pathswitch-version"
 PROMPTS = ("Return the", "The function", "If the argument is", "Parameters\n", "Raises ")
 MAX_TOKENS = 16
-# Between two requests of one thread: a stream of load, not a flood, since training shares the processors.
+# Pause of each thread between requests. Training shares the processors, so the load must be moderate.
 PAUSE_SECONDS = 0.6
 TIMEOUT_SECONDS = 30.0
 FAILURES_KEPT = 20
 
 
 class AnswerError(Exception):
-    """An answer that is not what it should be."""
+    """The answer to a request is an error, or broken."""
 
 
 class MixedAnswer(AnswerError):
-    """An answer that names more than one version, or none."""
+    """An answer names several versions, or none."""
 
 
 @dataclass
 class Tally:
-    """`latencies` are in seconds, of whole answers and streams to their end."""
+    """Counts of requests by outcome. `latencies` are the seconds until the end of each answer."""
 
     answered: Counter[int] = field(default_factory=Counter)
     streamed: int = 0
@@ -51,8 +51,8 @@ class Tally:
         return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))] if ordered else None
 
 
-class Traffic:
-    """`url` is the base of the OpenAI API, with its /v1. Runs from `start` to `stop`."""
+class LoadGenerator:
+    """Sends requests from `start` to `stop`. `url` is the base of the OpenAI API, including /v1."""
 
     def __init__(self, url: str, model: str, *, num_threads: int = 3) -> None:
         self._url = url
@@ -61,7 +61,7 @@ class Traffic:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._threads = [
-            threading.Thread(target=self._send, args=(number,), name=f"traffic-{number}", daemon=True)
+            threading.Thread(target=self._run, args=(number,), name=f"traffic-{number}", daemon=True)
             for number in range(num_threads)
         ]
 
@@ -70,7 +70,7 @@ class Traffic:
             thread.start()
 
     def stop(self) -> Tally:
-        """Let the requests in flight end, and return the count."""
+        """Wait for the requests in flight, and return the counts."""
         self._stopping.set()
         for thread in self._threads:
             if thread.ident is not None:
@@ -79,19 +79,19 @@ class Traffic:
 
     @property
     def requests(self) -> int:
-        """How many have ended so far."""
+        """Number of finished requests so far."""
         with self._lock:
             return self._tally.requests
 
-    def _send(self, number: int) -> None:
+    def _run(self, number: int) -> None:
         with httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False) as client:
-            turn = number
+            count = number
             while not self._stopping.is_set():
-                self._one(client, PROMPTS[turn % len(PROMPTS)], stream=turn % 2 == 0)
-                turn += 1
+                self._send_one(client, PROMPTS[count % len(PROMPTS)], stream=count % 2 == 0)
+                count += 1
                 self._stopping.wait(PAUSE_SECONDS)
 
-    def _one(self, client: httpx.Client, prompt: str, *, stream: bool) -> None:
+    def _send_one(self, client: httpx.Client, prompt: str, *, stream: bool) -> None:
         start = time.monotonic()
         try:
             version, _ = complete(client, self._url, self._model, prompt, stream=stream)
@@ -120,7 +120,7 @@ def complete(
     max_tokens: int = MAX_TOKENS,
     seed: int | None = None,
 ) -> tuple[int, str]:
-    """One completion: the version that made it, and its text. Raises AnswerError or httpx.HTTPError."""
+    """Request one completion. Returns the version that made it, and its text. Raises AnswerError or httpx.HTTPError."""
     body = {
         "model": model,
         "prompt": prompt,
@@ -137,15 +137,15 @@ def complete(
 
 
 def version_of(model: str, header: str | None, chunks: Iterable[dict[str, Any]]) -> int:
-    """The one version that all of an answer names. Raises MixedAnswer."""
+    """The version that the header and all chunks of an answer name. Raises MixedAnswer."""
     named = {chunk.get("system_fingerprint") for chunk in chunks}
     if header is None or not header.isdigit() or named != {f"{model}@{header}"}:
-        raise MixedAnswer(f"header {header}, fingerprints {sorted(map(str, named))}")
+        raise MixedAnswer(f"the header names version {header}, the fingerprints {sorted(map(str, named))}")
     return int(header)
 
 
 def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """The chunks of a stream. Raises AnswerError where it breaks off or carries an error."""
+    """The chunks of a stream. Raises AnswerError if it breaks off or contains an error."""
     for line in lines:
         if not line.startswith("data: "):
             continue
@@ -154,6 +154,6 @@ def _events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             return
         chunk = json.loads(data)
         if "error" in chunk:
-            raise AnswerError(f"in a stream: {chunk['error']}")
+            raise AnswerError(f"error in a stream: {chunk['error']}")
         yield chunk
-    raise AnswerError("a stream broke off before its end")
+    raise AnswerError("a stream ended before [DONE]")

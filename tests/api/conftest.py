@@ -1,4 +1,4 @@
-"""One control plane a kind of database for the session; every test uses names of its own."""
+"""One control plane per kind of database for the whole session. Every test uses its own names."""
 
 import itertools
 import shutil
@@ -36,7 +36,7 @@ def postgres_plane(
 
 @pytest.fixture(params=["plane", pytest.param("postgres_plane", marks=pytest.mark.postgres)])
 def each_plane(request: pytest.FixtureRequest) -> ControlPlane:
-    """Both of them, for what the database has a part in."""
+    """Each control plane in turn, for tests that depend on the database."""
     plane: ControlPlane = request.getfixturevalue(request.param)
     return plane
 

@@ -1,4 +1,4 @@
-"""What a line has cost, over HTTP. Every data version has 100 steps of 2048 tokens."""
+"""Costs over HTTP. Every data version has 100 steps of 2048 tokens."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ NOTHING = {"tokens": 0, "flops": 0.0, "device_seconds": 0.0}
 
 @pytest.fixture
 def model(plane: ControlPlane, name: str) -> str:
-    """A model with two versions. Its branches have 10 and 20 steps: 0.1 of all steps so far."""
+    """A model with two versions. Its branches have 10 and 20 steps, 0.1 of all steps so far."""
     plane.add_dataset(name, [f"{name} a", "b"])
     plane.add_model(name, name)
     plane.push(name, f"{name} c", "d")
@@ -30,9 +30,11 @@ def costs_of(plane: ControlPlane, model: str, **query: int) -> dict[str, Any]:
     return costs
 
 
-def test_a_line_beside_other_ways_of_making_it(plane: ControlPlane, model: str) -> None:
+def test_the_costs_of_a_line_are_compared_with_other_ways_of_training(
+    plane: ControlPlane, model: str
+) -> None:
     costs = costs_of(plane, model)
-    # E_2 + d_1 = 200 + 10 steps, of E_1 + E_2 = 300 from scratch.
+    # The line took E_2 + d_1 = 200 + 10 steps; from scratch it takes E_1 + E_2 = 300.
     assert costs["ratio_to_from_scratch"] == pytest.approx(210 / 300)
     assert costs["versions"] == [
         {
@@ -65,13 +67,13 @@ def test_a_line_beside_other_ways_of_making_it(plane: ControlPlane, model: str) 
 
 
 def test_the_forecast_plans_the_next_version(plane: ControlPlane, model: str) -> None:
-    """The trunk stands at 180; the branch of 30 steps ends at 300: 90 steps of trunk before it."""
+    """The trunk is at step 180. The next branch has 30 steps up to 300, after 90 more steps of trunk."""
     forecast = costs_of(plane, model)["forecast"]
     assert forecast == {
         "new_tokens": 100 * STEP,
         "tokens": 120 * STEP,
         "flops": pytest.approx(4e9 * 120 / 210),
-        # At the speed of version 2: 90 steps of trunk and 20 of branch in a second each.
+        # At the speed of version 2, whose 90 trunk steps and 20 branch steps took one second each.
         "device_seconds": pytest.approx(2.0 * 120 / 110),
         "from_scratch_tokens": 300 * STEP,
         "ratio_to_from_scratch": pytest.approx((210 + 120) / (300 + 300)),
@@ -79,12 +81,12 @@ def test_the_forecast_plans_the_next_version(plane: ControlPlane, model: str) ->
     smaller = costs_of(plane, model, tokens=50 * STEP - 5)["forecast"]
     assert smaller["new_tokens"] == 50 * STEP - 5
     assert smaller["from_scratch_tokens"] == 250 * STEP
-    assert smaller["tokens"] == (50 + 20) * STEP  # the branch is held to 0.4 of the version's own steps
+    assert smaller["tokens"] == (50 + 20) * STEP  # the branch has at most 0.4 of the version's own steps
     assert plane.client.costs(model, tokens=1).forecast is not None
     assert plane.http.get(f"/models/{model}/costs", params={"tokens": 0}).status_code == 422
 
 
-def test_what_is_the_first_version_by_now_has_nothing_to_replay_in_the_forecast(
+def test_the_forecast_after_an_exclusion_has_nothing_to_replay_for_a_first_version(
     plane: ControlPlane, name: str
 ) -> None:
     plane.add_dataset(name, [f"{name} a", "b"])
@@ -92,18 +94,16 @@ def test_what_is_the_first_version_by_now_has_nothing_to_replay_in_the_forecast(
     plane.push(name, f"{name} c", "d").raise_for_status()
     plane.finish(name)
     plane.client.exclude_version(name, 1, "a mirror")
-    told = plane.client.costs(name).forecast
-    assert told is not None
+    forecast = plane.client.costs(name).forecast
+    assert forecast is not None
     plane.push(name, f"{name} e", "f").raise_for_status()
     plane.finish(name)
     version = plane.client.model_version(name, 3)
     assert version.final_step == 100 + 125
-    assert told.tokens == plane.client.costs(name).versions[-1].tokens
+    assert forecast.tokens == plane.client.costs(name).versions[-1].tokens
 
 
-def test_a_line_that_begins_late_makes_no_version_of_what_came_before(
-    plane: ControlPlane, model: str
-) -> None:
+def test_a_line_that_starts_late_has_no_costs_of_earlier_versions(plane: ControlPlane, model: str) -> None:
     late = f"{model}-late"
     plane.add_model(late, model, training={"seed": 1, "replay_fraction": 0.0})
     costs = costs_of(plane, late)
@@ -112,7 +112,9 @@ def test_a_line_that_begins_late_makes_no_version_of_what_came_before(
     assert costs["continual"]["tokens"] == 200 * STEP
 
 
-def test_what_another_line_has_trained_is_reused_and_counted_in_full(plane: ControlPlane, model: str) -> None:
+def test_stages_trained_by_another_line_are_reused_and_counted_in_full(
+    plane: ControlPlane, model: str
+) -> None:
     twin = f"{model}-twin"
     plane.client.create_model(PLAIN | {"name": twin, "dataset": model, "auto_update": False})
     for number in (1, 2):
@@ -126,9 +128,7 @@ def test_what_another_line_has_trained_is_reused_and_counted_in_full(plane: Cont
     assert [row["reused_tokens"] for row in costs["versions"]] == [100 * STEP, 110 * STEP]
 
 
-def test_a_trunk_goes_on_after_its_update_failed_and_a_branch_without_a_version_is_wasted(
-    plane: ControlPlane, model: str
-) -> None:
+def test_a_failed_update_keeps_its_trunk_and_wastes_its_branch(plane: ControlPlane, model: str) -> None:
     error = RunError("", "stage_input_invalid", "no", retryable=False)
     plane.fail_next(StageKind.EXPORT, error)
     plane.push(model, f"{model} e", "f")
@@ -137,7 +137,7 @@ def test_a_trunk_goes_on_after_its_update_failed_and_a_branch_without_a_version_
     assert after_failure["ratio_to_from_scratch"] == pytest.approx(210 / 300)
     assert after_failure["totals"]["spent"]["tokens"] == (210 + 90) * STEP
     assert after_failure["totals"]["wasted"]["tokens"] == 30 * STEP
-    # The next version goes on from where the trunk stands, at 270 of 400 steps, and branches at 360.
+    # The next version continues the trunk at step 270 of 400, and branches at 360.
     plane.push(model, f"{model} g", "h")
     plane.finish(model)
     costs = costs_of(plane, model)

@@ -1,4 +1,4 @@
-"""Every error has one shape, and none tells what is nobody's business."""
+"""Every error is a problem document, and none leaks internals."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_every_kind_of_error_is_a_problem(each_plane: ControlPlane, name: str) -
         (b"", "application/json"),
     ],
 )
-def test_bodies_that_are_no_json_object_are_invalid(
+def test_a_body_that_is_not_a_json_object_is_invalid(
     plane: ControlPlane, content: bytes, content_type: str
 ) -> None:
     answer = plane.http.post("/datasets", content=content, headers={"Content-Type": content_type})
@@ -60,7 +60,7 @@ def test_bodies_that_are_no_json_object_are_invalid(
     assert_problem(answer, answer.status_code, answer.json()["code"])
 
 
-def test_bodies_of_more_than_a_mebibyte_are_refused_where_no_data_is_expected(plane: ControlPlane) -> None:
+def test_bodies_above_one_mebibyte_are_refused_except_for_uploads(plane: ControlPlane) -> None:
     body = b'{"name": "a", "description": "' + b"x" * (1 << 20) + b'"}'
     answer = plane.http.post("/datasets", content=body, headers={"Content-Type": "application/json"})
     assert_problem(answer, 413, "content_too_large")
@@ -70,17 +70,17 @@ def test_bodies_of_more_than_a_mebibyte_are_refused_where_no_data_is_expected(pl
 
 
 @pytest.mark.parametrize("value", ["a\0b", {"deep": ["a\0b"]}])
-def test_values_that_a_database_cannot_hold_are_invalid(
+def test_values_that_the_database_cannot_store_are_invalid(
     each_plane: ControlPlane, name: str, value: object
 ) -> None:
     each_plane.client.create_dataset(name)
     body = {"name": name, "dataset": name, "architecture": {"config": {"key": value}}}
     answer = each_plane.http.post("/models", json=body)
-    if answer.status_code != 201:  # SQLite takes them
+    if answer.status_code != 201:  # SQLite can store them
         assert_problem(answer, 422, "invalid_request")
 
 
-def test_an_unexpected_error_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_leaks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(home=tmp_path)
     upgrade(settings.database)
 
@@ -101,7 +101,7 @@ def test_a_database_that_does_not_answer_is_503(tmp_path: Path) -> None:
     assert answer.headers["Retry-After"] == "1"
 
 
-def test_a_pool_without_connections_left_is_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exhausted_connection_pool_is_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(*_: object) -> None:
         raise sa.exc.TimeoutError("QueuePool limit")
 

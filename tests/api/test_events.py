@@ -1,4 +1,4 @@
-"""Events over HTTP: pages, and a stream that loses nothing."""
+"""Events over HTTP: in pages, and as a stream that loses nothing."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ STREAM = {"Accept": "text/event-stream"}
 
 
 def events_of(response: httpx.Response) -> Iterator[dict[str, str]]:
-    """The events of a stream, as their fields; what has no data is passed over."""
+    """The fields of each event in a stream; events without data are skipped."""
     fields: dict[str, str] = {}
     for line in response.iter_lines():
         if line:
@@ -30,7 +30,7 @@ def latest(plane: ControlPlane) -> str:
     return list(plane.client.events())[-1].id
 
 
-def test_events_are_paged_in_the_order_they_happened(each_plane: ControlPlane, name: str) -> None:
+def test_events_are_paged_in_order(each_plane: ControlPlane, name: str) -> None:
     each_plane.client.create_dataset(f"{name}-before")
     after = latest(each_plane)
     each_plane.add_dataset(name, [f"{name} a", "b"])
@@ -49,12 +49,12 @@ def test_events_are_paged_in_the_order_they_happened(each_plane: ControlPlane, n
 
 
 @pytest.mark.parametrize("after", ["ev_1", "-1", "", "1.5", "9" * 30])
-def test_what_is_not_the_id_of_an_event_is_refused(plane: ControlPlane, after: str) -> None:
+def test_an_invalid_event_id_is_refused(plane: ControlPlane, after: str) -> None:
     assert plane.http.get("/events", params={"after": after}).status_code == 422
     assert plane.http.get("/events", headers=STREAM | {"Last-Event-ID": "x"}).status_code == 422
 
 
-def test_a_stream_brings_events_as_they_happen(each_plane: ControlPlane, name: str) -> None:
+def test_a_stream_delivers_events_as_they_happen(each_plane: ControlPlane, name: str) -> None:
     with each_plane.http.stream("GET", "/events", params={"after": "latest"}, headers=STREAM) as response:
         assert response.headers["Content-Type"].startswith("text/event-stream")
         events = events_of(response)
@@ -65,7 +65,7 @@ def test_a_stream_brings_events_as_they_happen(each_plane: ControlPlane, name: s
     assert (data["id"], data["data"]) == (event["id"], {"dataset": name})
 
 
-def test_a_broken_stream_goes_on_where_it_broke(each_plane: ControlPlane, name: str) -> None:
+def test_a_broken_stream_resumes_where_it_broke(each_plane: ControlPlane, name: str) -> None:
     after = latest(each_plane) if list(each_plane.client.events()) else "0"
     for letter in "abc":
         each_plane.client.create_dataset(f"{name}-{letter}")
@@ -73,7 +73,7 @@ def test_a_broken_stream_goes_on_where_it_broke(each_plane: ControlPlane, name: 
         events = events_of(response)
         seen = [next(events), next(events)]
     each_plane.client.create_dataset(f"{name}-d")
-    # A browser repeats the address it began with, and says how far it came.
+    # A browser reconnects to the same URL and sends the id of the last event.
     headers = STREAM | {"Last-Event-ID": seen[-1]["id"]}
     with each_plane.http.stream("GET", "/events", params={"after": after}, headers=headers) as response:
         events = events_of(response)
@@ -84,14 +84,14 @@ def test_a_broken_stream_goes_on_where_it_broke(each_plane: ControlPlane, name: 
 
 def test_a_stream_can_be_resumed_before_its_first_event(plane: ControlPlane, name: str) -> None:
     with plane.http.stream("GET", "/events", params={"after": "latest"}, headers=STREAM) as response:
-        place = next(line for line in response.iter_lines() if line.startswith("id: "))
+        first_id = next(line for line in response.iter_lines() if line.startswith("id: "))
     plane.client.create_dataset(name)
-    headers = STREAM | {"Last-Event-ID": place.removeprefix("id: ")}
+    headers = STREAM | {"Last-Event-ID": first_id.removeprefix("id: ")}
     with plane.http.stream("GET", "/events", params={"after": "latest"}, headers=headers) as response:
         assert json.loads(next(events_of(response))["data"])["data"] == {"dataset": name}
 
 
-def test_nothing_is_lost_while_many_write_at_once(each_plane: ControlPlane, name: str) -> None:
+def test_no_event_is_lost_with_concurrent_writers(each_plane: ControlPlane, name: str) -> None:
     writers, each = 4, 10
     expected = {f"{name}-{writer}-{number}" for writer in range(writers) for number in range(each)}
 
@@ -113,7 +113,7 @@ def test_nothing_is_lost_while_many_write_at_once(each_plane: ControlPlane, name
     assert ids == sorted(ids)
 
 
-def test_the_client_follows(plane: ControlPlane, name: str) -> None:
+def test_the_client_follows_events(plane: ControlPlane, name: str) -> None:
     after = latest(plane)
     plane.client.create_dataset(name)
     with Client(plane.url) as client:

@@ -1,4 +1,4 @@
-"""A stream of events whose server is killed again and again, while other processes write: none is lost, none comes twice."""
+"""An event stream survives kill -9 of its server while other processes write, without loss or duplicates."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ KILLS = 3
 SEEN_BEFORE_A_KILL = 40
 WRITERS = 3
 
-# Writes an event every few milliseconds, and one that is rolled back now and then, until its standard input is closed.
+# Writes an event every few milliseconds and rolls some back, until its standard input is closed.
 WRITER = """
 import sys, threading, time
 from service.store import events
@@ -47,7 +47,7 @@ while not ended.is_set():
 
 @contextmanager
 def writers(url: str) -> Iterator[None]:
-    """Processes that write to the database; at the end of the block all they have written is there."""
+    """Run writer processes for the length of the block, and wait until they have written everything."""
     started = [
         subprocess.Popen([sys.executable, "-c", WRITER, url, f"w{number}"], stdin=subprocess.PIPE)
         for number in range(WRITERS)
@@ -60,7 +60,7 @@ def writers(url: str) -> Iterator[None]:
 
 
 def follow(url: str, last_id: str) -> Iterator[dict[str, str]]:
-    """The events after that one, until the server is gone."""
+    """The events after ``last_id``, until the server dies."""
     headers = STREAM | {"Last-Event-ID": last_id}
     try:
         with httpx.stream("GET", f"{url}{BASE}/events", headers=headers, timeout=30) as response:
@@ -70,7 +70,7 @@ def follow(url: str, last_id: str) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow_on_postgres
-def test_every_event_comes_once_and_in_order_though_the_server_is_killed(
+def test_every_event_arrives_once_and_in_order_although_the_server_is_killed(
     database: Database, tmp_path: Path
 ) -> None:
     settings = Settings(home=tmp_path, database_url=database.url)
@@ -82,10 +82,10 @@ def test_every_event_comes_once_and_in_order_though_the_server_is_killed(
                 for event in follow(url, seen[-1]["id"] if seen else "0"):
                     seen.append(event)
                     if len(seen) - before == SEEN_BEFORE_A_KILL:
-                        process.kill()  # what it has sent by then is still read
+                        process.kill()  # events that it sent before are still read
     with database.reading() as session:
         written = [str(row.id) for row in events.page(session, 0, 1_000_000)]
-    assert len(written) > len(seen), "it was killed while there was more to come"
+    assert len(written) > len(seen), "the last kill must come before the last event"
     with server_process(settings) as (url, _):
         for event in follow(url, seen[-1]["id"]):
             seen.append(event)

@@ -1,4 +1,4 @@
-"""Excluded data: lines rewind to before it and plan around it; what was made of it stays as it is."""
+"""Exclusion of data versions: lines rewind to before the version and plan without it; existing versions stay."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from service.core.states import CheckpointState, ModelVersionState, UpdateState
 from service.store import tables
 from tests.support.control_plane import ControlPlane
 
-# One database is enough where the other would show nothing else.
+# For tests in which the kind of database makes no difference.
 ON_SQLITE = pytest.mark.parametrize("each_plane", ["plane"], indirect=True)
 
 
 @pytest.fixture
 def model(each_plane: ControlPlane, name: str) -> str:
-    """A line of three versions. 1600 rows of the scripted packs make 100 steps a data version."""
+    """A line of three versions. The 1600 rows of a scripted pack make 100 steps per data version."""
     each_plane.add_dataset(name, [f"{name} a", "b"])
     each_plane.add_model(name, name)
     for text in ("c", "d"):
@@ -34,7 +34,7 @@ def exclude(
 
 
 def updated(plane: ControlPlane, model: str) -> Update:
-    """The line's next update, run to its end."""
+    """Run the line's next update to its end."""
     update = plane.client.start_update(model)
     plane.finish(model)
     return plane.client.update(update.id)
@@ -50,7 +50,7 @@ def trunk(plane: ControlPlane, model: str) -> list[Checkpoint]:
     return list(plane.client.checkpoints(model))
 
 
-def test_the_trunk_goes_back_to_before_the_excluded_version_and_the_next_update_plans_around_it(
+def test_the_trunk_rewinds_to_before_the_excluded_version_and_the_next_update_skips_it(
     each_plane: ControlPlane, model: str
 ) -> None:
     assert [row.step for row in trunk(each_plane, model)] == [90, 180, 270]
@@ -72,7 +72,7 @@ def test_the_trunk_goes_back_to_before_the_excluded_version_and_the_next_update_
     )
     version = each_plane.client.model_version(model, "served")
     assert (version.number, [row.slice for row in version.evaluations]) == (4, ["v1", "v3"])
-    # The next one goes on from there, and is not told of the rewind again.
+    # The next update continues from there, without another note about the rewind.
     each_plane.push(model, f"{model} e", "ee").raise_for_status()
     each_plane.finish(model)
     after = list(each_plane.client.updates(model))[-1]
@@ -81,22 +81,22 @@ def test_the_trunk_goes_back_to_before_the_excluded_version_and_the_next_update_
 
 
 @ON_SQLITE
-def test_what_was_made_of_it_stays_and_history_tells(each_plane: ControlPlane, model: str) -> None:
+def test_existing_versions_stay_and_events_record_the_exclusion(each_plane: ControlPlane, model: str) -> None:
     before = list(each_plane.client.model_versions(model))
     exclude(each_plane, model, 2, "a mirror of another site")
     assert list(each_plane.client.model_versions(model)) == before
     data = each_plane.client.data_version(model, 2)
     assert (data.state, data.excluded_reason) == ("excluded", "a mirror of another site")
     assert data.excluded_at is not None
-    told = [
+    recorded = [
         event
         for event in each_plane.client.events()
         if event.data.get("data_version") == 2
         and model in (event.data.get("dataset"), event.data.get("model"))
     ]
-    kinds = [event.type for event in told]
+    kinds = [event.type for event in recorded]
     assert kinds[-2:] == ["data_version.excluded", "model.rewound"]
-    assert told[-1].data | {"from_step": 270, "to_step": 90} == told[-1].data
+    assert recorded[-1].data | {"from_step": 270, "to_step": 90} == recorded[-1].data
 
 
 @ON_SQLITE
@@ -111,7 +111,7 @@ def test_excluding_again_changes_nothing(each_plane: ControlPlane, model: str) -
 
 
 @ON_SQLITE
-def test_the_first_version_may_be_excluded(each_plane: ControlPlane, model: str) -> None:
+def test_the_first_version_can_be_excluded(each_plane: ControlPlane, model: str) -> None:
     exclude(each_plane, model, 1)
     update = updated(each_plane, model)
     assert update.state == UpdateState.SUCCEEDED, update.error
@@ -120,13 +120,13 @@ def test_the_first_version_may_be_excluded(each_plane: ControlPlane, model: str)
     assert [entry.number for entry in branch.ledger] == [2, 3]
 
 
-def test_excluded_data_is_trained_by_nobody_any_more(each_plane: ControlPlane, model: str) -> None:
+def test_excluded_data_is_never_trained_again(each_plane: ControlPlane, model: str) -> None:
     exclude(each_plane, model, 3)
     answer = each_plane.http.post(f"/models/{model}/updates", json={"data_version": 3})
     assert (answer.status_code, answer.json()["detail"]) == (422, "data version 3 is excluded: spam")
     again = each_plane.push(model, f"{model} d", "dd")
     assert (again.status_code, again.json()["state"]) == (200, "excluded")
-    # What only an excluded version has is no duplicate.
+    # A document that only an excluded version has is not a duplicate.
     other = each_plane.push(model, f"{model} d", "new", f"{model} c")
     assert (other.status_code, other.json()["number"], other.json()["duplicates"]) == (201, 4, 1)
     each_plane.finish(model)
@@ -136,8 +136,10 @@ def test_excluded_data_is_trained_by_nobody_any_more(each_plane: ControlPlane, m
     assert each_plane.http.post(f"/models/{model}/updates").status_code == 422
 
 
-def test_a_branch_cannot_leave_a_checkpoint_that_has_read_it(each_plane: ControlPlane, model: str) -> None:
-    """Its step counts data that no ledger has any more: neither asked for now, nor waiting since before."""
+def test_no_branch_can_leave_a_checkpoint_that_has_read_excluded_data(
+    each_plane: ControlPlane, model: str
+) -> None:
+    """Neither a new one nor one that was pending before, because no ledger has the checkpoint's steps any more."""
     first, _, last = trunk(each_plane, model)
     waiting = each_plane.client.start_update(model, branch_from=last.id).id
     later = each_plane.client.start_update(model, branch_from=first.id, data_version=3).id
@@ -152,7 +154,7 @@ def test_a_branch_cannot_leave_a_checkpoint_that_has_read_it(each_plane: Control
     assert each_plane.client.update(later).state == UpdateState.SUCCEEDED
 
 
-def test_its_running_update_is_cancelled_and_one_to_later_data_starts_again(
+def test_updates_on_the_excluded_version_are_cancelled_and_later_ones_restart(
     each_plane: ControlPlane, model: str
 ) -> None:
     each_plane.executor.hold.add(StageKind.TRAIN_TRUNK)
@@ -171,7 +173,7 @@ def test_its_running_update_is_cancelled_and_one_to_later_data_starts_again(
 
 @ON_SQLITE
 @pytest.mark.parametrize("paradigm", ["continual", "wsd_s", "from_scratch", "merge"])
-def test_lines_under_other_paradigms_go_back_too(
+def test_lines_under_other_paradigms_rewind_too(
     each_plane: ControlPlane, model: str, name: str, paradigm: str
 ) -> None:
     other = f"{name}-{paradigm.replace('_', '-')}"
@@ -195,11 +197,11 @@ def test_lines_under_other_paradigms_go_back_too(
 
 
 @ON_SQLITE
-def test_rewound_steps_are_wasted(each_plane: ControlPlane, model: str) -> None:
+def test_rewound_steps_count_as_wasted(each_plane: ControlPlane, model: str) -> None:
     before = each_plane.client.costs(model)
     exclude(each_plane, model, 2)
     rewound = each_plane.client.costs(model)
-    # The trunk from 90 to 270 is lost; the branches that left it made versions.
+    # The trunk from step 90 to 270 is lost, but its branches made versions.
     assert rewound.totals.wasted.tokens - before.totals.wasted.tokens == 180 * 2048
     assert rewound.totals.spent.tokens + 180 * 2048 == before.totals.spent.tokens
     assert [row.from_scratch_tokens for row in rewound.versions] == [
@@ -212,7 +214,7 @@ def test_rewound_steps_are_wasted(each_plane: ControlPlane, model: str) -> None:
 
 
 @ON_SQLITE
-def test_the_wrong_requests(each_plane: ControlPlane, model: str) -> None:
+def test_invalid_exclusions_are_refused(each_plane: ControlPlane, model: str) -> None:
     def ask(number: int, body: object, dataset: str = model) -> int:
         path = f"/datasets/{dataset}/versions/{number}/exclude"
         return each_plane.http.post(path, json=body).status_code

@@ -1,11 +1,13 @@
-"""What a model forgot, over HTTP."""
+"""Forgetting over HTTP."""
 
 import pytest
 
 from tests.support.control_plane import ControlPlane, ndjson
 
 
-def test_an_unknown_model_has_none_and_a_new_one_is_empty(each_plane: ControlPlane, name: str) -> None:
+def test_a_new_model_has_an_empty_matrix_and_an_unknown_one_is_not_found(
+    each_plane: ControlPlane, name: str
+) -> None:
     each_plane.add_dataset(name, [f"{name} a", "b"])
     assert each_plane.http.get(f"/models/{name}/forgetting").status_code == 404
     each_plane.client.create_model({"name": name, "dataset": name, "auto_update": False})
@@ -20,7 +22,7 @@ def test_an_unknown_model_has_none_and_a_new_one_is_empty(each_plane: ControlPla
     }
 
 
-def test_the_matrices_have_a_row_a_version_and_a_column_a_slice(
+def test_matrices_have_a_row_per_version_and_a_column_per_slice(
     each_plane: ControlPlane, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     each_plane.add_dataset(name, [f"{name} a", "b"])
@@ -28,7 +30,7 @@ def test_the_matrices_have_a_row_a_version_and_a_column_a_slice(
     each_plane.push(name, f"{name} c", "d")
     monkeypatch.setattr(each_plane.executor, "losses", lambda slice_name: 3.03125)
     each_plane.finish(name)
-    # The served version is measured on the slices that came after it.
+    # The served version is also measured on newer slices.
     assert each_plane.http.get(f"/models/{name}/forgetting").json() == {
         "slices": ["v1", "v2"],
         "versions": [1, 2],
@@ -40,7 +42,7 @@ def test_the_matrices_have_a_row_a_version_and_a_column_a_slice(
     }
 
 
-def test_given_slices_come_last_and_only_those_of_a_data_version_count(
+def test_uploaded_slices_come_last_and_count_only_if_they_have_a_data_version(
     plane: ControlPlane, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plane.add_dataset(name, [f"{name} a", "b"])

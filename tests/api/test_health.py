@@ -1,4 +1,4 @@
-"""Whether the process lives, whether it is ready, and what Prometheus is told."""
+"""Liveness, readiness and Prometheus metrics."""
 
 import socket
 from pathlib import Path
@@ -17,7 +17,7 @@ from tests.support.control_plane import ControlPlane, ask
 from tests.support.ports import free_port
 
 
-def test_a_control_plane_whose_parts_answer_is_ready(each_plane: ControlPlane) -> None:
+def test_a_control_plane_is_ready_if_all_parts_answer(each_plane: ControlPlane) -> None:
     assert each_plane.root.get("/healthz").json()["status"] == "alive"
     answer = each_plane.root.get("/readyz")
     assert (answer.status_code, answer.json()) == (
@@ -27,7 +27,7 @@ def test_a_control_plane_whose_parts_answer_is_ready(each_plane: ControlPlane) -
     assert each_plane.client.ready().status == "ready"
 
 
-def test_what_does_not_answer_is_named(tmp_path: Path) -> None:
+def test_parts_that_do_not_answer_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     settings = Settings(
         home=tmp_path,
@@ -60,11 +60,13 @@ def test_a_database_without_the_newest_migrations_is_not_ready(database: Databas
     assert ask(app, "/readyz").status_code == 200
     with database.transaction() as session:
         session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    assert ask(app, "/readyz").status_code == 200, "a newer version is being rolled out"
+    assert ask(app, "/readyz").status_code == 200, (
+        "an older version of the code must stay ready during an upgrade"
+    )
     app.state.services.database.close()
 
 
-def test_ray_is_asked_where_it_is_configured(tmp_path: Path) -> None:
+def test_ray_is_checked_if_it_is_configured(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         settings = Settings(home=tmp_path, ray_address=address)
@@ -85,11 +87,11 @@ def test_ray_is_asked_where_it_is_configured(tmp_path: Path) -> None:
         ("[::1]:6379", ("::1", 6379)),
     ],
 )
-def test_addresses_of_ray(address: str | None, endpoint: tuple[str, int] | None) -> None:
+def test_host_and_port_of_ray_addresses(address: str | None, endpoint: tuple[str, int] | None) -> None:
     assert ray_endpoint(address) == endpoint
 
 
-def test_prometheus_is_told_of_requests_and_of_the_queue(each_plane: ControlPlane, name: str) -> None:
+def test_metrics_count_requests_and_the_queue(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name, [f"{name} a", "b"])
     each_plane.add_model(name, name)
     each_plane.http.get("/datasets/nobody")
@@ -110,11 +112,11 @@ def test_prometheus_is_told_of_requests_and_of_the_queue(each_plane: ControlPlan
     assert samples["pathswitch_stage_seconds_sum", "gate"] >= 0
     named = [line for line in page.text.splitlines() if name in line]
     assert all(line.startswith("pathswitch_release_timestamp_seconds{") for line in named), (
-        "paths are not labels"
+        "names of objects must not be labels"
     )
 
 
-def test_prometheus_is_told_when_what_was_released(each_plane: ControlPlane, name: str) -> None:
+def test_metrics_show_when_a_version_was_released(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name, [f"{name} a", "b"])
     each_plane.add_model(name, name)
     [released] = each_plane.client.releases(name)
@@ -125,10 +127,12 @@ def test_prometheus_is_told_when_what_was_released(each_plane: ControlPlane, nam
                 assert released.released_at is not None
                 assert sample.value == pytest.approx(released.released_at.timestamp(), abs=1e-3)
                 return
-    pytest.fail("there is no mark")
+    pytest.fail("no timestamp of the release")
 
 
-def test_the_client_tells_what_is_not_ready(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_reports_parts_that_are_not_ready(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(_: object) -> None:
         raise OSError("disk full")
 

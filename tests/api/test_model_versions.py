@@ -14,7 +14,7 @@ WEIGHTS = "weights/model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def made(plane: ControlPlane) -> str:
+def two_versions(plane: ControlPlane) -> str:
     """A model with two versions, the second served."""
     plane.add_dataset("made", ["made a", "made b"])
     plane.add_model("made", "made")
@@ -23,13 +23,13 @@ def made(plane: ControlPlane) -> str:
     return "made"
 
 
-def test_a_version_says_all_about_itself(plane: ControlPlane, made: str) -> None:
-    version = plane.http.get(f"/models/{made}/versions/1").json()
-    [checkpoint, _] = plane.client.checkpoints(made)
-    [update, _] = plane.client.updates(made)
+def test_a_version_has_all_documented_fields(plane: ControlPlane, two_versions: str) -> None:
+    version = plane.http.get(f"/models/{two_versions}/versions/1").json()
+    [checkpoint, _] = plane.client.checkpoints(two_versions)
+    [update, _] = plane.client.updates(two_versions)
     assert version == {
         "id": version["id"],
-        "model": made,
+        "model": two_versions,
         "number": 1,
         "data_version": 1,
         "state": "retired",
@@ -61,19 +61,19 @@ def test_a_version_says_all_about_itself(plane: ControlPlane, made: str) -> None
     assert len(artifact["sha256"]) == 64
 
 
-def test_versions_are_listed_by_number_and_found_by_name(plane: ControlPlane, made: str) -> None:
-    page = plane.http.get(f"/models/{made}/versions", params={"limit": 1}).json()
+def test_versions_are_listed_by_number_and_found_by_name(plane: ControlPlane, two_versions: str) -> None:
+    page = plane.http.get(f"/models/{two_versions}/versions", params={"limit": 1}).json()
     assert ([row["number"] for row in page["data"]], page["has_more"]) == ([1], True)
-    assert [row.number for row in plane.client.model_versions(made)] == [1, 2]
+    assert [row.number for row in plane.client.model_versions(two_versions)] == [1, 2]
     for number in ("2", "latest", "served"):
-        found = plane.http.get(f"/models/{made}/versions/{number}").json()
+        found = plane.http.get(f"/models/{two_versions}/versions/{number}").json()
         assert (found["number"], found["state"]) == (2, "released")
 
 
 @pytest.mark.parametrize("number", ["3", "0", "-1", "1.0", "newest", "1_0", "99999999999999999999"])
-def test_unknown_versions_are_not_found(plane: ControlPlane, made: str, number: str) -> None:
-    assert plane.http.get(f"/models/{made}/versions/{number}").status_code == 404
-    assert plane.http.get(f"/models/{made}/versions/{number}/files/config.json").status_code == 404
+def test_unknown_versions_are_not_found(plane: ControlPlane, two_versions: str, number: str) -> None:
+    assert plane.http.get(f"/models/{two_versions}/versions/{number}").status_code == 404
+    assert plane.http.get(f"/models/{two_versions}/versions/{number}/files/config.json").status_code == 404
 
 
 def test_a_model_without_versions_has_none_latest_or_served(plane: ControlPlane, name: str) -> None:
@@ -84,17 +84,17 @@ def test_a_model_without_versions_has_none_latest_or_served(plane: ControlPlane,
     assert plane.http.get(f"/models/{name}/versions").json() == {"data": [], "has_more": False}
 
 
-def test_files_of_the_export_are_downloaded(plane: ControlPlane, made: str, tmp_path: Path) -> None:
+def test_files_of_the_export_are_downloaded(plane: ControlPlane, two_versions: str, tmp_path: Path) -> None:
     for path, content in EXPORT_FILES.items():
-        answer = plane.http.get(f"/models/{made}/versions/served/files/{path}")
+        answer = plane.http.get(f"/models/{two_versions}/versions/served/files/{path}")
         assert (answer.status_code, answer.content) == (200, content)
         assert answer.headers["ETag"] == f'"{hashlib.sha256(content).hexdigest()}"'
-        plane.client.download(made, "latest", path, tmp_path / "file")
+        plane.client.download(two_versions, "latest", path, tmp_path / "file")
         assert (tmp_path / "file").read_bytes() == content
 
 
-def test_a_file_is_served_in_ranges(plane: ControlPlane, made: str) -> None:
-    url, content = f"/models/{made}/versions/1/files/{WEIGHTS}", EXPORT_FILES[WEIGHTS]
+def test_a_file_is_served_in_ranges(plane: ControlPlane, two_versions: str) -> None:
+    url, content = f"/models/{two_versions}/versions/1/files/{WEIGHTS}", EXPORT_FILES[WEIGHTS]
     part = plane.http.get(url, headers={"Range": "bytes=1000-1999"})
     assert (part.status_code, part.content) == (206, content[1000:2000])
     assert part.headers["Content-Range"] == f"bytes 1000-1999/{len(content)}"
@@ -105,7 +105,7 @@ def test_a_file_is_served_in_ranges(plane: ControlPlane, made: str) -> None:
     assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(content)))
 
 
-@pytest.mark.no_database_faults("speaks through a socket of its own, which does not come again")
+@pytest.mark.no_database_faults("uses its own connection, which does not retry")
 @pytest.mark.parametrize(
     "path",
     [
@@ -122,10 +122,10 @@ def test_a_file_is_served_in_ranges(plane: ControlPlane, made: str) -> None:
         "config.json%00",
     ],
 )
-def test_only_files_of_the_export_are_served(plane: ControlPlane, made: str, path: str) -> None:
-    # Sent as it stands: httpx would resolve the dots itself.
+def test_only_files_of_the_export_are_served(plane: ControlPlane, two_versions: str, path: str) -> None:
+    # httpx would resolve the dots before sending.
     with closing(HTTPConnection(plane.http.base_url.host, plane.http.base_url.port)) as connection:
-        connection.request("GET", f"/api/v1/models/{made}/versions/1/files/{path}")
+        connection.request("GET", f"/api/v1/models/{two_versions}/versions/1/files/{path}")
         answer = connection.getresponse()
         assert answer.status == 404
         assert json.loads(answer.read())["code"] == "not_found"

@@ -23,7 +23,7 @@ def test_a_model_has_every_default_filled_in(each_plane: ControlPlane, name: str
     assert each_plane.http.get(f"/models/{name}").json() == model
 
 
-def test_a_model_on_data_begins_with_the_newest_version(each_plane: ControlPlane, name: str) -> None:
+def test_a_new_model_starts_with_the_newest_data_version(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name, ["a", "b"], ["c", "d"])
     each_plane.client.create_model({"name": name, "dataset": name})
     assert [update.data_version for update in each_plane.client.updates(name)] == [2]
@@ -31,7 +31,7 @@ def test_a_model_on_data_begins_with_the_newest_version(each_plane: ControlPlane
     assert list(each_plane.client.updates(f"{name}-off")) == []
 
 
-def test_what_cannot_be_created(each_plane: ControlPlane, name: str) -> None:
+def test_a_model_needs_a_dataset_and_a_free_name(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name)
     post = each_plane.http.post
     assert post("/models", json={"name": name, "dataset": "nobody"}).status_code == 404
@@ -51,7 +51,7 @@ def test_what_cannot_be_created(each_plane: ControlPlane, name: str) -> None:
         ({"gate": {"max_new_loss_increase": "much"}}, "body.gate.max_new_loss_increase"),
     ],
 )
-def test_bad_specs_are_named_field_by_field(
+def test_errors_in_a_spec_name_the_field(
     plane: ControlPlane, name: str, body: dict[str, object], location: str
 ) -> None:
     answer = plane.http.post("/models", json={"name": name, "dataset": name, **body})
@@ -66,7 +66,7 @@ def test_bases_outside_the_import_roots_are_refused(plane: ControlPlane, name: s
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
-def test_gate_and_automatics_can_be_changed_and_nothing_else(each_plane: ControlPlane, name: str) -> None:
+def test_only_some_fields_of_a_model_can_be_changed(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name)
     each_plane.client.create_model({"name": name, "dataset": name})
     gate = {"max_old_loss_increase": 0.2, "max_backward_transfer": 0.1}
@@ -84,8 +84,8 @@ def test_gate_and_automatics_can_be_changed_and_nothing_else(each_plane: Control
     ]
     for change in fixed:
         assert each_plane.http.patch(f"/models/{name}", json=change).status_code == 409
-    no_longer_asked = each_plane.http.patch(f"/models/{name}", json={"gate": {"max_backward_transfer": None}})
-    assert no_longer_asked.json()["gate"]["max_backward_transfer"] is None
+    unset = each_plane.http.patch(f"/models/{name}", json={"gate": {"max_backward_transfer": None}})
+    assert unset.json()["gate"]["max_backward_transfer"] is None
     assert each_plane.http.patch(f"/models/{name}", json={"gate": gate}).json() == changed
     for bad in ({"gate": {"colour": 1}}, {"gate": None}, {"training": 5}, {"training": {"workers": 0}}):
         assert each_plane.http.patch(f"/models/{name}", json=bad).status_code == 422
@@ -93,7 +93,7 @@ def test_gate_and_automatics_can_be_changed_and_nothing_else(each_plane: Control
     assert each_plane.http.patch("/models/nobody", json={}).status_code == 404
 
 
-def test_a_model_shows_where_it_stands(each_plane: ControlPlane, name: str) -> None:
+def test_a_model_shows_its_current_state(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name, ["a", "b"])
     each_plane.add_model(name, name)
     [checkpoint] = each_plane.http.get(f"/models/{name}/checkpoints").json()["data"]
@@ -109,7 +109,7 @@ def test_a_model_shows_where_it_stands(each_plane: ControlPlane, name: str) -> N
     assert listed == [each_plane.client.model(name)]
 
 
-def test_checkpoints_are_the_trunk(each_plane: ControlPlane, name: str) -> None:
+def test_checkpoints_are_those_of_the_trunk(each_plane: ControlPlane, name: str) -> None:
     each_plane.add_dataset(name, ["a", "b"])
     each_plane.add_model(name, name)
     each_plane.push(name, "c", "d")

@@ -1,4 +1,4 @@
-"""Updates that are no part of their line: branches from any trunk checkpoint, and versions under another paradigm."""
+"""One-off updates: branches from any trunk checkpoint, and versions under another paradigm."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from service.core.paradigm_specs import BranchSpec, PathSwitchingSpec
 from service.core.states import ModelVersionState, UpdateState
 from tests.support.control_plane import ControlPlane
 
-# 1600 rows of the scripted packs make 100 steps a data version; the branch of the first one leaves at 90.
+# The 1600 rows of a scripted pack make 100 steps per data version. The first branch leaves at step 90.
 SHORT = {"length": {"rule": "fixed", "fraction": 0.05}, "shape": "linear"}
 
 
-# One database is enough where the other would show nothing else.
+# For tests in which the kind of database makes no difference.
 ON_SQLITE = pytest.mark.parametrize("each_plane", ["plane"], indirect=True)
 
 
@@ -42,7 +42,7 @@ def one_off(plane: ControlPlane, model: str, **what: Any) -> Update:
     return plane.client.update(update.id)
 
 
-def test_a_branch_from_a_checkpoint_makes_a_candidate_and_touches_nothing_else(
+def test_a_branch_from_a_checkpoint_makes_a_candidate_and_changes_nothing_else(
     each_plane: ControlPlane, model: str
 ) -> None:
     before = trunk(each_plane, model)
@@ -61,7 +61,7 @@ def test_a_branch_from_a_checkpoint_makes_a_candidate_and_touches_nothing_else(
 
 
 @ON_SQLITE
-def test_what_a_decay_does_not_say_is_the_models_own(each_plane: ControlPlane, name: str) -> None:
+def test_missing_fields_of_a_decay_come_from_the_model(each_plane: ControlPlane, name: str) -> None:
     own = {
         "length": {"rule": "fixed", "fraction": 0.3},
         "shape": "cosine",
@@ -85,7 +85,7 @@ def test_what_a_decay_does_not_say_is_the_models_own(each_plane: ControlPlane, n
         assert update.paradigm == PathSwitchingSpec(decay=BranchSpec.model_validate(own | changes))
 
 
-def test_a_branch_on_request_can_be_released_and_the_line_goes_on_as_if_it_were_not_there(
+def test_a_one_off_branch_can_be_released_and_does_not_affect_the_line(
     each_plane: ControlPlane, model: str
 ) -> None:
     start = trunk(each_plane, model)
@@ -101,7 +101,7 @@ def test_a_branch_on_request_can_be_released_and_the_line_goes_on_as_if_it_were_
 
 
 @ON_SQLITE
-def test_a_branch_may_read_on_into_later_data(each_plane: ControlPlane, model: str) -> None:
+def test_a_branch_can_read_into_later_data(each_plane: ControlPlane, model: str) -> None:
     start = trunk(each_plane, model)[0]
     longer = {"length": {"rule": "fixed", "fraction": 0.6}}
     refused = each_plane.http.post(
@@ -114,7 +114,7 @@ def test_a_branch_may_read_on_into_later_data(each_plane: ControlPlane, model: s
 
 
 @ON_SQLITE
-def test_a_checkpoint_of_another_model_or_later_data_is_no_start(
+def test_a_branch_cannot_start_at_a_checkpoint_of_another_model_or_of_later_data(
     each_plane: ControlPlane, model: str
 ) -> None:
     last = trunk(each_plane, model)[-1]
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_model_or_later_data_is_no_start(
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
-def test_a_version_under_another_paradigm_leaves_the_line_alone(
+def test_a_version_under_another_paradigm_does_not_affect_the_line(
     each_plane: ControlPlane, model: str, paradigm: dict[str, Any], steps: tuple[int, int]
 ) -> None:
     before = trunk(each_plane, model)
@@ -154,7 +154,7 @@ def test_a_version_under_another_paradigm_leaves_the_line_alone(
 
 
 @ON_SQLITE
-def test_from_scratch_reads_every_row_once_where_the_line_replays(
+def test_from_scratch_reads_every_row_once_although_the_line_replays(
     each_plane: ControlPlane, name: str
 ) -> None:
     each_plane.add_dataset(name, [f"{name} a", "b"])
@@ -173,7 +173,7 @@ def test_from_scratch_reads_every_row_once_where_the_line_replays(
 
 
 @ON_SQLITE
-def test_what_a_one_off_costs_is_extra(each_plane: ControlPlane, model: str) -> None:
+def test_the_cost_of_one_offs_is_extra(each_plane: ControlPlane, model: str) -> None:
     before = each_plane.client.costs(model)
     one_off(each_plane, model, branch_from=trunk(each_plane, model)[0].id, decay=SHORT)
     one_off(each_plane, model, paradigm={"name": "from_scratch"})

@@ -1,4 +1,4 @@
-"""Releases over HTTP: forward, back, and the history of both."""
+"""Releases over HTTP: forward, back, and their history."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.support.control_plane import ControlPlane
 
 @pytest.fixture
 def model(each_plane: ControlPlane, name: str) -> str:
-    """A model with two versions, none of them released by itself."""
+    """A model with two versions and no automatic releases."""
     each_plane.add_dataset(name, [f"{name} a", "b"])
     each_plane.add_model(name, name, auto_release=False)
     each_plane.push(name, f"{name} c", "d")
@@ -17,7 +17,7 @@ def model(each_plane: ControlPlane, name: str) -> str:
 
 
 def serve(plane: ControlPlane, model: str) -> None:
-    """One tick has what was asked for served, and written down."""
+    """Run the orchestrator until the requested version is served and recorded."""
     plane.finish(model)
 
 
@@ -60,7 +60,7 @@ def test_a_version_is_released_and_rolled_back(each_plane: ControlPlane, model: 
     assert each_plane.client.model(model).state.served_version == 1
 
 
-def test_the_last_one_asked_for_wins(each_plane: ControlPlane, model: str) -> None:
+def test_the_last_requested_release_wins(each_plane: ControlPlane, model: str) -> None:
     overtaken = each_plane.client.release(model, 1)
     each_plane.client.release(model, 2)
     serve(each_plane, model)
@@ -71,7 +71,7 @@ def test_the_last_one_asked_for_wins(each_plane: ControlPlane, model: str) -> No
     assert rows[0].id == overtaken.id
 
 
-def test_what_cannot_be_released(each_plane: ControlPlane, model: str) -> None:
+def test_invalid_releases_are_refused(each_plane: ControlPlane, model: str) -> None:
     path = f"/models/{model}/releases"
     assert each_plane.http.post(path, json={"version": 3}).status_code == 404
     assert each_plane.http.post(path, json={"version": "previous"}).status_code == 409
@@ -81,7 +81,7 @@ def test_what_cannot_be_released(each_plane: ControlPlane, model: str) -> None:
     assert each_plane.http.get(path).json() == {"data": [], "has_more": False}
 
 
-def test_a_version_that_replicas_cannot_load_says_why(each_plane: ControlPlane, model: str) -> None:
+def test_a_release_that_replicas_cannot_load_shows_the_error(each_plane: ControlPlane, model: str) -> None:
     each_plane.client.release(model, 1)
     serve(each_plane, model)
     each_plane.serving.broken.add(2)
@@ -97,7 +97,7 @@ def test_a_version_that_replicas_cannot_load_says_why(each_plane: ControlPlane, 
     ]
 
 
-def test_how_a_model_is_served_can_be_changed_a_field_at_a_time(each_plane: ControlPlane, model: str) -> None:
+def test_the_serving_spec_can_be_changed_field_by_field(each_plane: ControlPlane, model: str) -> None:
     path = f"/models/{model}"
     canary = {"strategy": "canary", "share": 0.2, "seconds": 60}
     changes = [
@@ -117,9 +117,7 @@ def test_how_a_model_is_served_can_be_changed_a_field_at_a_time(each_plane: Cont
         assert each_plane.http.patch(path, json={"serving": bad}).status_code == 422
 
 
-def test_a_release_may_be_rolled_out_otherwise_than_the_model_asks_for(
-    each_plane: ControlPlane, model: str
-) -> None:
+def test_a_release_can_override_the_rollout_of_the_model(each_plane: ControlPlane, model: str) -> None:
     each_plane.client.release(model, 1)
     serve(each_plane, model)
     path = f"/models/{model}/releases"
@@ -137,14 +135,16 @@ def test_a_release_may_be_rolled_out_otherwise_than_the_model_asks_for(
         each_plane.serving.traffic.clear()
     live = each_plane.http.get(path).json()["data"][-1]
     assert (live["state"], live["trial"]["tried"]["requests"]) == ("live", 3)
-    # Whether replicas hold one version or several is the model's.
+    # Only the model decides whether replicas hold one version or several.
     rolling = {"version": 1, "rollout": {"strategy": "rolling"}}
     assert each_plane.http.post(path, json=rolling).status_code == 409
     each_plane.http.patch(f"/models/{model}", json={"serving": {"rollout": {"strategy": "rolling"}}})
     assert each_plane.http.post(path, json=rolling | {"rollout": canary}).status_code == 409
 
 
-def test_what_should_answer_beside_what_replicas_said_last(each_plane: ControlPlane, model: str) -> None:
+def test_serving_shows_the_desired_version_and_the_last_reports_of_replicas(
+    each_plane: ControlPlane, model: str
+) -> None:
     path = f"/models/{model}/serving"
     before = each_plane.http.get(path).json()
     assert (before["version"], before["in_step"], before["replicas"]) == (None, False, [])

@@ -60,5 +60,6 @@ def test_the_client_gives_slices(plane: ControlPlane, name: str) -> None:
     path.write_text("one\ftwo\fthree")
     assert plane.client.push_slice(name, "sent", [b"one"], format=DataFormat.TEXT).row.documents == 1
     assert plane.client.push_slice(name, "file", path, data_version=1).row.data_version == 1
-    assert plane.client.import_slice(name, "named", path.as_uri()).row.documents == 3
+    body, query = {"uri": path.as_uri()}, {"name": "named"}
+    plane.http.post(f"/datasets/{name}/slices", params=query, json=body).raise_for_status()
     assert [row.name for row in plane.client.slices(name)] == ["sent", "file", "named"]

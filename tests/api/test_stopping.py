@@ -1,4 +1,4 @@
-"""The control plane is asked to stop: what it has accepted is answered whole, and it takes nothing new."""
+"""Stopping the control plane: it answers accepted requests completely, and accepts no new ones."""
 
 import signal
 import socket
@@ -27,7 +27,7 @@ from tests.support.server_process import server_process
 MIB = 1 << 20
 NDJSON = {"Content-Type": "application/x-ndjson"}
 DOCUMENT = b'{"name": "accepted"}'
-LATE_SECONDS = 3.0  # so long after the signal what is under way comes to its end
+LATE_SECONDS = 3.0  # requests in flight end this long after the signal
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def server(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         yield url, process
 
 
-def test_what_was_accepted_is_answered_whole_and_nothing_else_is_taken(
+def test_accepted_requests_are_answered_and_new_ones_refused(
     settings: Settings, server: tuple[str, subprocess.Popen[bytes]]
 ) -> None:
     url, process = server
-    asked, late = threading.Event(), threading.Event()
+    can_import, late = threading.Event(), threading.Event()
     file = settings.import_roots[0] / "large.ndjson"
     file.write_bytes(b"".join(ndjson_body(64 * MIB)))
 
@@ -65,16 +65,16 @@ def test_what_was_accepted_is_answered_whole_and_nothing_else_is_taken(
         return httpx.post(f"{url}{BASE}/datasets/sent/versions", content=body(), headers=NDJSON, timeout=60)
 
     def import_() -> httpx.Response:
-        assert asked.wait(60)
-        named = {"uri": file.as_uri()}
-        return httpx.post(f"{url}{BASE}/datasets/imported/versions", json=named, timeout=60)
+        assert can_import.wait(60)
+        source = {"uri": file.as_uri()}
+        return httpx.post(f"{url}{BASE}/datasets/imported/versions", json=source, timeout=60)
 
     followed: list[str] = []
 
     def follow() -> None:
         headers = {"Accept": "text/event-stream"}
         with httpx.stream("GET", f"{url}{BASE}/events", headers=headers, timeout=60) as response:
-            for line in response.iter_lines():  # raises where it does not end as a stream should
+            for line in response.iter_lines():  # raises if the stream does not end properly
                 followed.append(line)
 
     with (
@@ -89,13 +89,13 @@ def test_what_was_accepted_is_answered_whole_and_nothing_else_is_taken(
         wait_until(lambda: staged(settings) == 1 and created(followed) == 3)
         head = f"POST {BASE}/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: {len(DOCUMENT)}\r\n"
         slow.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + DOCUMENT[:9])
-        asked.set()
+        can_import.set()
         importing = clients.submit(import_)
         wait_until(lambda: staged(settings) == 2)
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         for connection in (idle, kept.sock):
-            assert connection.recv(1) == b"", "an idle connection is closed, used before or not"
+            assert connection.recv(1) == b"", "idle connections are closed, whether used before or not"
         wait_until(lambda: refused(url))
         threading.Timer(LATE_SECONDS, late.set).start()
         assert late.wait(60)
@@ -117,7 +117,7 @@ def test_what_was_accepted_is_answered_whole_and_nothing_else_is_taken(
 
 
 @pytest.mark.slow
-def test_what_takes_longer_than_it_may_is_cut_off_and_leaves_nothing(
+def test_a_request_that_takes_too_long_is_cut_off_and_leaves_no_files(
     settings: Settings, server: tuple[str, subprocess.Popen[bytes]]
 ) -> None:
     url, process = server

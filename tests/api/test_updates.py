@@ -1,4 +1,4 @@
-"""Updates over HTTP: started, watched, cancelled and retried."""
+"""Updates over HTTP: start, list, cancel and retry them, and read their metrics."""
 
 from itertools import pairwise
 
@@ -13,19 +13,19 @@ from tests.support.control_plane import ControlPlane
 STAGES = ["tokenizer", "pack", "train_trunk", "train_branch", "export", "evaluate", "gate", "release"]
 
 
-# One database is enough where the other would show nothing else.
+# For tests in which the kind of database makes no difference.
 ON_SQLITE = pytest.mark.parametrize("each_plane", ["plane"], indirect=True)
 
 
 @pytest.fixture
 def model(each_plane: ControlPlane, name: str) -> str:
-    """A model on two data versions that updates only when told."""
+    """A model on two data versions without automatic updates."""
     each_plane.add_dataset(name, [f"{name} a", "b"], [f"{name} c", "d"])
     each_plane.client.create_model({"name": name, "dataset": name, "auto_update": False})
     return name
 
 
-def test_an_update_goes_to_the_newest_version_unless_told(each_plane: ControlPlane, model: str) -> None:
+def test_an_update_trains_the_newest_data_version_by_default(each_plane: ControlPlane, model: str) -> None:
     answer = each_plane.http.post(f"/models/{model}/updates", json={"data_version": 1})
     assert answer.status_code == 202
     update = answer.json()
@@ -94,7 +94,7 @@ def test_a_finished_update_shows_its_stages_in_topological_order(
     assert update["stages"][-1]["progress"] is None
 
 
-def test_stages_that_another_model_has_done_are_reused(each_plane: ControlPlane, model: str) -> None:
+def test_finished_stages_of_another_model_are_reused(each_plane: ControlPlane, model: str) -> None:
     each_plane.client.start_update(model, data_version=1)
     each_plane.finish(model)
     twin = f"{model}-twin"
@@ -109,7 +109,7 @@ def test_stages_that_another_model_has_done_are_reused(each_plane: ControlPlane,
     assert version.cost.device_seconds == 0
 
 
-def test_what_cannot_be_started(each_plane: ControlPlane, model: str) -> None:
+def test_invalid_updates_are_refused(each_plane: ControlPlane, model: str) -> None:
     def start(body: object, of: str = model) -> int:
         return each_plane.http.post(f"/models/{of}/updates", json=body).status_code
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_started(each_plane: ControlPlane, model: str) -> None:
     assert start({"paradigm": {"name": "unheard_of"}}) == 422
     each_plane.client.start_update(model, data_version=2)
     each_plane.finish(model)
-    assert start({"data_version": 1}) == 422  # the trunk has passed it
+    assert start({"data_version": 1}) == 422  # the trunk is past it
     empty = f"{model}-empty"
     each_plane.client.create_dataset(empty)
     each_plane.client.create_model({"name": empty, "dataset": empty})
@@ -140,7 +140,7 @@ def test_an_update_can_be_cancelled_once(each_plane: ControlPlane, model: str) -
     assert each_plane.http.post("/updates/upd_unknown/cancel").status_code == 404
 
 
-def test_a_failed_update_says_why_and_can_be_retried(each_plane: ControlPlane, model: str) -> None:
+def test_a_failed_update_shows_its_error_and_can_be_retried(each_plane: ControlPlane, model: str) -> None:
     error = RunError("", "diverged", "the loss is nan at step 7", retryable=False)
     each_plane.fail_next(StageKind.TRAIN_BRANCH, error)
     update_id = each_plane.client.start_update(model, data_version=1).id
@@ -199,10 +199,8 @@ def test_metrics_need_a_stage_of_the_update(each_plane: ControlPlane, model: str
     assert each_plane.http.get("/updates/upd_x/metrics", params={"stage": trunk.id}).status_code == 404
 
 
-def test_metrics_of_a_reused_stage_are_those_of_its_own_steps_by_whoever_trained_it(
-    each_plane: ControlPlane, model: str
-) -> None:
-    """The other line trained the trunk in one stage up to where this one's second segment ends."""
+def test_metrics_of_a_reused_stage_cover_exactly_its_own_steps(each_plane: ControlPlane, model: str) -> None:
+    """The other line trained the trunk in one stage, up to the end of the second segment of this line."""
     in_one = each_plane.client.start_update(model, data_version=2).id
     each_plane.finish(model)
     twin = f"{model}-twin"
@@ -233,16 +231,18 @@ def test_metrics_of_a_reused_stage_are_those_of_its_own_steps_by_whoever_trained
     trained = points(in_one, StageKind.TRAIN_TRUNK)
     assert [point.step for point in trained] == [first - 1, first, first + 1, second]
     assert points(updates[1], StageKind.TRAIN_TRUNK) == trained[2:]
-    assert [point.step for point in points(updates[0], StageKind.TRAIN_TRUNK)] == [first]  # as its own has it
+    assert [point.step for point in points(updates[0], StageKind.TRAIN_TRUNK)] == [
+        first
+    ]  # the stage's own range
     assert points(updates[1], StageKind.TRAIN_BRANCH) == points(in_one, StageKind.TRAIN_BRANCH) != []
 
 
 @ON_SQLITE
 @pytest.mark.parametrize("paradigm", ["path_switching", "from_scratch", "continual"])
-def test_a_line_makes_no_version_of_data_that_it_has_passed(
+def test_a_line_never_trains_a_data_version_that_it_has_passed(
     each_plane: ControlPlane, model: str, name: str, paradigm: str
 ) -> None:
-    """Neither anew nor by trying again: it would be released over a version of newer data."""
+    """Neither in a new update nor by a retry, because it would replace a version with newer data."""
     line = f"{name}-{paradigm.replace('_', '-')}"
     each_plane.client.create_model(
         {"name": line, "dataset": model, "auto_update": False, "paradigm": {"name": paradigm}}

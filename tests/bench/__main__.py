@@ -1,4 +1,4 @@
-"""``make bench``: every benchmark that prints a figure of the README, one after another."""
+"""``make bench``: runs the benchmarks of training, updates and uploads one after another."""
 
 import sys
 

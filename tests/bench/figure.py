@@ -1,4 +1,4 @@
-"""The lines of a benchmark's table, and the promises that some of them are held to."""
+"""The rows of a benchmark's table, with a target for some of them."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table; ``target`` is None where nothing is promised. ``at_least``: or at most."""
+    """One row of the table. ``target`` is a minimum if ``at_least``, else a maximum; None: no target."""
 
     check: str
-    what: str
+    metric: str
     value: float
     target: float | None = None
     at_least: bool = False
@@ -27,11 +27,11 @@ class Figure:
     def line(self) -> str:
         target = "" if self.target is None else f"{'>=' if self.at_least else '<='} {self.target:g}"
         verdict = "" if self.target is None else "met" if self.met else "MISSED"
-        return f"{self.check:<43}{self.what:<35}{self.value:>10.2f}  {target:<7} {verdict}".rstrip()
+        return f"{self.check:<43}{self.metric:<35}{self.value:>10.2f}  {target:<7} {verdict}".rstrip()
 
 
 def write(path: Path, figures: Mapping[str, Sequence[Figure]]) -> None:
-    """As JSON, with the machine that they were measured on."""
+    """Write the figures as JSON, with the machine they were measured on."""
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load": os.getloadavg()}
     rows = {
         name: [asdict(figure) | {"met": figure.met} for figure in group] for name, group in figures.items()

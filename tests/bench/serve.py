@@ -1,6 +1,6 @@
-"""What serving does beside its peers, and what it bears: ``make bench-serve``, or a part: ``--only engine``.
+"""``make bench-serve``: compares serving with its peers, and tests it under releases, kills and load.
 
-Everything but the engine runs over a Ray of its own. Exit status 1 where a target is missed.
+``--only engine`` runs one part. All parts but the engine start a Ray cluster. Exits with status 1 if a target is missed.
 """
 
 import argparse
@@ -27,11 +27,14 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=CHECKS, action="append")
     parser.add_argument(
-        "--threads", type=int, action="append", help="of the engine and its peer; 1 and all cores"
+        "--threads",
+        type=int,
+        action="append",
+        help="threads of the engine and its peer (repeatable; default: 1 and all cores)",
     )
     parser.add_argument("--releases", type=int, default=serve_http.RELEASES)
-    parser.add_argument("--minutes", type=float, default=20.0, help="of the soak")
-    parser.add_argument("--json", type=Path, help="where to write the figures too")
+    parser.add_argument("--minutes", type=float, default=20.0, help="duration of the soak test")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     checks = arguments.only or CHECKS
     figures: list[Figure] = []
@@ -42,34 +45,34 @@ def main() -> None:
             if this_device().type == "cuda":
                 large = Path(directory) / "large"
                 write_served_model(large, seed=1, shape=LARGE, dtype=torch.bfloat16)
-                figures += _shown(engine_figures(folder, 0, "engine, GPU, 10 M in float32"))
-                figures += _shown(engine_figures(large, 0, "engine, GPU, 107 M in bfloat16"))
+                figures += _printed(engine_figures(folder, 0, "engine, GPU, 10 M in float32"))
+                figures += _printed(engine_figures(large, 0, "engine, GPU, 107 M in bfloat16"))
             else:
                 for threads in arguments.threads or sorted({1, os.cpu_count() or 1}):
                     name = f"engine, {threads} threads" if threads > 1 else "engine, 1 thread"
-                    figures += _shown(engine_figures(folder, threads, name))
+                    figures += _printed(engine_figures(folder, threads, name))
         if set(checks) - {"engine"}:
             with serving_world(Path(directory)) as world:
                 for check in checks:
                     match check:
                         case "overhead":
-                            figures += _shown(serve_http.overhead_figures(world, folder))
+                            figures += _printed(serve_http.overhead_figures(world, folder))
                         case "releases":
-                            figures += _shown(serve_http.release_figures(world, arguments.releases))
+                            figures += _printed(serve_http.release_figures(world, arguments.releases))
                         case "kills":
-                            figures += _shown(serve_http.kill_figures(world))
+                            figures += _printed(serve_http.kill_figures(world))
                         case "overload":
-                            figures += _shown(serve_http.overload_figures(world))
+                            figures += _printed(serve_http.overload_figures(world))
                         case "soak":
-                            figures += _shown(serve_http.soak_figures(world, arguments.minutes))
+                            figures += _printed(serve_http.soak_figures(world, arguments.minutes))
     if arguments.json:
         figure.write(arguments.json, {"serving": figures})
-    sys.exit(any(not one.met for one in figures))
+    sys.exit(any(not row.met for row in figures))
 
 
-def _shown(figures: list[Figure]) -> list[Figure]:
-    for one in figures:
-        print(one.line(), flush=True)
+def _printed(figures: list[Figure]) -> list[Figure]:
+    for row in figures:
+        print(row.line(), flush=True)
     return figures
 
 

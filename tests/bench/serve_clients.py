@@ -1,4 +1,4 @@
-"""Clients of the OpenAI interface, as many as asked for on one event loop, and what each of their requests came to."""
+"""Clients of the OpenAI interface on one event loop, and the outcome of each of their requests."""
 
 import asyncio
 import json
@@ -16,9 +16,9 @@ TIMEOUT_SECONDS = 120.0
 
 @dataclass
 class Answer:
-    """One request. ``status`` 0: the connection broke. ``whole``: it has all that was asked for, of one version."""
+    """The outcome of one request. ``status`` 0: the connection broke. ``whole``: complete, and from a single version."""
 
-    asked_at: float
+    sent_at: float
     status: int = 0
     error: str = ""
     retry_after: float | None = None
@@ -32,12 +32,12 @@ class Answer:
 
     @property
     def ended_at(self) -> float:
-        return self.asked_at + self.seconds
+        return self.sent_at + self.seconds
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a client asks for. ``retry``: once more where no whole answer came, after so many seconds or as it is told."""
+    """A request. With ``retry_seconds`` the client retries once, after that time or after Retry-After."""
 
     prompt: Sequence[int]
     max_tokens: int
@@ -48,8 +48,9 @@ class Ask:
 
 @dataclass
 class Clients:
-    """Clients that each go on asking, until stopped: the same again and again, of which the engine then keeps the prompt, or
-    every time another ``new_prompt``.
+    """Clients that repeat their requests until they are stopped.
+
+    A client repeats the same prompt, which the engine then caches, unless ``new_prompt`` gives it another one each time.
     """
 
     url: str
@@ -57,8 +58,8 @@ class Clients:
     answers: list[Answer] = field(default_factory=list)
     stopped: bool = False
 
-    async def go_on(self, asks: Sequence[Ask], *, heed_retry_after: bool = False) -> None:
-        """One client per ask. ``heed_retry_after``: one that is told to come back later does, and else asks at once."""
+    async def run(self, asks: Sequence[Ask], *, heed_retry_after: bool = False) -> None:
+        """Run one client per request. With ``heed_retry_after`` clients wait as long as Retry-After says."""
         async with _session(self.url) as http:
             await asyncio.gather(*(self._client(http, ask, heed_retry_after) for ask in asks))
 
@@ -70,37 +71,37 @@ class Clients:
             if not answer.whole and ask.retry_seconds is not None and answer.status != 429:
                 await asyncio.sleep(answer.retry_after or ask.retry_seconds)
                 again = await ask_once(http, ask)
-                again.attempts, again.seconds = 2, again.ended_at - answer.asked_at
-                again.asked_at = answer.asked_at
+                again.attempts, again.seconds = 2, again.ended_at - answer.sent_at
+                again.sent_at = answer.sent_at
                 answer = again
             self.answers.append(answer)
             if heed_retry_after and answer.retry_after:
                 await asyncio.sleep(answer.retry_after)
 
 
-async def ask_all(url: str, asks: Sequence[Ask], together: int) -> list[Answer]:
-    """Every ask once, so many at a time, in order."""
+async def ask_all(url: str, asks: Sequence[Ask], concurrency: int) -> list[Answer]:
+    """Send every request once, in order, ``concurrency`` at a time."""
     answers: dict[int, Answer] = {}
-    left = iter(enumerate(asks))
+    pending = iter(enumerate(asks))
 
     async with _session(url) as http:
 
         async def client() -> None:
-            for position, ask in left:
+            for position, ask in pending:
                 answers[position] = await ask_once(http, ask)
 
-        await asyncio.gather(*(client() for _ in range(together)))
+        await asyncio.gather(*(client() for _ in range(concurrency)))
     return [answers[position] for position in range(len(asks))]
 
 
-async def meanwhile(clients: Clients, asks: Sequence[Ask], work: Callable[[], Any], **options: bool) -> Any:
-    """Have clients ask for as long as ``work`` takes, which runs in a thread."""
-    asking: Awaitable[None] = asyncio.ensure_future(clients.go_on(asks, **options))
+async def run_during(clients: Clients, asks: Sequence[Ask], work: Callable[[], Any], **options: bool) -> Any:
+    """Run the clients while ``work`` runs in a thread. Returns the result of ``work``."""
+    running: Awaitable[None] = asyncio.ensure_future(clients.run(asks, **options))
     try:
         return await asyncio.to_thread(work)
     finally:
         clients.stopped = True
-        await asking
+        await running
 
 
 async def ask_once(http: aiohttp.ClientSession, ask: Ask) -> Answer:
@@ -128,7 +129,7 @@ async def ask_once(http: aiohttp.ClientSession, ask: Ask) -> Answer:
                 _read_whole(await response.json(), answer)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         answer.error = f"{type(error).__name__}: {error}"
-    answer.seconds = time.perf_counter() - answer.asked_at
+    answer.seconds = time.perf_counter() - answer.sent_at
     answer.whole = answer.whole and answer.num_tokens == ask.max_tokens
     return answer
 
@@ -141,7 +142,7 @@ def _read_whole(document: dict[str, Any], answer: Answer) -> None:
 
 
 async def _read_stream(response: aiohttp.ClientResponse, answer: Answer) -> None:
-    fingerprints = set()
+    fingerprints: set[str] = set()
     async for line in response.content:
         if not line.startswith(b"data: "):
             continue
@@ -149,7 +150,7 @@ async def _read_stream(response: aiohttp.ClientResponse, answer: Answer) -> None
             answer.whole = fingerprints == {f"{MODEL}@{answer.version}"}
             return
         if answer.first_seconds is None:
-            answer.first_seconds = time.perf_counter() - answer.asked_at
+            answer.first_seconds = time.perf_counter() - answer.sent_at
         chunk = json.loads(line[6:])
         if "error" in chunk:
             answer.error = str(chunk["error"])

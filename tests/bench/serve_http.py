@@ -1,4 +1,4 @@
-"""What serving costs over the bare engine, and what it bears: releases, kills, overload, and hours."""
+"""Measures the overhead of serving over the bare engine, and serving under releases, kills, overload and a soak."""
 
 import asyncio
 import random
@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.bench.figure import Figure
-from tests.bench.serve_clients import Answer, Ask, Clients, ask_all, meanwhile
+from tests.bench.serve_clients import Answer, Ask, Clients, ask_all, run_during
 from tests.bench.serve_engine import Work, bare_engine, p99, random_prompts
 from tests.bench.serve_world import CONTROLLER, ENGINE, INGRESS, PROXY, REPLICA, VERSIONS, World
 
 CLIENTS = 16
-OVERHEAD_ROUNDS = 7  # the machine's own speed varies by more than what is to be measured
+OVERHEAD_ROUNDS = 7  # many, because the speed of the machine varies more than the overhead
 ANSWER_TOKENS = 32
 STEADY_SECONDS = 20.0
 RELEASES = 100
-BACK = 10
-RETRY_SECONDS = 10.0  # of who is not told when to come back
+RELEASES_BACK = 10
+RETRY_SECONDS = 10.0  # for a response without Retry-After
 RECOVERY_SECONDS = 60.0
 WINDOW_SECONDS = 5.0
 OVERLOAD_ROUNDS = 4
@@ -28,10 +28,10 @@ OVERLOAD_SECONDS = 30.0
 
 
 def overhead_figures(world: World, folder: Path) -> list[Figure]:
-    """The same requests to the bare engine, and over HTTP and Serve: 16 at a time, half of them as streams, and none."""
+    """Send the same requests to the bare engine and over HTTP and Serve, 16 at a time, with no streams and with half."""
     rng = random.Random(1)
     prompts = random_prompts(rng, 6 * CLIENTS)
-    # Not all the same: clients in step would have the engine wait for them all at once.
+    # Different lengths: clients in step would all finish at once and leave the engine idle.
     lengths = [64 + 128 * number // (len(prompts) - 1) for number in range(len(prompts))]
     rng.shuffle(lengths)
     bare, over_http, half_streamed = [], [], []
@@ -55,22 +55,22 @@ def overhead_figures(world: World, folder: Path) -> list[Figure]:
         ]
         loaded = asyncio.run(ask_all(world.url, asks, CLIENTS))[CLIENTS:]
     first_alone, first_busy = [_first(answer) for answer in unloaded], [_first(answer) for answer in loaded]
-    of = statistics.median
+    median = statistics.median
     return [
-        Figure("over HTTP and Serve", "tokens/s, bare engine, 16 at once", of(bare)),
-        Figure("over HTTP and Serve", "tokens/s", of(over_http)),
+        Figure("over HTTP and Serve", "tokens/s, bare engine, 16 at once", median(bare)),
+        Figure("over HTTP and Serve", "tokens/s", median(over_http)),
         Figure(
             "over HTTP and Serve",
-            "of the bare engine's in the same round, %",
-            100 * of([ours / alone for ours, alone in zip(over_http, bare, strict=True)]),
+            "% of the bare engine in that round",
+            100 * median([ours / alone for ours, alone in zip(over_http, bare, strict=True)]),
             90,
             at_least=True,
         ),
-        Figure("over HTTP and Serve", "tokens/s, every second one a stream", of(half_streamed)),
+        Figure("over HTTP and Serve", "tokens/s, half of them streams", median(half_streamed)),
         Figure(
             "over HTTP and Serve",
-            "of the bare engine's in the same round, %",
-            100 * of([ours / alone for ours, alone in zip(half_streamed, bare, strict=True)]),
+            "% of the bare engine in that round",
+            100 * median([ours / alone for ours, alone in zip(half_streamed, bare, strict=True)]),
             90,
             at_least=True,
         ),
@@ -81,16 +81,15 @@ def overhead_figures(world: World, folder: Path) -> list[Figure]:
 
 
 def release_figures(world: World, releases: int = RELEASES) -> list[Figure]:
-    """Releases of two versions in turn, while 16 clients ask, half of them for streams; each is loaded anew. Then some back
-    to what is still loaded.
+    """Release two versions in turn under 16 clients, half of them streaming. First every release loads its version anew;
+    then some return to a version that is still loaded.
     """
     asks = _asks(random.Random(2))
     expected = _expected(world, asks)
     steady = Clients(world.url)
-    asyncio.run(meanwhile(steady, asks, lambda: time.sleep(STEADY_SECONDS)))
+    asyncio.run(run_during(steady, asks, lambda: time.sleep(STEADY_SECONDS)))
     seconds: list[float] = []
-
-    back: list[float] = []
+    seconds_back: list[float] = []
 
     def release_in_turn() -> None:
         world.keep(0)
@@ -98,21 +97,21 @@ def release_figures(world: World, releases: int = RELEASES) -> list[Figure]:
             seconds.append(world.release(VERSIONS[(number + 1) % 2]))
         world.keep(1)
         world.release(VERSIONS[1])
-        for number in range(BACK):
-            back.append(world.release(VERSIONS[number % 2]))
+        for number in range(RELEASES_BACK):
+            seconds_back.append(world.release(VERSIONS[number % 2]))
 
     clients = Clients(world.url)
-    asyncio.run(meanwhile(clients, asks, release_in_turn))
+    asyncio.run(run_during(clients, asks, release_in_turn))
     cut = [answer for answer in clients.answers if answer.status == 200 and not answer.whole]
-    foreign = [
+    unknown = [
         answer for answer in clients.answers if answer.whole and answer.text not in expected[answer.version]
     ]
     name = f"{releases} releases under {CLIENTS} clients"
     return [
         Figure(name, "requests", len(clients.answers)),
         Figure(name, "failed", sum(answer.status != 200 for answer in clients.answers), 0),
-        Figure(name, "streams cut or of two versions", len(cut), 0),
-        Figure(name, "answers that no version gives", len(foreign), 0),
+        Figure(name, "streams cut or of mixed versions", len(cut), 0),
+        Figure(name, "answers of no known version", len(unknown), 0),
         Figure(
             name,
             "versions that answered",
@@ -120,9 +119,9 @@ def release_figures(world: World, releases: int = RELEASES) -> list[Figure]:
             2,
             at_least=True,
         ),
-        Figure(name, "a release, p50 s", statistics.median(seconds)),
-        Figure(name, "a release, worst s", max(seconds)),
-        Figure(name, "back to what is loaded, worst s", max(back)),
+        Figure(name, "release, p50 s", statistics.median(seconds)),
+        Figure(name, "release, worst s", max(seconds)),
+        Figure(name, "back to a loaded version, worst s", max(seconds_back)),
         Figure(name, "steady p99, ms", 1e3 * _p99(steady.answers)),
         Figure(name, "worst, ms", 1e3 * max(answer.seconds for answer in clients.answers)),
         Figure(
@@ -135,7 +134,7 @@ def release_figures(world: World, releases: int = RELEASES) -> list[Figure]:
 
 
 def kill_figures(world: World) -> list[Figure]:
-    """Kill -9 under 16 clients that ask once more where no answer came."""
+    """Kill parts of serving with SIGKILL under 16 clients that retry once."""
     figures = []
     for part in (ENGINE, REPLICA, INGRESS, PROXY, CONTROLLER):
         figures += _killed(world, part)
@@ -153,7 +152,7 @@ def _killed(world: World, part: str) -> list[Figure]:
         world.kill(part)
         time.sleep(RECOVERY_SECONDS + WINDOW_SECONDS)
 
-    asyncio.run(meanwhile(clients, asks, kill))
+    asyncio.run(run_during(clients, asks, kill))
     before = sum(
         killed_at[0] - STEADY_SECONDS / 2 < answer.ended_at <= killed_at[0] for answer in clients.answers
     )
@@ -164,8 +163,8 @@ def _killed(world: World, part: str) -> list[Figure]:
     name = f"kill -9 of {part.partition(':')[2] or part}"
     return [
         Figure(name, "requests", len(clients.answers)),
-        Figure(name, "that asked once more", sum(answer.attempts > 1 for answer in clients.answers)),
-        Figure(name, "failed nevertheless", len(failed), 0),
+        Figure(name, "retried", sum(answer.attempts > 1 for answer in clients.answers)),
+        Figure(name, "failed after a retry", len(failed), 0),
         Figure(
             name, "full capacity after, s", _recovered(clients.answers, killed_at[0], usual), RECOVERY_SECONDS
         ),
@@ -173,7 +172,7 @@ def _killed(world: World, part: str) -> list[Figure]:
 
 
 def _recovered(answers: Sequence[Answer], at: float, usual: float) -> float:
-    """Seconds until a window begins in which answers come as often as before, within a tenth."""
+    """Seconds until the rate of whole answers in a window is back to 90 % of ``usual``."""
     ends = sorted(answer.ended_at - at for answer in answers if answer.whole and answer.ended_at > at)
     begin = 0.0
     while begin <= RECOVERY_SECONDS:
@@ -184,28 +183,29 @@ def _recovered(answers: Sequence[Answer], at: float, usual: float) -> float:
 
 
 def overload_figures(world: World) -> list[Figure]:
-    """Four times as many clients as the engine has slots, in turns with as many as it has; who is told 429 comes back when told
-    to. No two ask the same: of the prompts of a few the engine would keep all keys and values, and of those of a crowd it cannot.
+    """Alternate between as many clients as the engine has slots and four times as many. Clients heed Retry-After.
+
+    All prompts differ. Otherwise the engine could cache the prompts of the few clients, but not those of the crowd.
     """
     rng = random.Random(4)
     asks = _asks(rng)
     crowd = [ask for _ in range(4) for ask in _asks(rng)]
 
-    def asked_by(asks: Sequence[Ask], seconds: float) -> list[Answer]:
+    def run_clients(asks: Sequence[Ask], seconds: float) -> list[Answer]:
         clients = Clients(world.url, lambda: random_prompts(rng, 1)[0])
-        asyncio.run(meanwhile(clients, asks, lambda: time.sleep(seconds), heed_retry_after=True))
+        asyncio.run(run_during(clients, asks, lambda: time.sleep(seconds), heed_retry_after=True))
         return clients.answers
 
     steady, overload = [], []
     for _ in range(OVERLOAD_ROUNDS):
-        steady.append(asked_by(asks, STEADY_SECONDS))
-        overload.append(asked_by(crowd, OVERLOAD_SECONDS))
+        steady.append(run_clients(asks, STEADY_SECONDS))
+        overload.append(run_clients(crowd, OVERLOAD_SECONDS))
     began = time.perf_counter()
-    after = asked_by(asks, STEADY_SECONDS)
+    after = run_clients(asks, STEADY_SECONDS)
     usual = statistics.median(map(_p99, steady))
     late = [answer.ended_at - began for answer in after if not answer.whole or answer.seconds > 1.5 * usual]
     answers = [answer for round in overload for answer in round]
-    refused = [answer for answer in answers if answer.status == 429]
+    rejected = [answer for answer in answers if answer.status == 429]
     others = [answer for answer in answers if answer.status not in (200, 429)]
     accepted = [[answer for answer in round if answer.status == 200] for round in overload]
     slower = [_p99(theirs) / _p99(own) for theirs, own in zip(accepted, steady, strict=True)]
@@ -213,52 +213,52 @@ def overload_figures(world: World) -> list[Figure]:
     name = "4 times the load"
     return [
         Figure(name, "accepted", sum(map(len, accepted))),
-        Figure(name, "told 429", len(refused), 1, at_least=True),
-        Figure(name, "without Retry-After", sum(not answer.retry_after for answer in refused), 0),
+        Figure(name, "answered with 429", len(rejected), 1, at_least=True),
+        Figure(name, "without Retry-After", sum(not answer.retry_after for answer in rejected), 0),
         Figure(name, "failed otherwise", len(others), 0),
         Figure(name, "steady p99, ms", 1e3 * usual),
-        Figure(name, "accepted p99, times the same round's", statistics.median(slower), 2.0),
-        Figure(name, "the worst round's", max(slower)),
-        Figure(name, "tokens/s, of the same round's, %", 100 * statistics.median(rates)),
-        Figure(name, "as before after, s", max(late, default=0.0), 10.0),
+        Figure(name, "accepted p99, times the steady p99", statistics.median(slower), 2.0),
+        Figure(name, "the same in the worst round", max(slower)),
+        Figure(name, "tokens/s, % of the steady rate", 100 * statistics.median(rates)),
+        Figure(name, "back to the steady p99 after, s", max(late, default=0.0), 10.0),
     ]
 
 
 def soak_figures(world: World, minutes: float) -> list[Figure]:
-    """16 clients for so long, with a release a minute: does memory grow?"""
+    """Run 16 clients with one release per minute, and measure the growth of memory."""
     asks = _asks(random.Random(5))
     clients = Clients(world.url)
-    seen: list[dict[str, int]] = []
+    samples: list[dict[str, int]] = []
 
     def watch() -> None:
         ends = time.monotonic() + 60 * minutes
         number = 0
         while time.monotonic() < ends:
             time.sleep(min(15.0, max(ends - time.monotonic(), 0)))
-            seen.append(world.serving_bytes())
+            samples.append(world.serving_bytes())
             number += 1
             if number % 4 == 0:
                 world.release(VERSIONS[number // 4 % 2])
 
-    asyncio.run(meanwhile(clients, asks, watch))
-    quarter = max(len(seen) // 4, 1)
+    asyncio.run(run_during(clients, asks, watch))
+    quarter = max(len(samples) // 4, 1)
     figures = [
         Figure(f"{minutes:g} minutes", "requests", len(clients.answers)),
         Figure(f"{minutes:g} minutes", "failed", sum(not answer.whole for answer in clients.answers), 0),
     ]
-    for part in seen[0]:
-        early = statistics.median(one[part] for one in seen[quarter : 2 * quarter])
-        late = statistics.median(one[part] for one in seen[-quarter:])
+    for part in samples[0]:
+        early = statistics.median(sample[part] for sample in samples[quarter : 2 * quarter])
+        late = statistics.median(sample[part] for sample in samples[-quarter:])
         name = part.partition(":")[2] or part
         figures += [
             Figure(f"{minutes:g} minutes", f"{name}, MiB", late / (1 << 20)),
-            Figure(f"{minutes:g} minutes", f"{name}, grown, %", 100 * (late / early - 1), 2.0),
+            Figure(f"{minutes:g} minutes", f"{name}, growth, %", 100 * (late / early - 1), 2.0),
         ]
     return figures
 
 
 def _asks(rng: random.Random, retry_seconds: float | None = None) -> list[Ask]:
-    """One per client, half of them for streams."""
+    """One request per client, half of them streaming."""
     prompts = random_prompts(rng, CLIENTS)
     return [
         Ask(prompt, ANSWER_TOKENS, stream=bool(number % 2), retry_seconds=retry_seconds)
@@ -267,10 +267,10 @@ def _asks(rng: random.Random, retry_seconds: float | None = None) -> list[Ask]:
 
 
 def _expected(world: World, asks: Sequence[Ask]) -> dict[str, set[str]]:
-    """What each version answers, by number: asked by name while both are loaded."""
+    """The expected answers of each version by number, requested by version while both are loaded."""
     world.release(VERSIONS[1])
     world.release(VERSIONS[0])
-    texts = {}
+    texts: dict[str, set[str]] = {}
     for number in VERSIONS:
         pinned = [Ask(ask.prompt, ask.max_tokens, version=number) for ask in asks]
         answers = asyncio.run(ask_all(world.url, pinned, CLIENTS))
@@ -290,7 +290,7 @@ def _rate(world: World, asks: Sequence[Ask]) -> float:
 def _throughput(answers: Sequence[Answer]) -> float:
     whole = [answer for answer in answers if answer.whole]
     return sum(answer.num_tokens for answer in whole) / (
-        max(answer.ended_at for answer in whole) - min(answer.asked_at for answer in whole)
+        max(answer.ended_at for answer in whole) - min(answer.sent_at for answer in whole)
     )
 
 

@@ -1,4 +1,4 @@
-"""The models that serving is measured with: 10 M parameters, and on a GPU 107 M too; random, with a real tokenizer."""
+"""Models for the serving benchmark: random weights and a real tokenizer, 10 M parameters, and 107 M for GPUs."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ LARGE = {
 def write_served_model(
     folder: Path, *, seed: int, shape: dict[str, Any] = SMALL, dtype: torch.dtype = torch.float32
 ) -> None:
-    """An export. No token ends its texts, so that every answer is as long as it was asked to be."""
+    """Write an export. It has no end-of-text token, so every answer has exactly the requested length."""
     texts = [document.text for document in demo_versions()[0].documents]
     tokenizer = train_tokenizer(texts, VOCABULARY)
     tokenizer.eos_token = None
@@ -42,9 +42,10 @@ def write_served_model(
             **shape,
             max_position_embeddings=CONTEXT_LENGTH,
             tie_word_embeddings=True,
-            initializer_range=0.05,  # wide enough that answers wander
+            initializer_range=0.05,  # wide enough for varied answers
             bos_token_id=None,
             eos_token_id=None,
         )
     )
-    model.to(dtype).save_pretrained(folder)
+    model.to(dtype=dtype)  # type: ignore[call-arg]
+    model.save_pretrained(folder)

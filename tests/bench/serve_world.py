@@ -1,6 +1,4 @@
-"""Serving as it runs in production, with nothing to train: a Ray, an orchestrator over a database, and one model line of two
-versions.
-"""
+"""Serving as in production but without training: Ray, an orchestrator with a database, and a line of two versions."""
 
 import os
 import signal
@@ -37,7 +35,7 @@ REPLICA, INGRESS, PROXY, CONTROLLER = (
     "ProxyActor",
     "ServeController",
 )
-ENGINE = "engine"  # of the version that was loaded last
+ENGINE = "engine"  # the engine process of the version loaded last
 TICK_SECONDS = 0.25
 RELEASE_SECONDS = 120.0
 
@@ -49,38 +47,38 @@ class World:
     ray_pid: int
 
     def release(self, number: int) -> float:
-        """Have the version served, and wait until every replica answers with it. How long it took, in seconds."""
+        """Release a version and wait until every replica answers with it. Returns the seconds it took."""
         began = time.monotonic()
-        asked = release_version(self.database, MODEL, number, by="bench").id
+        release_id = release_version(self.database, MODEL, number, by="bench").id
         while True:
             with self.database.reading() as session:
-                row = releases.get(session, asked)
+                row = releases.get(session, release_id)
                 if row.state == ReleaseState.LIVE:
                     return time.monotonic() - began
                 assert row.state == ReleaseState.PENDING, row.error
-            assert time.monotonic() - began < RELEASE_SECONDS, "never live"
+            assert time.monotonic() - began < RELEASE_SECONDS, "the release did not go live"
             time.sleep(0.05)
 
     def keep(self, versions: int) -> None:
-        """How many earlier versions stay loaded, from the next release on."""
+        """Set how many earlier versions stay loaded from the next release on."""
         change_model(self.database, MODEL, {"serving": {"keep": versions}})
 
     def pid(self, part: str) -> int:
-        """Of the process of this Ray whose title begins with ``part``, e.g. ``ServeReplica:model-m``; or of an engine's."""
+        """The pid of the Ray process whose title begins with ``part`` (``ServeReplica:model-m``), or of the newest engine."""
         if part == ENGINE:
             return engine_pids(self.pid(REPLICA))[-1]
         for process in psutil.Process(self.ray_pid).children(recursive=True):
             with suppress(psutil.Error):
                 if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{part}"):
-                    return process.pid
+                    return int(process.pid)
         raise LookupError(part)
 
     def kill(self, part: str) -> None:
-        """With kill -9."""
+        """Kill a part with SIGKILL."""
         os.kill(self.pid(part), signal.SIGKILL)
 
     def serving_bytes(self) -> dict[str, int]:
-        """Memory of the processes that answer, by part: what is theirs alone."""
+        """The unique memory (USS) of the serving processes, by part."""
         return {
             part: psutil.Process(self.pid(part)).memory_full_info().uss
             for part in (REPLICA, ENGINE, INGRESS, PROXY)
@@ -89,7 +87,7 @@ class World:
 
 @contextmanager
 def serving_world(folder: Path) -> Iterator[World]:
-    """The first version is live when it begins."""
+    """Run serving. The first version is live when the block begins."""
     artifacts = LocalArtifacts(folder / "artifacts")
     for number in VERSIONS:
         with artifacts.writing(f"export/{number}") as directory:
@@ -100,7 +98,7 @@ def serving_world(folder: Path) -> Iterator[World]:
     database = Database(url)
     _add_versions(database)
     with started_ray() as cluster, connected(cluster):
-        # Ray reads its token when it is imported: not before there is one.
+        # Ray reads its token on import, so import it only after the cluster has written one.
         from ray import serve
 
         from workers.serving.ray.serving import RayServing

@@ -49,7 +49,7 @@ def main() -> None:
         print(json.dumps([asdict(step) for step in steps]))
         return
     if options.precision == "auto":
-        options.precision = _default_precision()
+        options.precision = _precision_here()
     contenders = {
         "loop": ("loop", options.precision),
         "under Ray": ("ray", options.precision),
@@ -78,7 +78,7 @@ def parser_of(description: str | None, *, steps: int) -> argparse.ArgumentParser
     return parser
 
 
-def _default_precision() -> str:
+def _precision_here() -> str:
     from service.core.specs import TrainingSpec
     from service.planning.line import resolve_numerics
     from workers.executors.capabilities import measure_capabilities

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import httpx
 
-from api.cli.own_service import Service
+from api.cli.child_service import Service
 from api.client import Client, DataFormat
 from api.schemas.updates import Update
 from deploy.demo.corpus import DemoVersion, demo_versions, to_ndjson
-from deploy.demo.traffic import AnswerError, Tally, Traffic, complete
+from deploy.demo.traffic import AnswerError, LoadGenerator, Tally, complete
 from service.core.stage_specs import StageKind
 from service.core.states import FINISHED_UPDATES, ReleaseState, UpdateState
 
@@ -117,11 +117,11 @@ def wait_for_answer(inference_url: str, number: int) -> None:
 
 def releases_under_clients(client: Client, inference_url: str, num_clients: int) -> tuple[Tally, Tally]:
     """Send requests for a while without releases, and for another while with them. Returns both tallies."""
-    traffic = Traffic(inference_url, NAME, num_threads=num_clients)
+    traffic = LoadGenerator(inference_url, NAME, num_threads=num_clients)
     traffic.start()
     time.sleep(STEADY_SECONDS)
     steady = traffic.stop()
-    traffic = Traffic(inference_url, NAME, num_threads=num_clients)
+    traffic = LoadGenerator(inference_url, NAME, num_threads=num_clients)
     traffic.start()
     try:
         for turn in range(NUM_RELEASES):

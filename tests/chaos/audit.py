@@ -1,6 +1,6 @@
-"""What must hold of a history: every write to stages and updates is kept by a trigger, with who made it, and judged at the end.
+"""Audit: triggers record every write to stages and updates with its writer, and the history is judged at the end.
 
-A writer is named by its connection, so that what is found does not rest on the code whose guards are examined.
+The connection names the writer, so the audit does not depend on the code whose guards it checks.
 """
 
 from collections import Counter
@@ -23,20 +23,21 @@ from tests.chaos.world import Record
 _COLUMNS = ("state", "epoch", "attempt", "owner", "run_id")
 _WRITER = "chaos_writer"
 
-# Who holds a stage of a run may write down that the next one has begun, whoever holds that: when it did, and nothing else.
-_ONLY_BEGAN = "OLD.started_at IS DISTINCT FROM NEW.started_at" + "".join(
+# The holder of one stage of a run may record the start of the next stage, even if another orchestrator holds that one.
+# It may write nothing else to it.
+_ONLY_STARTED = "OLD.started_at IS DISTINCT FROM NEW.started_at" + "".join(
     f" AND OLD.{name} IS NOT DISTINCT FROM NEW.{name}"
     for name in ("state", "epoch", "attempt", "owner", "run_id", "lease_until", "progress", "result", "error")
 )
 
 _TABLES = """
-CREATE TABLE chaos_stages (id {serial}, stage_id text, kind text, writer text, only_began boolean, {columns});
+CREATE TABLE chaos_stages (id {serial}, stage_id text, kind text, writer text, only_started boolean, {columns});
 CREATE TABLE chaos_updates (id {serial}, update_id text, old_state text, new_state text);
 """
 _SQLITE = """
 CREATE TRIGGER chaos_stages AFTER UPDATE ON stages BEGIN
-  INSERT INTO chaos_stages (stage_id, kind, writer, only_began, {names})
-  VALUES (NEW.id, NEW.kind, chaos_writer(), {only_began}, {values});
+  INSERT INTO chaos_stages (stage_id, kind, writer, only_started, {names})
+  VALUES (NEW.id, NEW.kind, chaos_writer(), {only_started}, {values});
 END;
 CREATE TRIGGER chaos_updates AFTER UPDATE OF state ON updates BEGIN
   INSERT INTO chaos_updates (update_id, old_state, new_state) VALUES (NEW.id, OLD.state, NEW.state);
@@ -44,8 +45,8 @@ END;
 """
 _POSTGRES = """
 CREATE FUNCTION chaos_stages() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-  INSERT INTO chaos_stages (stage_id, kind, writer, only_began, {names})
-  VALUES (NEW.id, NEW.kind, current_setting('application_name'), {only_began}, {values});
+  INSERT INTO chaos_stages (stage_id, kind, writer, only_started, {names})
+  VALUES (NEW.id, NEW.kind, current_setting('application_name'), {only_started}, {values});
   RETURN NULL;
 END $$;
 CREATE FUNCTION chaos_updates() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -58,7 +59,7 @@ CREATE TRIGGER chaos_updates AFTER UPDATE OF state ON updates FOR EACH ROW EXECU
 
 
 def install(database: Database) -> None:
-    """Put the triggers in place. On SQLite every connection that writes must then be a ``signed`` one."""
+    """Create the triggers. On SQLite every writing connection must then come from a signed database (``sign``)."""
     pairs = [f"{age}_{name}" for age in ("old", "new") for name in _COLUMNS]
     types = {"epoch": "integer", "attempt": "integer"}
     columns = ", ".join(f"{pair} {types.get(pair.partition('_')[2], 'text')}" for pair in pairs)
@@ -66,7 +67,9 @@ def install(database: Database) -> None:
     postgres = database.engine.dialect.name == "postgresql"
     serial = "bigserial PRIMARY KEY" if postgres else "integer PRIMARY KEY AUTOINCREMENT"
     script = _TABLES.format(serial=serial, columns=columns)
-    script += (_POSTGRES if postgres else _SQLITE).format(names=names, values=values, only_began=_ONLY_BEGAN)
+    script += (_POSTGRES if postgres else _SQLITE).format(
+        names=names, values=values, only_started=_ONLY_STARTED
+    )
     with database.engine.connect() as connection:
         raw: Any = connection.connection.dbapi_connection
         if postgres:
@@ -77,7 +80,7 @@ def install(database: Database) -> None:
 
 
 def sign(database: Database, writer: str) -> Database:
-    """Have all that is written through ``database`` be known as ``writer``'s. Before its first connection."""
+    """Attribute all writes through ``database`` to ``writer``. Call before its first connection."""
 
     def on_connect(connection: Any, record: Any) -> None:
         if database.engine.dialect.name == "postgresql":
@@ -92,7 +95,7 @@ def sign(database: Database, writer: str) -> Database:
 
 @dataclass(frozen=True)
 class Findings:
-    """What must not be. ``stale``: writes by somebody who did not hold the stage; ``lost``, ``doubled``: versions and effects."""
+    """Violations. ``stale``: writes by an orchestrator that did not hold the stage. The rest: versions and effects."""
 
     illegal: list[str]
     stale: list[str]
@@ -104,7 +107,7 @@ class Findings:
 
 
 def transitions(database: Database) -> int:
-    """How often a stage or an update has changed its state."""
+    """The number of state changes of stages and updates."""
     with database.reading() as session:
         query = "SELECT (SELECT count(*) FROM chaos_stages WHERE old_state <> new_state) + (SELECT count(*) FROM chaos_updates)"
         return int(session.scalar(sa.text(query)) or 0)
@@ -120,7 +123,7 @@ def takeovers(database: Database) -> int:
 
 
 def judge(database: Database, record: Record) -> Findings:
-    """Judge a campaign that has come to its end."""
+    """Judge the history of a finished campaign."""
     illegal: list[str] = []
     stale: list[str] = []
     with database.reading() as session:
@@ -138,9 +141,13 @@ def judge(database: Database, record: Record) -> Findings:
         doubled = list(_doubled(session))
     ended = Counter(write.stage_id for write in writes if write.new_state == "succeeded" != write.old_state)
     doubled += [f"stage {stage} succeeded {count} times" for stage, count in ended.items() if count > 1]
-    effects = {"published": record.published, "swapped to": record.swaps, "submitted": record.submitted}
-    for what, seen in effects.items():
-        doubled += [f"{what} {key} {count} times" for key, count in Counter(seen).items() if count > 1]
+    effects: dict[str, Sequence[object]] = {
+        "published": record.published,
+        "swapped to": record.swaps,
+        "submitted": record.submitted,
+    }
+    for effect, keys in effects.items():
+        doubled += [f"{effect} {key} {count} times" for key, count in Counter(keys).items() if count > 1]
     return Findings(illegal, stale, lost, doubled)
 
 
@@ -149,7 +156,7 @@ def _may(states: type[StrEnum], old: str, new: str) -> bool:
 
 
 def _illegal(write: Any) -> Iterator[str]:
-    """A claim is a new epoch and a new attempt, a takeover a new epoch of the same attempt and run."""
+    """A claim raises the epoch and the attempt. A takeover raises the epoch and keeps the attempt and the run."""
     text = f"stage {write.stage_id} by {write.writer}: "
     if not _may(StageState, write.old_state, write.new_state):
         yield f"{text}{write.old_state} -> {write.new_state}"
@@ -161,19 +168,19 @@ def _illegal(write: Any) -> Iterator[str]:
         if (write.new_epoch, write.new_attempt) != (write.old_epoch + 1, write.old_attempt + 1):
             yield f"{text}claimed without a new epoch and attempt"
     elif (write.new_attempt, write.new_run_id) != (write.old_attempt, write.old_run_id):
-        yield f"{text}another attempt or run while running"
+        yield f"{text}changed its attempt or run while running"
     elif (write.new_owner != write.old_owner) and write.new_epoch != write.old_epoch + 1:
         yield f"{text}taken over without a new epoch"
 
 
 def _stale(write: Any) -> Iterator[str]:
-    """While a stage is running only its owner writes to it, or whoever takes it over by that very write."""
+    """Only its owner writes to a running stage, or an orchestrator that takes it over with the same write."""
     if write.old_state != StageState.RUNNING or write.writer == write.old_owner:
         return
     takeover = write.new_owner == write.writer and write.new_epoch == write.old_epoch + 1
-    # A release waits for a row that anybody may see end; and anybody may cancel.
-    anybodys = write.kind == StageKind.RELEASE or write.new_state == StageState.CANCELLED
-    if not takeover and not anybodys and not write.only_began:
+    # Every orchestrator may end a release, because it waits for a row, and every one may cancel a stage.
+    allowed_to_all = write.kind == StageKind.RELEASE or write.new_state == StageState.CANCELLED
+    if not takeover and not allowed_to_all and not write.only_started:
         yield (
             f"stage {write.stage_id}: {write.writer} wrote {write.old_state} -> {write.new_state} "
             f"while {write.old_owner} held epoch {write.old_epoch}"
@@ -181,14 +188,14 @@ def _stale(write: Any) -> Iterator[str]:
 
 
 def _lost(session: Session, accepted: dict[str, list[int]]) -> Iterator[str]:
-    """Every data version that was accepted has become a model version, and the newest is what is served."""
+    """Every accepted data version must have a model version, and the newest must be the released one."""
     for model in session.scalars(sa.select(Model)):
         versions = session.scalars(sa.select(ModelVersion).where(ModelVersion.model_id == model.id)).all()
         made = {row.data_version for row in versions}
         yield from (f"{model.name}: data version {n}" for n in accepted[model.name] if n not in made)
         live = [row.data_version for row in versions if row.state == "released"]
         if live != [max(accepted[model.name])]:
-            yield f"{model.name}: released are {live}"
+            yield f"{model.name}: released versions are of data versions {live}"
     for update in session.scalars(sa.select(Update).where(Update.state != UpdateState.SUCCEEDED)):
         yield f"update {update.id} is {update.state}: {update.error}"
     for stage in session.scalars(sa.select(Stage).where(Stage.state != StageState.SUCCEEDED)):
@@ -196,7 +203,7 @@ def _lost(session: Session, accepted: dict[str, list[int]]) -> Iterator[str]:
 
 
 def _doubled(session: Session) -> Iterator[str]:
-    """One model version a data version, numbered without gaps; one release a model version."""
+    """There must be one model version per data version, numbered without gaps, and one release per model version."""
     for model in session.scalars(sa.select(Model)):
         query = sa.select(ModelVersion).where(ModelVersion.model_id == model.id).order_by(ModelVersion.number)
         versions = session.scalars(query).all()

@@ -1,13 +1,13 @@
-"""A host's clock is moved by an hour, either way, while orchestrators work.
+"""Moves the clock of one host an hour forward and back while orchestrators work.
 
-Leases go by the database's clock, so there are two clocks to move. A process's own clock is moved where Python asks for
-it. The database's is moved where SQL asks for it: SQLite, whose clock is that of the host of whoever asks, gets another
-``strftime``; PostgreSQL another ``clock_timestamp`` that its sessions find first. The kernel's clock stays as it is.
+Leases use the database's clock, so there are two clocks to move. ``time.time`` is replaced for a process. For the
+database, SQLite gets another ``strftime``, and PostgreSQL another ``clock_timestamp`` earlier on the search path. The
+kernel's clock does not change.
 """
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ BETWEEN_SECONDS = (1.5, 3.0)
 
 
 class MovedClock:
-    """Whole seconds that clocks are off, in a file, so that every process that has it sees it move at once."""
+    """The offset of the moved clock in seconds, in a file, so that all processes see a change at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -48,15 +48,15 @@ class MovedClock:
 
 
 def move_process_clock(clock: MovedClock) -> None:
-    """For the rest of this process's life: what names new rows, and everything else that asks Python for the time."""
+    """Move ``time.time`` and ``time.time_ns`` for the rest of this process's life. New ids depend on them."""
     real_time, real_time_ns = time.time, time.time_ns
     time.time = lambda: real_time() + clock.seconds()
     time.time_ns = lambda: real_time_ns() + int(clock.seconds() * 1e9)
-    assert columns.time is time
+    assert columns.time is time  # type: ignore[attr-defined]  # new_id reads the replaced functions
 
 
 def move_database_clock(database: Database, clock: MovedClock) -> None:
-    """Before the first connection of ``database``."""
+    """Move the clock of a database. Call before its first connection."""
 
     def on_connect(connection: Any, record: Any) -> None:
         if database.engine.dialect.name == "postgresql":
@@ -69,7 +69,7 @@ def move_database_clock(database: Database, clock: MovedClock) -> None:
 
 
 def install_postgres_clock(database: Database) -> None:
-    """A clock that is off by what the one row of ``chaos.clock`` says."""
+    """Create a ``clock_timestamp`` that adds the offset in the single row of ``chaos.clock``."""
     with database.engine.connect() as connection:
         connection.execute(sa.text("CREATE SCHEMA chaos"))
         connection.execute(sa.text("CREATE TABLE chaos.clock (seconds double precision)"))
@@ -95,10 +95,10 @@ def _strftime(clock: MovedClock, pattern: str, when: str) -> str:
 
 
 def run(databases: Databases, folder: Path, *, host: str, moves: int = 6, seed: int = 0) -> Report:
-    """Move one host's clock forth and back. ``host``: ``one`` of several orchestrators, or the ``database``'s.
+    """Move the clock of one host repeatedly. ``host``: ``one`` of several orchestrators, or the ``database``.
 
-    On SQLite the one orchestrator takes its idea of the database's time along: a harsher thing than can be, for all
-    who share a file share a host.
+    On SQLite, the orchestrator's view of the database's clock moves too. This is harsher than reality, where all
+    processes that share a file share a host.
     """
     clock = MovedClock(folder / f"clock-{time.monotonic_ns()}")
     postgres = databases.kind == "postgresql"
@@ -113,7 +113,7 @@ def run(databases: Databases, folder: Path, *, host: str, moves: int = 6, seed: 
     next_move = time.monotonic() + 1.0
 
     def prepare(owner: str, database: Database) -> None:
-        """In the process of an orchestrator, before it begins."""
+        """Runs in the process of an orchestrator before it starts."""
         if host == "database":
             move_database_clock(database, clock)
         elif owner == "o1":
@@ -128,7 +128,7 @@ def run(databases: Databases, folder: Path, *, host: str, moves: int = 6, seed: 
             with opened(url) as database:
                 install_postgres_clock(database)
 
-        def disturb(fleet: Fleet, chance: random.Random, holding: Sequence[str]) -> None:
+        def disturb(fleet: Fleet, rng: random.Random, holding: Sequence[str]) -> None:
             nonlocal moved, next_move
             if time.monotonic() < next_move:
                 return
@@ -138,17 +138,16 @@ def run(databases: Databases, folder: Path, *, host: str, moves: int = 6, seed: 
                 with opened(url) as database:
                     move_postgres_clock(database, seconds)
             moved += 1
-            next_move = time.monotonic() + chance.uniform(*BETWEEN_SECONDS)
+            next_move = time.monotonic() + rng.uniform(*BETWEEN_SECONDS)
 
         def enough(fleet: Fleet) -> bool:
             return moved >= moves
 
         world = manager.world(str(root), traffic.STAGE_SECONDS)
-        prepared: Callable[[str, Database], None] = prepare
-        ended = traffic.run(url, root, world, work, disturb, enough, seed, prepare=prepared)
-    where = "the database's clock" if host == "database" else "the clock of one orchestrator's host"
+        result = traffic.run(url, root, world, work, disturb, enough, seed, prepare=prepare)
+    where = "the database" if host == "database" else "the host of one orchestrator"
     report = traffic.report_of(
-        f"an hour either way: {where}, {databases.kind}", ended, time.monotonic() - began
+        f"clock moved by an hour: {where}, {databases.kind}", result, time.monotonic() - began
     )
     report.figures = {"moves": moved} | report.figures
     return report

@@ -1,9 +1,9 @@
-"""Kill -9 at every point of a story at which something has just been done, or is just not done yet.
+"""Kills the orchestrator or a worker at every crash point of a scenario and compares the outcomes.
 
-The points are found by telling the story once undisturbed: around every commit, after every submission, after every
-poll that brought a stage's end (its artifact is published, no row says so), after every swap, and of the worker before and
-after it publishes. Then it is told again for every point, with a process that kills itself there and another one that
-goes on, and what it comes to is compared.
+An undisturbed run of the scenario records the points: before and after every commit, after every submission, after every
+poll that reports the end of a stage (its artifact is published, but no row says so), after every swap, and before and
+after a worker publishes. The scenario then runs again for every point. The process kills itself there, another one
+continues, and the outcome must equal that of the undisturbed run.
 """
 
 import json
@@ -28,81 +28,90 @@ from service.orchestrator.loop import Orchestrator
 from service.store import models, stages, updates
 from service.store.database import Database
 from tests.chaos.databases import Databases, add_line, opened, push, unfinished
-from tests.chaos.outcome import differences, outcome
 from tests.chaos.processes import FORK, forked
 from tests.chaos.report import Report
-from tests.chaos.world import FAILS_ONCE, GATED, OutsideExecutor, OutsideServing, Record, WorkerDeath, worlds
+from tests.chaos.rows import differences, read_rows
+from tests.chaos.world import (
+    FAILS_ONCE,
+    GATED,
+    OutsideExecutor,
+    OutsideServing,
+    Record,
+    WorkerDeath,
+    WorldManager,
+    worlds,
+)
 
 LEASE_SECONDS = 0.3
-STORY_SECONDS = 60.0
+SCENARIO_SECONDS = 60.0
 TICK_SECONDS = 0.01
-FIRST_WAIT_SECONDS = 0.05  # what a second attempt waits for, so that no case is spent waiting
+FIRST_WAIT_SECONDS = 0.05  # before a second attempt; short, so that cases are not spent waiting
 
-# Leases are renewed by the clock, so the last renewals of one telling need not come in another.
-MOST_MISSED = 0.1
+# Lease renewals depend on the clock, so the last ones of one run may not happen in another.
+MAX_MISSED = 0.1
 
 CANCELLED = "cancelled"
 
 
-Last = tuple[str, int]
+CrashPoint = tuple[str, int]  # the description of a point, and how many times it must be reached
 
 
-class Points:
-    """Notes the points that are passed, and kills this process at ``last``: what it is, and the how manieth of its kind."""
+class PointRecorder:
+    """Records the points that this process reaches, and kills it at ``crash_point``."""
 
-    def __init__(self, last: Last | None = None) -> None:
-        self.passed: list[str] = []
-        self._last = last
+    def __init__(self, crash_point: CrashPoint | None = None) -> None:
+        self.reached: list[str] = []
+        self._crash_point = crash_point
 
-    def reached(self, what: str) -> None:
-        self.passed.append(what)
-        if (what, self.passed.count(what)) == self._last:
+    def reach(self, point: str) -> None:
+        self.reached.append(point)
+        if (point, self.reached.count(point)) == self._crash_point:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Executor(OutsideExecutor):
-    def __init__(self, world: Any, points: Points) -> None:
+    def __init__(self, world: Any, points: PointRecorder) -> None:
         super().__init__(world)
         self._points = points
         self._ended: set[str] = set()
 
     def submit(self, run: Run) -> None:
         super().submit(run)
-        self._points.reached("after submit")
+        self._points.reach("after submit")
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
         report = super().poll(run_id, cursor)
         if not report.finished <= self._ended:
             self._ended |= report.finished
-            self._points.reached("after publish")
+            self._points.reach("after publish")
         return report
 
 
 class _Serving(OutsideServing):
-    def __init__(self, world: Any, points: Points) -> None:
+    def __init__(self, world: Any, points: PointRecorder) -> None:
         super().__init__(world)
         self._points = points
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
         if self._world.apply(targets):
-            self._points.reached("after swap")
+            self._points.reach("after swap")
 
 
-def _watch_commits(database: Database, points: Points) -> None:
+def _record_commits(database: Database, points: PointRecorder) -> None:
     dialect: Any = database.engine.dialect
     commit = dialect.do_commit
 
-    def watched(connection: Any) -> None:
+    def do_commit(connection: Any) -> None:
         transition = _transition()
-        points.reached(f"before commit of {transition}")
+        points.reach(f"before commit of {transition}")
         commit(connection)
-        points.reached(f"after commit of {transition}")
+        points.reach(f"after commit of {transition}")
 
-    dialect.do_commit = watched
+    dialect.do_commit = do_commit
 
 
 def _transition() -> str:
-    """Which functions of the orchestrator and of planning the current commit belongs to."""
+    """The functions of orchestrator and planning, innermost first, that make the current commit."""
     frame: Any = sys._getframe(1)
     names = []
     while frame is not None:
@@ -112,12 +121,14 @@ def _transition() -> str:
     return " < ".join(names[:2])
 
 
-def _tell(url: str, root: str, world: Any, owner: str, last: Last | None, passed: Path | None) -> None:
-    """Be the orchestrator until every update has ended."""
+def _orchestrate(
+    url: str, root: str, world: Any, owner: str, crash_point: CrashPoint | None, reached_file: Path | None
+) -> None:
+    """Run the orchestrator until every update has ended."""
     retry.FIRST_WAIT_SECONDS = FIRST_WAIT_SECONDS
-    points = Points(last)
+    points = PointRecorder(crash_point)
     database = Database(url)
-    _watch_commits(database, points)
+    _record_commits(database, points)
     orchestrator = Orchestrator(
         database,
         LocalArtifacts(Path(root)),
@@ -126,13 +137,13 @@ def _tell(url: str, root: str, world: Any, owner: str, last: Last | None, passed
         owner,
         LEASE_SECONDS,
     )
-    deadline = time.monotonic() + STORY_SECONDS
+    deadline = time.monotonic() + SCENARIO_SECONDS
     while unfinished(database) or _has_runs_to_end(database):
-        assert time.monotonic() < deadline, "the story does not come to its end"
+        assert time.monotonic() < deadline, "the scenario does not end"
         if not orchestrator.tick():
             time.sleep(TICK_SECONDS)
-    if passed is not None:
-        passed.write_text(json.dumps(points.passed))
+    if reached_file is not None:
+        reached_file.write_text(json.dumps(points.reached))
 
 
 def _has_runs_to_end(database: Database) -> bool:
@@ -141,9 +152,9 @@ def _has_runs_to_end(database: Database) -> bool:
 
 
 def _begin(url: str, root: str, world: Any) -> None:
-    """Two updates of a line, of which one attempt fails; one that the gate refuses; one that was cancelled while it ran.
+    """Set up two updates of a line with one failed attempt, one that the gate rejects, and one cancelled while it ran.
 
-    What runs at first is held by somebody who is gone.
+    The first stages are held by an orchestrator that is gone.
     """
     database = Database(url)
     for name in (FAILS_ONCE, GATED, CANCELLED):
@@ -169,101 +180,105 @@ def _begin(url: str, root: str, world: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Telling:
-    """What a story came to in the rows and in the world, and at which points it could have been cut short."""
+class Outcome:
+    """The rows and effects of one run of the scenario, and the crash points that it reached."""
 
     rows: dict[str, list[str]]
     record: Record
-    passed: list[str]
+    reached: list[str]
     killed: bool
 
 
-def tell(
+def run_scenario(
     databases: Databases,
-    manager: Any,
+    manager: WorldManager,
     folder: Path,
-    last: Last | None = None,
+    crash_point: CrashPoint | None = None,
     death: WorkerDeath | None = None,
-) -> Telling:
-    """Tell the story in a fresh database and a fresh world, killed at one point or not at all."""
+) -> Outcome:
+    """Run the scenario in a new database and a new world, with one kill or none."""
     root = folder / f"artifacts-{time.monotonic_ns()}"
-    passed = root.with_suffix(".json")
+    reached_file = root.with_suffix(".json")
     with databases.fresh() as url:
         world = manager.world(str(root), 0.0, death)
         arguments = (url, str(root), world)
         _join(forked(_begin, *arguments), 0)
-        first = forked(_tell, *arguments, "first", last, passed)
-        killed = _join(first, *([0] if last is None else [-signal.SIGKILL, 0])) == -signal.SIGKILL
+        first = forked(_orchestrate, *arguments, "first", crash_point, reached_file)
+        killed = _join(first, *([0] if crash_point is None else [-signal.SIGKILL, 0])) == -signal.SIGKILL
         if killed:
-            _join(forked(_tell, *arguments, "second", None, None), 0)
+            _join(forked(_orchestrate, *arguments, "second", None, None), 0)
         with opened(url) as database:
-            rows = outcome(database)
+            rows = read_rows(database)
         record: Record = world.record()
-    return Telling(rows, record, json.loads(passed.read_text()) if last is None else [], killed)
+    reached = json.loads(reached_file.read_text()) if crash_point is None else []
+    return Outcome(rows, record, reached, killed)
 
 
 def _join(process: Any, *expected: int) -> int:
-    process.join(2 * STORY_SECONDS)
+    process.join(2 * SCENARIO_SECONDS)
     code: int = process.exitcode
-    assert code in expected, f"ended with {code}, not with {' or '.join(map(str, expected))}"
+    assert code in expected, f"exit code {code} instead of {' or '.join(map(str, expected))}"
     return code
 
 
 @dataclass(frozen=True)
 class Case:
-    """One death: of the orchestrator at point ``last``, or of a worker."""
+    """One kill: of the orchestrator at ``crash_point``, or of a worker."""
 
     name: str
-    last: Last | None = None
+    crash_point: CrashPoint | None = None
     death: WorkerDeath | None = None
 
 
-def cases_of(undisturbed: Telling) -> list[Case]:
-    seen: Counter[str] = Counter()
-    found = []
-    for what in undisturbed.passed:
-        seen[what] += 1
-        found.append(Case(what, last=(what, seen[what])))
+def cases_of(undisturbed: Outcome) -> list[Case]:
+    counts: Counter[str] = Counter()
+    cases = []
+    for point in undisturbed.reached:
+        counts[point] += 1
+        cases.append(Case(point, crash_point=(point, counts[point])))
     for number in range(1, len(undisturbed.record.executed) + 1):
-        found += [
+        cases += [
             Case(f"worker, {when} publish", death=WorkerDeath(number, when)) for when in ("before", "after")
         ]
-    return found
+    return cases
 
 
-def compare(undisturbed: Telling, case: Case, got: Telling) -> tuple[list[str], list[str]]:
-    """Differences of the rows, and effects that there were more of than in the undisturbed story."""
-    expected, seen = undisturbed.record, got.record
-    doubled = [f"published {key}" for key in _more(seen.published, expected.published)]
-    doubled += [f"swapped to {swap}" for swap in _more(seen.swaps, expected.swaps)]
-    doubled += [f"submitted {run} twice" for run, count in Counter(seen.submitted).items() if count > 1]
-    again = _more(seen.executed, expected.executed)
-    # What a worker had not published before it was killed has to be made again, once.
+def compare(undisturbed: Outcome, case: Case, outcome: Outcome) -> tuple[list[str], list[str]]:
+    """Rows and effects that differ from the undisturbed run, and effects that happened more often than in it."""
+    expected, actual = undisturbed.record, outcome.record
+    doubled = [f"published {key}" for key in _surplus(actual.published, expected.published)]
+    doubled += [f"swapped to {swap}" for swap in _surplus(actual.swaps, expected.swaps)]
+    doubled += [f"submitted {run} twice" for run, count in Counter(actual.submitted).items() if count > 1]
+    repeated = _surplus(actual.executed, expected.executed)
+    # A worker killed before it publishes has to execute its stage again, once.
     allowed = 1 if case.death is not None and case.death.when == "before" else 0
-    doubled += [f"executed {key} again" for key in again[allowed:]]
-    found = differences(undisturbed.rows, got.rows)
-    missing = _more(expected.published, seen.published) + [str(s) for s in _more(expected.swaps, seen.swaps)]
-    return found + [f"missing effect {effect}" for effect in missing], doubled
+    doubled += [f"executed {key} again" for key in repeated[allowed:]]
+    missing = _surplus(expected.published, actual.published)
+    missing += [str(swap) for swap in _surplus(expected.swaps, actual.swaps)]
+    different = differences(undisturbed.rows, outcome.rows)
+    return different + [f"missing effect {effect}" for effect in missing], doubled
 
 
-def _more(seen: Sequence[Any], expected: Sequence[Any]) -> list[Any]:
-    return list((Counter(seen) - Counter(expected)).elements())
+def _surplus(actual: Sequence[Any], expected: Sequence[Any]) -> list[Any]:
+    return list((Counter(actual) - Counter(expected)).elements())
 
 
 def run(databases: Databases, folder: Path, every: int = 1, processes: int = 2) -> Report:
-    """Tell the story for every point (or every n-th), several side by side."""
-    report = Report(f"kill -9 at every point, {databases.kind}")
+    """Run the scenario for every crash point, or every n-th, in parallel."""
+    report = Report(f"kill -9 at every crash point, {databases.kind}")
     began = time.monotonic()
     with worlds() as manager:
-        undisturbed = tell(databases, manager, folder)
-        once_more = tell(databases, manager, folder)
+        undisturbed = run_scenario(databases, manager, folder)
+        again = run_scenario(databases, manager, folder)
     report.problems += [
-        f"undisturbed twice: {line}" for line in differences(undisturbed.rows, once_more.rows)
+        f"two undisturbed runs differ: {line}" for line in differences(undisturbed.rows, again.rows)
     ]
     cases = cases_of(undisturbed)[::every]
     results = FORK.Queue()
     workers = [
-        FORK.Process(target=_share, args=(databases, folder, undisturbed, cases[number::processes], results))
+        FORK.Process(
+            target=_run_cases, args=(databases, folder, undisturbed, cases[number::processes], results)
+        )
         for number in range(processes)
     ]
     for worker in workers:
@@ -271,34 +286,34 @@ def run(databases: Databases, folder: Path, every: int = 1, processes: int = 2) 
     outcomes = [results.get() for _ in cases]
     for worker in workers:
         worker.join()
-    different = [f"{name}: {line}" for name, found, _, _ in outcomes for line in found]
-    doubled = [f"{name}: {line}" for name, _, found, _ in outcomes for line in found]
+    different = [f"{name}: {line}" for name, lines, _, _ in outcomes for line in lines]
+    doubled = [f"{name}: {line}" for name, _, lines, _ in outcomes for line in lines]
     missed = sum(not killed for _, _, _, killed in outcomes)
     report.problems += different + doubled
-    report.require(missed <= MOST_MISSED * len(cases), f"{missed} points did not come again")
+    report.require(missed <= MAX_MISSED * len(cases), f"{missed} points were not reached again")
     report.figures = {
-        "transitions of the undisturbed story": len({p for p in undisturbed.passed if "commit" in p}) // 2,
-        "commits": sum(point.startswith("before") for point in undisturbed.passed),
-        "points of orchestrator and workers": len(cases_of(undisturbed)),
-        "cases, each a SIGKILL": len(cases) - missed,
-        "points that did not come again": missed,
-        "cases that ended otherwise": len({name for name, found, _, _ in outcomes if found}),
+        "transitions of the undisturbed run": len({p for p in undisturbed.reached if "commit" in p}) // 2,
+        "commits": sum(point.startswith("before") for point in undisturbed.reached),
+        "crash points of orchestrator and workers": len(cases_of(undisturbed)),
+        "cases, each with one SIGKILL": len(cases) - missed,
+        "points that were not reached again": missed,
+        "cases with another outcome": len({name for name, lines, _, _ in outcomes if lines}),
         "effects doubled": len(doubled),
         "seconds": time.monotonic() - began,
     }
     return report
 
 
-def _share(
-    databases: Databases, folder: Path, undisturbed: Telling, cases: Sequence[Case], results: Any
+def _run_cases(
+    databases: Databases, folder: Path, undisturbed: Outcome, cases: Sequence[Case], results: Any
 ) -> None:
     with worlds() as manager:
         for number, case in enumerate(cases, start=1):
             name = f"{case.name} (case {number})"
             try:
-                got = tell(databases, manager, folder, case.last, case.death)
-                found, doubled = compare(undisturbed, case, got)
-                killed = got.killed or got.record.workers_killed > 0
+                outcome = run_scenario(databases, manager, folder, case.crash_point, case.death)
+                different, doubled = compare(undisturbed, case, outcome)
+                killed = outcome.killed or outcome.record.workers_killed > 0
             except Exception as error:
-                found, doubled, killed = [f"{type(error).__name__}: {error}"], [], True
-            results.put((name, found, doubled, killed))
+                different, doubled, killed = [f"{type(error).__name__}: {error}"], [], True
+            results.put((name, different, doubled, killed))

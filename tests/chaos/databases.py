@@ -1,4 +1,4 @@
-"""Fresh, migrated databases of each kind, and the rows that a campaign begins with."""
+"""Migrated databases for a campaign, and the rows that it starts with."""
 
 import shutil
 import time
@@ -22,11 +22,11 @@ from tests.support.rows import add_data_version, add_dataset, add_model
 
 T = TypeVar("T")
 
-AWAY_SECONDS = 60.0
+PATIENCE_SECONDS = 60.0
 
 
 class Databases:
-    """Databases of one kind under ``folder``, or on a server; migrated once, then copied."""
+    """Databases of one kind, under ``folder`` or on a server: migrated once, then copied."""
 
     def __init__(self, kind: str, folder: Path, server: PostgresServer | None = None) -> None:
         self.kind, self._folder, self._server = kind, folder, server
@@ -41,7 +41,7 @@ class Databases:
 
     @contextmanager
     def fresh(self) -> Iterator[str]:
-        """The URL of a database that nobody has used."""
+        """Yield the URL of a new database and drop it at the end."""
         name = f"chaos_{uuid.uuid4().hex}"
         if self.kind == "sqlite":
             path = self._folder / f"{name}.db"
@@ -60,16 +60,16 @@ class Databases:
         for _ in range(50):
             try:
                 with self._server.connect() as connection:
-                    connection.execute(statement)  # type: ignore[call-overload]
+                    connection.execute(statement)
                 return
-            except psycopg.errors.ObjectInUse:  # of a template: another copy is being made
+            except psycopg.errors.ObjectInUse:  # another process is copying the same template
                 time.sleep(0.05)
         raise TimeoutError(statement)
 
 
 @contextmanager
 def opened(url: str) -> Iterator[Database]:
-    """A database that is closed again: no engine may be open where processes are forked."""
+    """Open a database for the block only, because no engine may be open when a process forks."""
     database = Database(url)
     try:
         yield database
@@ -77,9 +77,9 @@ def opened(url: str) -> Iterator[Database]:
         database.close()
 
 
-def patiently(act: Callable[[], T]) -> T:
-    """Act as a client would: come again while the database is away."""
-    deadline = time.monotonic() + AWAY_SECONDS
+def with_retries(act: Callable[[], T]) -> T:
+    """Retry while the database is unavailable, as a client would."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             return act()
@@ -90,13 +90,13 @@ def patiently(act: Callable[[], T]) -> T:
 
 
 def add_line(database: Database, name: str) -> None:
-    """A model on a dataset of its own, both of that name, without data."""
+    """Add a dataset without data and a model that follows it, both called ``name``."""
     with database.transaction() as session:
         add_model(session, add_dataset(session, name, 0), name)
 
 
 def push(database: Database, name: str, number: int) -> None:
-    """Data version ``number`` of a line with its update, in one transaction, as registering data does; once."""
+    """Add data version ``number`` and its update in one transaction, as a registration does. Idempotent."""
     with database.transaction() as session:
         dataset = datasets.dataset(session, name, lock=True)
         if any(row.number == number for row in datasets.versions(session, dataset.id)):
@@ -113,7 +113,7 @@ def unfinished(database: Database) -> int:
 
 
 def holders(database: Database) -> Sequence[str]:
-    """Owners of running stages."""
+    """The owners of running stages."""
     with database.reading() as session:
         query = sa.select(Stage.owner).where(Stage.state == StageState.RUNNING, Stage.owner.is_not(None))
         return [str(owner) for owner in session.scalars(query.distinct())]
@@ -125,7 +125,7 @@ def accepted(database: Database) -> dict[str, list[int]]:
         query = sa.select(Dataset.name, DataVersion.number).join(
             Dataset, Dataset.id == DataVersion.dataset_id
         )
-        found: dict[str, list[int]] = {}
+        numbers: dict[str, list[int]] = {}
         for name, number in session.execute(query.order_by(Dataset.name, DataVersion.number)):
-            found.setdefault(name, []).append(number)
-        return found
+            numbers.setdefault(name, []).append(number)
+        return numbers

@@ -1,4 +1,4 @@
-"""Processes to kill: forked, so that each costs milliseconds. Whoever forks has no thread and no open engine."""
+"""Processes to kill. They are forked, which takes milliseconds, so the parent must have no threads and no open engine."""
 
 import logging
 import multiprocessing
@@ -26,7 +26,7 @@ def _quietly(target: Callable[..., None], args: tuple[Any, ...]) -> None:
 
 
 class Fleet:
-    """Orchestrator processes that are killed, stopped and replaced. ``run(owner)`` is what each does until SIGTERM."""
+    """Orchestrator processes to kill, stop and replace. Each runs ``run(owner)`` until SIGTERM."""
 
     def __init__(self, run: Callable[[str], None], size: int) -> None:
         self._run = run
@@ -44,11 +44,11 @@ class Fleet:
         self._live[owner] = forked(self._run, owner)
 
     def owners(self) -> list[str]:
-        """Those that go on at the moment."""
+        """The orchestrators that are not stopped."""
         return [owner for owner in self._live if owner not in self._stopped]
 
     def kill(self, owner: str) -> None:
-        """Kill one, and start another in its place."""
+        """Kill an orchestrator and start a new one."""
         process = self._live.pop(owner)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
@@ -57,26 +57,28 @@ class Fleet:
         self._start()
 
     def stop(self, owner: str, seconds: float) -> None:
+        """Stop an orchestrator with SIGSTOP for ``seconds``."""
         pid = self._live[owner].pid
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
-        # By a process of its own: what this one waits for meanwhile may be what the stopped one has locked.
+        # In a separate process, because this one may wait for a lock that the stopped process holds.
         self._stopped[owner] = forked(_continue_after, pid, seconds)
         self.stops += 1
 
-    def look(self) -> None:
-        """Note who goes on again, and who has ended without being told to."""
+    def check(self) -> None:
+        """Forget stops that are over, and record and replace processes that ended by themselves."""
         self._stopped = {owner: waker for owner, waker in self._stopped.items() if waker.is_alive()}
         for owner, process in list(self._live.items()):
             if not process.is_alive():
-                self.crashed.append(f"{owner} ended by itself with {process.exitcode}")
+                self.crashed.append(f"{owner} ended by itself with exit code {process.exitcode}")
                 del self._live[owner]
                 self._start()
 
     def end(self) -> None:
+        """Terminate all processes."""
         for waker in self._stopped.values():
             waker.join()
-        self.look()
+        self.check()
         for process in self._live.values():
             process.terminate()
         for process in self._live.values():

@@ -1,9 +1,9 @@
-"""What a check found: figures to print, and problems, of which there must be none."""
+"""The report of a check: figures to print, and problems, which must be empty."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-PROBLEMS_SHOWN = 100
+MAX_PROBLEMS = 100
 
 
 @dataclass
@@ -22,14 +22,14 @@ def table(reports: Sequence[Report]) -> str:
     for report in reports:
         lines.append(f"{report.title}: {'FAILED' if report.problems else 'passed'}")
         width = max((len(name) for name in report.figures), default=0)
-        lines += [f"  {name:<{width}}  {_written(value):>10}" for name, value in report.figures.items()]
-        lines += [f"  ! {problem}" for problem in report.problems[:PROBLEMS_SHOWN]]
-        if len(report.problems) > PROBLEMS_SHOWN:
-            lines.append(f"  ! and {len(report.problems) - PROBLEMS_SHOWN} more")
+        lines += [f"  {name:<{width}}  {_formatted(value):>10}" for name, value in report.figures.items()]
+        lines += [f"  ! {problem}" for problem in report.problems[:MAX_PROBLEMS]]
+        if len(report.problems) > MAX_PROBLEMS:
+            lines.append(f"  ! and {len(report.problems) - MAX_PROBLEMS} more")
     return "\n".join(lines)
 
 
-def _written(value: int | float | str) -> str:
+def _formatted(value: int | float | str) -> str:
     if isinstance(value, float):
         return f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else value

@@ -1,4 +1,4 @@
-"""PostgreSQL is restarted again and again, by a shutdown or as if it had crashed, while orchestrators work."""
+"""Restarts PostgreSQL repeatedly, by a shutdown or a crash, while orchestrators work."""
 
 import random
 import signal
@@ -21,12 +21,12 @@ LINES = 8
 LEASE_SECONDS = 2.0
 BETWEEN_SECONDS = (5.0, 40.0)
 AWAY_SECONDS = (0.0, 4.0)
-SECONDS_A_VERSION = 30.0
+SECONDS_PER_VERSION = 30.0
 STOP_SECONDS = 30.0
 
 
 class RestartedServer:
-    """A server that keeps what it has committed. It may crash, the machine under it may not: nothing is fsynced."""
+    """A server to restart. It keeps its commits if the process crashes, but not the machine, because it does not fsync."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._port = folder, free_port()
@@ -39,7 +39,7 @@ class RestartedServer:
         return PostgresServer(self._port, self._folder, self._process.pid)
 
     def restart(self, how: signal.Signals, away_seconds: float) -> None:
-        """``how``: SIGINT ends open transactions, SIGQUIT is a crash, from which it recovers when it starts."""
+        """Restart the server. SIGINT aborts open transactions; SIGQUIT is a crash, with recovery at the next start."""
         self.stop(how)
         time.sleep(away_seconds)
         self.start()
@@ -63,7 +63,7 @@ def run(
     min_transitions: int = 0,
     seed: int = 0,
 ) -> Report:
-    """``server_folder`` must be short, as for ``run_server``."""
+    """Restart the server for ``seconds``. The path ``server_folder`` must be short, as for ``run_server``."""
     restarted = RestartedServer(server_folder)
     try:
         databases = Databases("postgresql", folder, restarted.server)
@@ -83,23 +83,23 @@ def _run(
 ) -> Report:
     work = Traffic(
         lines=LINES,
-        versions=max(2, round(seconds / SECONDS_A_VERSION)),
+        versions=max(2, round(seconds / SECONDS_PER_VERSION)),
         orchestrators=ORCHESTRATORS,
         lease_seconds=LEASE_SECONDS,
-        seconds_between=seconds / max(2, round(seconds / SECONDS_A_VERSION)),
+        seconds_between=seconds / max(2, round(seconds / SECONDS_PER_VERSION)),
     )
     began = time.monotonic()
     next_restart = began + between_seconds[0]
     crashes = 0
 
-    def disturb(fleet: Fleet, chance: random.Random, holding: Sequence[str]) -> None:
+    def disturb(fleet: Fleet, rng: random.Random, holding: Sequence[str]) -> None:
         nonlocal next_restart, crashes
         if time.monotonic() < next_restart:
             return
-        how = chance.choice((signal.SIGINT, signal.SIGQUIT))
+        how = rng.choice((signal.SIGINT, signal.SIGQUIT))
         crashes += how == signal.SIGQUIT
-        restarted.restart(how, chance.uniform(*AWAY_SECONDS))
-        next_restart = time.monotonic() + chance.uniform(*between_seconds)
+        restarted.restart(how, rng.uniform(*AWAY_SECONDS))
+        next_restart = time.monotonic() + rng.uniform(*between_seconds)
 
     def enough(fleet: Fleet) -> bool:
         return time.monotonic() - began >= seconds
@@ -107,13 +107,14 @@ def _run(
     root = folder / f"artifacts-{time.monotonic_ns()}"
     with worlds() as manager, databases.fresh() as url:
         world = manager.world(str(root), traffic.STAGE_SECONDS)
-        ended = traffic.run(url, root, world, work, disturb, enough, seed)
+        result = traffic.run(url, root, world, work, disturb, enough, seed)
     report = traffic.report_of(
-        f"PostgreSQL restarted under {ORCHESTRATORS} orchestrators", ended, time.monotonic() - began
+        f"PostgreSQL restarted under {ORCHESTRATORS} orchestrators", result, time.monotonic() - began
     )
-    report.figures = {"restarts": restarted.restarts, "of them crashes": crashes} | report.figures
+    report.figures = {"restarts": restarted.restarts, "of those, crashes": crashes} | report.figures
     report.require(restarted.restarts > 0, "nothing was restarted")
     report.require(
-        ended.transitions >= min_transitions, f"{ended.transitions} transitions of {min_transitions}"
+        result.transitions >= min_transitions,
+        f"{result.transitions} transitions, fewer than {min_transitions}",
     )
     return report

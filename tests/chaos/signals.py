@@ -1,4 +1,4 @@
-"""Orchestrators are stopped for longer than their leases, and killed, while they work side by side."""
+"""Stops orchestrators for longer than their leases, and kills them, while others work."""
 
 import random
 import time
@@ -16,12 +16,13 @@ ORCHESTRATORS = 6
 LEASE_SECONDS = 1.0
 STOPPED_SECONDS = (1.5, 3.0)
 SECONDS_BETWEEN = (0.3, 1.0)
-LEFT_ALONE = 3  # so many go on at any time, so that there is somebody to take over
+MIN_RUNNING = 3  # so that a running orchestrator can always take over
 
 
 def run(
     databases: Databases, folder: Path, *, updates: int = 60, stops: int = 30, kills: int = 30, seed: int = 0
 ) -> Report:
+    """Send ``stops`` SIGSTOPs and ``kills`` SIGKILLs while ``updates`` updates run."""
     lines = min(6, updates)
     work = Traffic(
         lines=lines,
@@ -32,17 +33,17 @@ def run(
     )
     next_signal = time.monotonic()
 
-    def disturb(fleet: Fleet, chance: random.Random, holding: Sequence[str]) -> None:
+    def disturb(fleet: Fleet, rng: random.Random, holding: Sequence[str]) -> None:
         nonlocal next_signal
-        going = fleet.owners()
-        if time.monotonic() < next_signal or len(going) <= LEFT_ALONE:
+        running = fleet.owners()
+        if time.monotonic() < next_signal or len(running) <= MIN_RUNNING:
             return
-        owner = chance.choice([owner for owner in going if owner in holding] or going)
-        if fleet.stops < stops and (fleet.kills >= kills or chance.random() < 0.5):
-            fleet.stop(owner, chance.uniform(*STOPPED_SECONDS))
+        owner = rng.choice([owner for owner in running if owner in holding] or running)
+        if fleet.stops < stops and (fleet.kills >= kills or rng.random() < 0.5):
+            fleet.stop(owner, rng.uniform(*STOPPED_SECONDS))
         else:
             fleet.kill(owner)
-        next_signal = time.monotonic() + chance.uniform(*SECONDS_BETWEEN)
+        next_signal = time.monotonic() + rng.uniform(*SECONDS_BETWEEN)
 
     def enough(fleet: Fleet) -> bool:
         return fleet.stops >= stops and fleet.kills >= kills
@@ -51,14 +52,14 @@ def run(
     root = folder / f"artifacts-{time.monotonic_ns()}"
     with worlds() as manager, databases.fresh() as url:
         world = manager.world(str(root), traffic.STAGE_SECONDS)
-        ended = traffic.run(url, root, world, work, disturb, enough, seed)
+        result = traffic.run(url, root, world, work, disturb, enough, seed)
     report = traffic.report_of(
         f"SIGSTOP and SIGKILL among {ORCHESTRATORS} orchestrators, {databases.kind}",
-        ended,
+        result,
         time.monotonic() - began,
     )
     report.figures = {
-        "SIGSTOP beyond the lease": ended.fleet.stops,
-        "SIGKILL": ended.fleet.kills,
+        "SIGSTOP for longer than the lease": result.fleet.stops,
+        "SIGKILL": result.fleet.kills,
     } | report.figures
     return report

@@ -1,4 +1,4 @@
-"""The campaign's judge can say no: with a guard taken away it sees what then goes wrong, and without it sees nothing."""
+"""The audit finds what goes wrong without a guard, and finds nothing while all guards are in place."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ TICKS = 60
 
 @dataclass
 class Audited:
-    """An audited database with a line of one update, and orchestrators whose writes are known as theirs."""
+    """An audited database with a line of one update, and orchestrators that sign their writes."""
 
     campaign: Database
     world: World
@@ -50,7 +50,7 @@ class Audited:
                 orchestrator.tick()
             if not unfinished(self.campaign):
                 return
-        raise AssertionError("the updates have not ended")
+        raise AssertionError("the updates did not end")
 
     def expire_leases(self) -> None:
         with self.campaign.transaction() as session:
@@ -67,16 +67,16 @@ class Audited:
 def audited(database: Database, tmp_path: Path) -> Iterator[Audited]:
     audit.install(database)
     campaign = audit.sign(Database(database.url), "campaign")
-    found = Audited(campaign, World(str(tmp_path / "artifacts")), [campaign])
+    audited = Audited(campaign, World(str(tmp_path / "artifacts")), [campaign])
     add_line(campaign, "line")
     push(campaign, "line", 1)
-    yield found
-    for opened in found.opened:
+    yield audited
+    for opened in audited.opened:
         opened.close()
 
 
-def _stopped_while_it_held_a_stage(audited: Audited) -> tuple[Orchestrator, Orchestrator]:
-    """One that holds a training stage in memory, and one that has taken it over since."""
+def _orchestrators_after_a_takeover(audited: Audited) -> tuple[Orchestrator, Orchestrator]:
+    """An orchestrator that believes it holds a training stage, and one that has taken the stage over."""
     audited.world.hold_kinds({StageKind.TRAIN_TRUNK})
     first, second = audited.orchestrator("first"), audited.orchestrator("second")
     for _ in range(10):
@@ -87,17 +87,17 @@ def _stopped_while_it_held_a_stage(audited: Audited) -> tuple[Orchestrator, Orch
     return first, second
 
 
-def test_nothing_is_found_where_every_guard_stands(audited):
-    first, second = _stopped_while_it_held_a_stage(audited)
+def test_the_audit_finds_nothing_while_every_guard_is_in_place(audited: Audited) -> None:
+    first, second = _orchestrators_after_a_takeover(audited)
     first.collect()
     audited.finish(second, first)
     findings = audited.findings()
-    # Leases were expired by hand: by somebody who held none.
-    assert all("campaign wrote" in found for found in findings.all())
+    # The test itself expired the leases, without holding them.
+    assert all("campaign wrote" in finding for finding in findings.all())
 
 
-def test_a_write_under_an_epoch_that_has_passed_is_found(audited, monkeypatch):
-    first, second = _stopped_while_it_held_a_stage(audited)
+def test_a_write_under_an_old_epoch_is_found(audited: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = _orchestrators_after_a_takeover(audited)
 
     def unguarded(session: Session, stage_id: str, epoch: int, **values: Any) -> None:
         session.execute(
@@ -116,8 +116,8 @@ def test_a_write_under_an_epoch_that_has_passed_is_found(audited, monkeypatch):
     )
 
 
-def test_a_takeover_without_a_new_epoch_is_found(audited):
-    first, _ = _stopped_while_it_held_a_stage(audited)
+def test_a_takeover_without_a_new_epoch_is_found(audited: Audited) -> None:
+    first, _ = _orchestrators_after_a_takeover(audited)
     with first.database.transaction() as session:
         session.execute(sa.update(Stage).where(Stage.state == StageState.RUNNING).values(owner="first"))
     findings = audited.findings()
@@ -125,7 +125,7 @@ def test_a_takeover_without_a_new_epoch_is_found(audited):
     assert any("first wrote running -> running" in found for found in findings.stale)
 
 
-def test_a_version_that_is_lost_is_found(audited):
+def test_a_lost_version_is_found(audited: Audited) -> None:
     audited.finish(audited.orchestrator("one"))
     push(audited.campaign, "line", 2)
     lost = audited.findings().lost
@@ -140,7 +140,7 @@ def test_a_version_that_is_lost_is_found(audited):
         (lambda world: world.record().published.append(world.record().published[0]), "2 times"),
     ],
 )
-def test_an_effect_that_is_doubled_is_found(audited, damage: Callable[[World], None], found: str):
+def test_a_doubled_effect_is_found(audited: Audited, damage: Callable[[World], None], found: str) -> None:
     audited.finish(audited.orchestrator("one"))
     assert audited.findings().doubled == []
     damage(audited.world)
@@ -148,7 +148,7 @@ def test_an_effect_that_is_doubled_is_found(audited, damage: Callable[[World], N
     assert found in doubled
 
 
-def test_a_version_that_is_numbered_wrongly_is_found(audited):
+def test_a_wrongly_numbered_version_is_found(audited: Audited) -> None:
     audited.finish(audited.orchestrator("one"))
     with audited.campaign.transaction() as session:
         session.execute(sa.update(ModelVersion).values(number=3))

@@ -1,4 +1,4 @@
-"""A database that goes away is waited for, and a commit whose answer is lost does no harm."""
+"""Orchestrators wait for a database that is unavailable, and a commit with a lost reply does no harm."""
 
 import logging
 import signal
@@ -39,7 +39,9 @@ def restarted() -> Iterator[RestartedServer]:
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT])
-def test_an_orchestrator_waits_for_postgresql_and_goes_on(restarted, how, tmp_path, caplog):
+def test_an_orchestrator_waits_for_postgresql_and_continues(
+    restarted: RestartedServer, how: signal.Signals, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="service.orchestrator.loop")
     with Databases("postgresql", tmp_path, restarted.server).fresh() as url:
         database, world = Database(url), World(str(tmp_path / "artifacts"))
@@ -66,34 +68,38 @@ def test_an_orchestrator_waits_for_postgresql_and_goes_on(restarted, how, tmp_pa
         database.close()
 
 
-@pytest.mark.parametrize("done", [False, True])
-def test_a_commit_that_fails_leaves_no_transaction_open(database, done, monkeypatch):
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_failed_commit_leaves_no_transaction_open(
+    database: Database, committed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = Database(database.url)
     dialect: Any = own.engine.dialect
     commit, failure = dialect.do_commit, dialect.loaded_dbapi.OperationalError
 
-    def fails(connection: Any) -> None:
-        if done:
+    def do_commit(connection: Any) -> None:
+        if committed:
             commit(connection)
-        raise failure("the answer is lost")
+        raise failure("the reply was lost")
 
-    monkeypatch.setattr(dialect, "do_commit", fails)
+    monkeypatch.setattr(dialect, "do_commit", do_commit)
     with pytest.raises(DatabaseAway), own.transaction() as session:
         add_dataset(session, "d")
     monkeypatch.undo()
     with own.reading() as session:
-        assert bool(session.scalar(sa.select(Dataset.id))) == done
+        assert bool(session.scalar(sa.select(Dataset.id))) == committed
     add_line(database, "others-may-write")
     own.close()
 
 
-def test_sql_that_is_wrong_is_no_absence(database):
+def test_an_sql_error_does_not_count_as_an_unavailable_database(database: Database) -> None:
     with pytest.raises(DBAPIError), database.reading() as session:
         session.execute(sa.text("SELECT * FROM nowhere"))
 
 
 @pytest.mark.postgres
-def test_whoever_is_stopped_in_a_transaction_keeps_its_locks_for_a_while_only(postgres_url, monkeypatch):
+def test_a_process_stopped_in_a_transaction_loses_its_locks_after_a_while(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upgrade(postgres_url)
     monkeypatch.setattr(store_database, "IDLE_SECONDS", 1)
     stopped, other = Database(postgres_url), Database(postgres_url)

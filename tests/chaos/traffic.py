@@ -1,4 +1,4 @@
-"""Orchestrators at work on lines that get new data, while something is done to them; judged when all updates have ended."""
+"""Orchestrators work on lines with new data while a campaign disturbs them; the audit judges the result."""
 
 import random
 import time
@@ -14,14 +14,14 @@ from service.orchestrator.loop import Orchestrator
 from service.store.database import Database
 from tests.chaos import audit
 from tests.chaos.audit import Findings
-from tests.chaos.databases import add_line, holders, opened, patiently, push, unfinished
+from tests.chaos.databases import add_line, holders, opened, push, unfinished, with_retries
 from tests.chaos.processes import Fleet, stopping_at_sigterm
 from tests.chaos.report import Report
 from tests.chaos.world import OutsideExecutor, OutsideServing, Record
 
 TICK_SECONDS = 0.1
 STAGE_SECONDS = 0.4
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 LAST_UPDATES_SECONDS = 300.0
 FIRST_WAIT_SECONDS = 0.2
 CAMPAIGN = "campaign"
@@ -29,10 +29,7 @@ CAMPAIGN = "campaign"
 
 @dataclass(frozen=True)
 class Traffic:
-    """``versions`` of data to each of ``lines`` models, one every ``seconds_between``; ``0``: all at once.
-
-    ``more``: asked when all updates have ended; while it says so every line gets another version.
-    """
+    """The load: each of ``lines`` models gets ``versions`` data versions, one every ``seconds_between``."""
 
     lines: int
     versions: int
@@ -42,7 +39,9 @@ class Traffic:
 
 
 @dataclass
-class Ended:
+class Result:
+    """The result of a campaign."""
+
     findings: Findings
     record: Record
     updates: int
@@ -60,9 +59,12 @@ def run(
     enough: Callable[[Fleet], bool],
     seed: int,
     prepare: Callable[[str, Database], None] = lambda owner, database: None,
-) -> Ended:
-    """Have the orchestrators work, disturbed at every look, until there was enough of it and all updates have ended."""
-    chance = random.Random(seed)
+) -> Result:
+    """Run orchestrators and disturb them at every poll, until ``enough`` holds and all updates have ended.
+
+    While ``enough`` does not hold, every line gets another data version when all updates have ended.
+    """
+    rng = random.Random(seed)
     names = [f"line{number}" for number in range(traffic.lines)]
     with opened(url) as database:
         audit.install(database)
@@ -98,29 +100,29 @@ def run(
                 pushed, next_push = pushed + 1, time.monotonic() + traffic.seconds_between
                 for name in names:
                     _push(url, name, pushed)
-            left, holding = _standing(url)
-            done = pushed >= traffic.versions and left == 0
+            num_unfinished, owners = _status(url)
+            done = pushed >= traffic.versions and num_unfinished == 0
             if enough(fleet):
                 if done:
                     break
                 if pushed >= traffic.versions and deadline == float("inf"):
                     deadline = time.monotonic() + LAST_UPDATES_SECONDS
                 if time.monotonic() > deadline:
-                    break  # the audit names what has not come to its end
+                    break  # the audit lists what did not end
             elif done:
                 pushed += 1
                 for name in names:
                     _push(url, name, pushed)
             if not enough(fleet):
-                disturb(fleet, chance, holding)
-            fleet.look()
-            time.sleep(LOOK_SECONDS)
+                disturb(fleet, rng, owners)
+            fleet.check()
+            time.sleep(POLL_SECONDS)
     finally:
         fleet.end()
     record: Record = world.record()
     with opened(url) as database:
         audit.sign(database, CAMPAIGN)
-        return Ended(
+        return Result(
             findings=audit.judge(database, record),
             record=record,
             updates=pushed * len(names),
@@ -130,28 +132,28 @@ def run(
         )
 
 
-def report_of(title: str, ended: Ended, seconds: float) -> Report:
-    """The figures that every campaign of this kind has, and what must not be."""
-    findings, record = ended.findings, ended.record
+def report_of(title: str, result: Result, seconds: float) -> Report:
+    """The figures that these campaigns have in common, and the problems found."""
+    findings, record = result.findings, result.record
     executed = len(record.executed) - len(set(record.executed))
     report = Report(
         title,
         {
-            "updates": ended.updates,
-            "transitions": ended.transitions,
+            "updates": result.updates,
+            "transitions": result.transitions,
             "submissions": len(record.submitted),
             "artifacts published": len(record.published),
-            "takeovers": ended.takeovers,
+            "takeovers": result.takeovers,
             "stale writes accepted": len(findings.stale),
             "illegal moves": len(findings.illegal),
             "lost": len(findings.lost),
             "doubled": len(findings.doubled),
-            "stages run again whose first run was given up": executed,
-            "orchestrators that crashed": len(ended.fleet.crashed),
+            "stages that ran again after a lost run": executed,
+            "orchestrators that crashed": len(result.fleet.crashed),
             "seconds": seconds,
         },
     )
-    report.problems = findings.all() + ended.fleet.crashed
+    report.problems = findings.all() + result.fleet.crashed
     return report
 
 
@@ -160,14 +162,14 @@ def _push(url: str, name: str, number: int) -> None:
         with opened(url) as database:
             push(audit.sign(database, CAMPAIGN), name, number)
 
-    patiently(act)
+    with_retries(act)
 
 
-def _standing(url: str) -> tuple[int, Sequence[str]]:
-    """How many updates have not ended, and who holds a stage."""
+def _status(url: str) -> tuple[int, Sequence[str]]:
+    """The number of unfinished updates, and the owners of running stages."""
 
     def act() -> tuple[int, Sequence[str]]:
         with opened(url) as database:
             return unfinished(database), holders(database)
 
-    return patiently(act)
+    return with_retries(act)

@@ -1,6 +1,6 @@
-"""The world outside of the orchestrators: one process that runs stages, serves versions and counts every effect.
+"""The world outside the orchestrators: a process that runs stages, serves versions and records every effect.
 
-It outlives whatever orchestrators are killed. Stages are stubs that publish real artifacts.
+It outlives the orchestrators that a campaign kills. Stages are stubs that publish real artifacts.
 """
 
 import os
@@ -22,13 +22,13 @@ from service.core.stage_specs import StageKind
 from tests.chaos.processes import FORK
 from tests.support.scripted import ScriptedExecutor, ScriptedServing
 
-FAILS_ONCE = "fails-once"  # datasets of such a name: the export of their first model version
-GATED = "gated"  # and of such a name: the gate refuses their models
+FAILS_ONCE = "fails-once"  # in a dataset's name: the first attempt at each of its evaluations fails
+GATED = "gated"  # in a dataset's name: the gate rejects its models
 
 
 @dataclass(frozen=True)
 class WorkerDeath:
-    """The worker of the ``number``-th stage to run is killed, ``before`` or ``after`` it has published."""
+    """Kill the worker of the ``number``-th stage that runs, ``before`` or ``after`` it publishes."""
 
     number: int
     when: str
@@ -36,13 +36,13 @@ class WorkerDeath:
 
 @dataclass
 class Record:
-    """Every effect, in order. ``refused`` are keys that were published already."""
+    """All effects in order. ``duplicates`` are keys that were published again."""
 
     submitted: list[str] = field(default_factory=list)
     adopted: list[str] = field(default_factory=list)
     executed: list[str] = field(default_factory=list)
     published: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
     swaps: list[tuple[str, int]] = field(default_factory=list)
     workers_killed: int = 0
 
@@ -51,24 +51,24 @@ class _WorkerDied(Exception):
     pass
 
 
-class _CountingArtifacts(LocalArtifacts):
+class _RecordingArtifacts(LocalArtifacts):
     def __init__(self, root: Path, record: Record) -> None:
         super().__init__(root)
         self._record = record
 
     def publish(self, key: str, directory: Path, result: dict[str, Any]) -> Manifest:
         manifest = super().publish(key, directory, result)
-        mine = manifest.directory == directory.name
-        (self._record.published if mine else self._record.refused).append(key)
+        is_new = manifest.directory == directory.name
+        (self._record.published if is_new else self._record.duplicates).append(key)
         return manifest
 
 
 class World(ScriptedExecutor):
-    """``stage_seconds`` 0: a stage runs when its run is polled, so that nothing depends on time."""
+    """A scripted executor and serving. With ``stage_seconds`` 0, stages run when their run is polled, so time does not matter."""
 
     def __init__(self, root: str, stage_seconds: float = 0.0, death: WorkerDeath | None = None) -> None:
         self._record = Record()
-        super().__init__(_CountingArtifacts(Path(root), self._record))
+        super().__init__(_RecordingArtifacts(Path(root), self._record))
         self._serving = ScriptedServing()
         self._seconds = stage_seconds
         self._death = death
@@ -88,7 +88,7 @@ class World(ScriptedExecutor):
             (self._record.adopted if known else self._record.submitted).append(run.id)
             super().submit(run)
         if self._seconds and not known:
-            threading.Thread(target=self._go_through, args=(run.id,), daemon=True).start()
+            threading.Thread(target=self._run_stages, args=(run.id,), daemon=True).start()
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
         with self._lock:
@@ -99,7 +99,7 @@ class World(ScriptedExecutor):
                 return RunReport(RunState.LOST)
 
     def apply(self, targets: Sequence[ServedTarget]) -> int:
-        """Make the targets desired. Returns how many models swapped."""
+        """Apply the targets. Returns the number of models that swapped."""
         with self._lock:
             before = len(self._serving.swaps)
             self._serving.apply(targets)
@@ -118,7 +118,7 @@ class World(ScriptedExecutor):
         done = len(entry["finished"]) == len(entry["run"].calls)
         return RunState.SUCCEEDED if done else RunState.RUNNING
 
-    def _go_through(self, run_id: str) -> None:
+    def _run_stages(self, run_id: str) -> None:
         entry = self.runs[run_id]
         for call in entry["run"].calls:
             time.sleep(self._seconds)
@@ -166,21 +166,25 @@ def _fails_once(call: StageCall) -> bool:
     return call.kind == StageKind.EVALUATE and any(FAILS_ONCE in ref["key"] for ref in call.spec["slices"])
 
 
-class _Manager(BaseManager):
-    pass
+class WorldManager(BaseManager):
+    """The parent of world processes."""
+
+    def world(self, root: str, stage_seconds: float = 0.0, death: WorkerDeath | None = None) -> Any:
+        """Create a World and return a proxy for it, which forked processes can use too."""
+        return self.create_world(root, stage_seconds, death)  # type: ignore[attr-defined]
 
 
-_Manager.register(
-    "world",
+WorldManager.register(
+    "create_world",
     World,
     exposed=("submit", "poll", "cancel", "capabilities", "apply", "observe", "record", "hold_kinds"),
 )
 
 
 @contextmanager
-def worlds() -> Iterator[_Manager]:
-    """A process whose ``world(…)`` makes a World; what that gives may be used by every process forked later."""
-    manager = _Manager(ctx=FORK)
+def worlds() -> Iterator[WorldManager]:
+    """Run a process that hosts worlds."""
+    manager = WorldManager(ctx=FORK)
     manager.start(_ignore_interrupts)
     try:
         yield manager
@@ -193,7 +197,7 @@ def _ignore_interrupts() -> None:
 
 
 class OutsideExecutor:
-    """The world as an executor of an orchestrator's."""
+    """An executor that forwards to a world."""
 
     def __init__(self, world: Any) -> None:
         self._world = world
@@ -215,7 +219,7 @@ class OutsideExecutor:
 
 
 class OutsideServing:
-    """The world as an orchestrator's serving."""
+    """A serving that forwards to a world."""
 
     def __init__(self, world: Any) -> None:
         self._world = world

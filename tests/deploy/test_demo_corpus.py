@@ -1,4 +1,4 @@
-"""The demo's data: real text, the same every time, with nothing shared between the versions."""
+"""The demo's data: real text, reproducible, with no text in two versions."""
 
 import json
 import subprocess
@@ -25,13 +25,13 @@ def test_there_are_three_versions_of_the_intended_size(versions: list[DemoVersio
         assert len(version.documents) >= 200, version.label
 
 
-def test_the_second_version_has_both_its_libraries(versions: list[DemoVersion]) -> None:
+def test_the_second_version_has_text_of_both_libraries(versions: list[DemoVersion]) -> None:
     libraries = [document.source.partition("/")[0] for document in versions[1].documents]
     assert set(libraries) == {"numpy", "sqlalchemy"}
     assert min(libraries.count("numpy"), libraries.count("sqlalchemy")) >= 50
 
 
-def test_building_it_again_gives_the_same(versions: list[DemoVersion]) -> None:
+def test_the_corpus_is_reproducible(versions: list[DemoVersion]) -> None:
     assert demo_versions() == versions
 
 
@@ -52,7 +52,7 @@ def test_a_document_is_a_docstring_under_its_name(versions: list[DemoVersion]) -
             assert not document.source.startswith("/")
 
 
-def test_its_ndjson_is_valid_utf8_with_an_object_a_line(versions: list[DemoVersion]) -> None:
+def test_the_ndjson_is_valid_utf8_with_one_object_per_line(versions: list[DemoVersion]) -> None:
     for version in versions:
         lines = to_ndjson(version).decode("utf-8", errors="strict").split("\n")
         assert lines.pop() == ""
@@ -61,7 +61,7 @@ def test_its_ndjson_is_valid_utf8_with_an_object_a_line(versions: list[DemoVersi
         assert all(set(row) == {"id", "text", "source"} for row in rows)
 
 
-def test_it_is_written_as_a_study_reads_it(versions: list[DemoVersion], tmp_path: Path) -> None:
+def test_a_study_can_read_the_written_corpus(versions: list[DemoVersion], tmp_path: Path) -> None:
     write(tmp_path / "data")
     data = load_data(tmp_path / "data")
     assert data.labels == ("v1", "v2", "v3")
@@ -70,7 +70,7 @@ def test_it_is_written_as_a_study_reads_it(versions: list[DemoVersion], tmp_path
     assert data.slices == ()
 
 
-def test_reading_the_sources_imports_none_of_them() -> None:
+def test_building_the_corpus_imports_no_library() -> None:
     code = "import sys; from deploy.demo.corpus import demo_versions; demo_versions(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "sqlalchemy"}.isdisjoint(done.stdout.split())

@@ -1,9 +1,9 @@
-"""The trunk and its branches in text."""
+"""The text picture of the trunk and its branches."""
 
 from deploy.demo.picture import Branch, draw
 
 
-def test_every_branch_leaves_the_trunk_where_it_did_and_ends_in_its_version() -> None:
+def test_each_branch_is_drawn_from_its_branch_point_to_its_version() -> None:
     lines = draw([Branch(1, 48, 53), Branch(2, 95, 105), Branch(3, 143, 158)], 90)
     assert lines == [
         "trunk ━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━┓",
@@ -13,7 +13,7 @@ def test_every_branch_leaves_the_trunk_where_it_did_and_ends_in_its_version() ->
     ]
 
 
-def test_two_branches_of_one_point_share_it() -> None:
+def test_two_branches_can_share_a_branch_point() -> None:
     assert draw([Branch(1, 50, 60), Branch(2, 50, 100)], 60) == [
         "trunk ━━━━━━━━━━━━━━━━┓",
         "                      ┗━━━╸              v1, steps 50 to 60",
@@ -21,7 +21,7 @@ def test_two_branches_of_one_point_share_it() -> None:
     ]
 
 
-def test_nothing_trained_is_nothing_drawn() -> None:
+def test_without_branches_nothing_is_drawn() -> None:
     assert draw([], 80) == []
 
 

@@ -1,4 +1,4 @@
-"""The demo's traffic sees every failure and every answer of more than one version."""
+"""The demo's load generator counts every failure and every answer that mixes versions."""
 
 import json
 import threading
@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from deploy.demo.traffic import AnswerError, MixedAnswer, Tally, Traffic, complete, version_of
+from deploy.demo.traffic import AnswerError, LoadGenerator, MixedAnswer, Tally, complete, version_of
 
 Script = Callable[[dict[str, object]], tuple[int, str, bytes]]
-"""A request's body -> status, version header, and body of the answer."""
+"""Maps the body of a request to the status, version header and body of the answer."""
 
 
 def whole(fingerprint: str) -> bytes:
@@ -25,7 +25,7 @@ def stream(*fingerprints: str, end: str = "data: [DONE]\n\n") -> bytes:
 
 @pytest.fixture
 def answering() -> Iterator[Callable[[Script], str]]:
-    """Starts a server that answers by a script, and gives its URL."""
+    """A function that starts a scripted server and returns its URL."""
     servers: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
 
     def start(script: Script) -> str:
@@ -56,14 +56,14 @@ def answering() -> Iterator[Callable[[Script], str]]:
 
 
 def traffic_until(url: str, num_requests: int) -> Tally:
-    traffic = Traffic(url, "m", num_threads=2)
+    traffic = LoadGenerator(url, "m", num_threads=2)
     traffic.start()
     while traffic.requests < num_requests:
         threading.Event().wait(0.01)
     return traffic.stop()
 
 
-def test_answers_are_counted_by_version_whole_and_streamed(answering: Callable[[Script], str]) -> None:
+def test_whole_and_streamed_answers_are_counted_by_version(answering: Callable[[Script], str]) -> None:
     url = answering(
         lambda body: (200, "2", stream("m@2", "m@2")) if body["stream"] else (200, "1", whole("m@1"))
     )
@@ -83,13 +83,13 @@ def test_answers_are_counted_by_version_whole_and_streamed(answering: Callable[[
     ],
     ids=["refused", "broken off", "error in the stream"],
 )
-def test_every_failure_is_seen(answering: Callable[[Script], str], status: int, content: bytes) -> None:
+def test_every_failure_is_counted(answering: Callable[[Script], str], status: int, content: bytes) -> None:
     url = answering(lambda body: (status, "1", content))
     with httpx.Client(trust_env=False) as client, pytest.raises(AnswerError):
         complete(client, url, "m", "Return", stream=True)
 
 
-def test_a_server_that_is_gone_is_a_failure() -> None:
+def test_an_unreachable_server_is_a_failure() -> None:
     tally = traffic_until("http://127.0.0.1:9/v1", 2)
     assert tally.failed >= 2
     assert "ConnectError" in tally.failures[0]
@@ -99,7 +99,7 @@ def test_a_server_that_is_gone_is_a_failure() -> None:
     ("header", "fingerprints"),
     [("1", ["m@1", "m@2"]), ("2", ["m@1"]), (None, ["m@1"]), ("1", []), ("1", ["other@1"])],
 )
-def test_an_answer_names_one_version(header: str | None, fingerprints: list[str]) -> None:
+def test_an_answer_must_name_one_version(header: str | None, fingerprints: list[str]) -> None:
     chunks = [{"system_fingerprint": fingerprint} for fingerprint in fingerprints]
     with pytest.raises(MixedAnswer):
         version_of("m", header, chunks)

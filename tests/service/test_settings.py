@@ -1,3 +1,5 @@
+"""The engine settings: defaults, environment variables, and rejected values."""
+
 import pytest
 from pydantic import ValidationError
 
@@ -5,12 +7,12 @@ from service.core.serving import EngineName
 from service.settings import Settings
 
 
-def test_the_engine_is_chosen_by_itself_and_has_its_own_defaults_unless_they_are_set() -> None:
+def test_by_default_the_engine_is_chosen_automatically_with_its_own_options() -> None:
     assert Settings().engine is EngineName.AUTO
     assert Settings().engine_options == {}
 
 
-def test_what_is_set_of_the_engine_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_settings_become_engine_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATHSWITCH_ENGINE", "vllm")
     monkeypatch.setenv("PATHSWITCH_ENGINE_MAX_SLOTS", "64")
     monkeypatch.setenv("PATHSWITCH_ENGINE_KV_CACHE_BYTES", str(1 << 33))
@@ -26,7 +28,7 @@ def test_what_is_set_of_the_engine_reaches_it(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("name", "value"), [("ENGINE", "tgi"), ("ENGINE_MAX_SLOTS", "0"), ("ENGINE_KV_CACHE_BYTES", "4G")]
 )
-def test_an_engine_that_cannot_be_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_engine_settings_are_rejected(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"PATHSWITCH_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()

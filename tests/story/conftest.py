@@ -1,4 +1,4 @@
-"""Control planes with a home of their own, where other tests share one, and workers in this process."""
+"""Control planes with homes of their own, in-process workers, and a reference line."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,7 +21,7 @@ Workers = Callable[[ControlPlane], tuple[LocalExecutor, LocalServing]]
 
 @pytest.fixture
 def new_plane(databases: Databases, tmp_path: Path) -> Iterator[NewPlane]:
-    """Starts a control plane that has nothing but the story's dataset, on each kind of database; settings may be given."""
+    """Starts a control plane with an empty dataset. Tests run on SQLite and PostgreSQL; arguments are settings."""
     with ExitStack() as running:
         started = 0
 
@@ -49,7 +49,7 @@ def undisturbed(
     databases: Databases,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Undisturbed:
-    """A line that nothing ever happened to, to compare with: one a session, on each kind of database."""
+    """The reference line, trained without faults once per session and kind of database."""
     kind = type(databases)
     if kind not in undisturbed_lines:
         undisturbed_lines[kind] = undisturbed_line(tmp_path_factory.mktemp("undisturbed"), databases)
@@ -58,15 +58,15 @@ def undisturbed(
 
 @pytest.fixture
 def workers() -> Iterator[Workers]:
-    """Real workers for a control plane, in this process."""
-    made: list[Any] = []
+    """Starts real workers for a control plane in this process."""
+    started: list[Any] = []
 
     def start(plane: ControlPlane) -> tuple[LocalExecutor, LocalServing]:
         artifacts = open_artifacts(plane.settings.artifacts)
         executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
-        made.extend((serving, executor))
+        started.extend((serving, executor))
         return executor, serving
 
     yield start
-    for each in made:
-        each.close()
+    for worker in started:
+        worker.close()

@@ -1,4 +1,4 @@
-"""A line whose branches choose their length: a tenth of all steps at first, then by what it has measured of itself."""
+"""Automatic branch length: a tenth of all steps at first, then chosen from the line's own measurements."""
 
 import pytest
 
@@ -12,7 +12,9 @@ AUTO = {"name": "path_switching", "decay": {"length": {"rule": "auto", "toleranc
 VERSIONS = 4
 
 
-def test_branches_learn_their_length_from_the_line_itself(new_plane: NewPlane, workers: Workers) -> None:
+def test_branch_length_is_chosen_from_the_lines_own_predictions(
+    new_plane: NewPlane, workers: Workers
+) -> None:
     plane = new_plane()
     executor, serving = workers(plane)
     plane.client.create_model(SPEC | {"paradigm": AUTO})
@@ -22,23 +24,23 @@ def test_branches_learn_their_length_from_the_line_itself(new_plane: NewPlane, w
     notes = [update.notes["auto"] for update in updates]
 
     assert "no branch" in notes[0]["why"]
-    for number, (update, said) in enumerate(zip(updates, notes, strict=True), 1):
+    for number, (update, note) in enumerate(zip(updates, notes, strict=True), 1):
         assert update.branch_point is not None
         assert update.final_step is not None
         assert update.notes["branch_steps"] == update.final_step - update.branch_point
         if number == 1:
             continue
-        assert said["branches"] == number - 1
-        lengths = [steps for steps, _ in said["predictions"]]
+        assert note["branches"] == number - 1
+        lengths = [steps for steps, _ in note["predictions"]]
         assert update.notes["branch_steps"] in lengths
-        losses = dict(map(tuple, said["predictions"]))
+        losses = dict(map(tuple, note["predictions"]))
         chosen, best = losses[update.notes["branch_steps"]], min(losses.values())
-        # The notes are rounded.
+        # The predictions in the notes are rounded.
         assert chosen <= best + 0.01 + 2e-5
         assert all(
             loss > best + 0.0099 for steps, loss in losses.items() if steps < update.notes["branch_steps"]
         )
-    # The trunk overtakes a branch with the next version, so its prediction is judged at the one after.
+    # The trunk passes the end of a branch during the next update, so the update after that one judges its prediction.
     assert notes[1]["last_prediction"] is None
     assert notes[2]["last_prediction"] is None
     judged = notes[3]["last_prediction"]
@@ -51,7 +53,7 @@ def test_branches_learn_their_length_from_the_line_itself(new_plane: NewPlane, w
     assert 0 < forecast.tokens < forecast.from_scratch_tokens
 
 
-def test_what_was_excluded_teaches_a_line_nothing(new_plane: NewPlane, workers: Workers) -> None:
+def test_excluded_versions_do_not_enter_the_branch_length(new_plane: NewPlane, workers: Workers) -> None:
     plane = new_plane()
     executor, serving = workers(plane)
     plane.client.create_model(SPEC | {"paradigm": AUTO})

@@ -1,4 +1,4 @@
-"""The drill of the README: copied in the middle of an update, lost, restored elsewhere; it goes on to the same bits."""
+"""Backup and restore as documented: a copy taken during an update continues elsewhere to the same bits."""
 
 import shutil
 import subprocess
@@ -47,13 +47,13 @@ def restore(server: PostgresServer, file: Path) -> None:
 def run_client(server: PostgresServer, tool: str, *arguments: str) -> None:
     binaries = find_binaries()
     assert binaries is not None
-    place = ["--host=127.0.0.1", f"--port={server.port}", "--username=postgres"]
-    subprocess.run([str(binaries / tool), *place, *arguments], check=True, capture_output=True)
+    connection = ["--host=127.0.0.1", f"--port={server.port}", "--username=postgres"]
+    subprocess.run([str(binaries / tool), *connection, *arguments], check=True, capture_output=True)
 
 
 @contextmanager
-def killed_in_the_middle(plane: ControlPlane) -> Iterator[None]:
-    """The trunk of the plane's second update has trained a few steps; at the end of the block its workers are gone."""
+def stopped_in_the_middle(plane: ControlPlane) -> Iterator[None]:
+    """The block runs while the trunk of the plane's second update trains. Afterwards its workers are stopped."""
     artifacts = open_artifacts(plane.settings.artifacts)
     executor, serving = LocalExecutor(artifacts), LocalServing(artifacts, "127.0.0.1", 0)
     try:
@@ -67,7 +67,7 @@ def killed_in_the_middle(plane: ControlPlane) -> Iterator[None]:
                     break
                 time.sleep(0.005)
             else:
-                raise AssertionError("the second trunk never trained")
+                raise AssertionError("the second trunk did not train")
             yield
     finally:
         serving.close()
@@ -75,7 +75,7 @@ def killed_in_the_middle(plane: ControlPlane) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_copy_made_in_the_middle_of_an_update_goes_on_elsewhere(
+def test_a_backup_taken_during_an_update_continues_elsewhere_to_the_same_bits(
     new_plane: NewPlane,
     databases: Databases,
     workers: Workers,
@@ -94,8 +94,8 @@ def test_a_copy_made_in_the_middle_of_an_update_goes_on_elsewhere(
     executor, serving = workers(lost)
     push_and_release(lost, 1, executor, serving)
     lost.push(DATASET, *texts_of(2, DOCUMENTS)).raise_for_status()
-    hold_steps(monkeypatch)
-    with killed_in_the_middle(lost):
+    slow_down_steps(monkeypatch)
+    with stopped_in_the_middle(lost):
         if isinstance(databases, PostgresDatabases):
             dump(databases.server, name_of(lost.settings.database), copy / "pathswitch.dump")
         else:
@@ -122,15 +122,18 @@ def test_a_copy_made_in_the_middle_of_an_update_goes_on_elsewhere(
             query = sa.select(Stage).where(Stage.kind == StageKind.TRAIN_TRUNK).order_by(Stage.id)
             _, trunk = session.scalars(query)
         assert trunk.attempt == 2
-        assert trunk.result["resumed_from_step"] > trunk.result["from_step"]  # from a checkpoint in the copy
+        assert trunk.result is not None
+        assert (
+            trunk.result["resumed_from_step"] > trunk.result["from_step"]
+        )  # from a checkpoint in the backup
         third = push_and_release(restored, 3, executor, serving)
         assert third.artifact.sha256 == expected[2].artifact.sha256
         assert third.evaluations == expected[2].evaluations
         executor.close()
 
 
-def hold_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step takes long enough for a copy to be made in the middle."""
+def slow_down_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make each step slow enough that a backup can be taken in between."""
     from workers.training.ranks import Ranks
 
     add = Ranks.add

@@ -1,9 +1,10 @@
-"""New versions of a line that is rolled out by canary, trained and served for real, while its users go on asking."""
+"""Canary rollouts of really trained versions while users send requests."""
 
 import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -14,21 +15,21 @@ from tests.support.story import DATASET, DOCUMENTS, SPEC, push_and_release
 from tests.support.training import texts_of
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.guard, pytest.mark.slow_on_postgres]
 
 USERS = 16
 PROMPT = "1 a 2 b 3 c 1 a 2 b 3 c"
-CANARY = {
+CANARY: dict[str, Any] = {
     "strategy": "canary",
     "share": 0.5,
     "seconds": 1,
     "min_requests": 30,
-    "max_latency_ratio": None,  # a machine that trains meanwhile says nothing about latency
+    "max_latency_ratio": None,  # this machine trains at the same time, so its latency means nothing
     "max_loss_increase": 5,
 }
 
 
-def test_a_version_stands_its_canary_before_it_takes_over_and_a_worse_one_never_does(
+def test_a_canary_is_promoted_if_it_passes_and_withdrawn_if_it_is_worse(
     new_plane: NewPlane, workers: Workers
 ) -> None:
     plane = new_plane()
@@ -40,17 +41,17 @@ def test_a_version_stands_its_canary_before_it_takes_over_and_a_worse_one_never_
         plane.client.change_model("m", {"serving": {"rollout": {"max_loss_increase": -5}}})
         plane.push(DATASET, *texts_of(3, DOCUMENTS)).raise_for_status()
         plane.finish("m", executor, serving)
-        plane.finish("m", executor, serving)  # the tick after: replicas hear that it was given up
+        plane.finish("m", executor, serving)  # one more tick withdraws the canary from the replicas
         until(lambda: {version for _, version in answers[-USERS:]} == {"m@2"})
 
-    first_release, stood, failed = plane.client.releases("m")
-    assert first_release.trial is None, "nothing was served that it could have been compared with"
-    assert (second.number, stood.state) == (2, ReleaseState.LIVE)
-    assert stood.trial is not None
-    assert stood.trial.tried.requests >= CANARY["min_requests"]
-    assert (stood.trial.tried.failures, stood.trial.served.failures) == (0, 0)
-    assert stood.trial.tried.loss is not None
-    assert stood.trial.tried.loss != stood.trial.served.loss
+    first_release, promoted, failed = plane.client.releases("m")
+    assert first_release.trial is None, "there was no served version to compare it with"
+    assert (second.number, promoted.state) == (2, ReleaseState.LIVE)
+    assert promoted.trial is not None
+    assert promoted.trial.tried.requests >= CANARY["min_requests"]
+    assert (promoted.trial.tried.failures, promoted.trial.served.failures) == (0, 0)
+    assert promoted.trial.tried.loss is not None
+    assert promoted.trial.tried.loss != promoted.trial.served.loss
     assert (failed.version, failed.state) == (3, ReleaseState.FAILED)
     assert failed.error is not None
     assert "nats per token on shadowed prompts" in failed.error
@@ -59,9 +60,11 @@ def test_a_version_stands_its_canary_before_it_takes_over_and_a_worse_one_never_
     assert plane.client.model("m").state.served_version == 2
 
     versions = [version for _, version in answers]
-    assert versions.index("m@2") < len(versions) - versions[::-1].index("m@1"), "both answered at once"
+    assert versions.index("m@2") < len(versions) - versions[::-1].index("m@1"), (
+        "both versions answered at the same time"
+    )
     for user in range(USERS):
-        own = [version for asked_by, version in answers if asked_by == user]
+        own = [version for asker, version in answers if asker == user]
         changes = [version for version, _ in itertools.groupby(own)]
         assert changes in (["m@1", "m@2"], ["m@1", "m@2", "m@3", "m@2"])
     assert "m@3" in versions
@@ -69,7 +72,7 @@ def test_a_version_stands_its_canary_before_it_takes_over_and_a_worse_one_never_
 
 @contextmanager
 def users_of(url: str) -> Iterator[list[tuple[int, str | None]]]:
-    """Users who ask in turn, without pause: who was answered, and by which version."""
+    """Users who take turns and send requests without pause. Yields the growing list of (user, version)."""
     answers: list[tuple[int, str | None]] = []
     failures: list[Exception] = []
     stopping = threading.Event()

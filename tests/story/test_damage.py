@@ -1,4 +1,4 @@
-"""A line whose artifacts are damaged on disk goes on to the same bits as one that nothing ever happened to."""
+"""A line with artifacts damaged on disk continues to the same bits as an undamaged one."""
 
 import pytest
 
@@ -14,7 +14,9 @@ def keys_of(plane: ControlPlane, kind: StageKind) -> list[str]:
 
 @pytest.mark.slow_on_postgres
 @pytest.mark.parametrize("kind", [StageKind.PACK, StageKind.TOKENIZER])
-def test_damage_is_found_mended_and_told(new_plane: NewPlane, workers: Workers, kind: StageKind) -> None:
+def test_damaged_artifacts_are_detected_rebuilt_and_reported(
+    new_plane: NewPlane, workers: Workers, kind: StageKind
+) -> None:
     whole, damaged = new_plane(), new_plane()
     for plane in (whole, damaged):
         plane.client.create_model(SPEC)
@@ -32,6 +34,6 @@ def test_damage_is_found_mended_and_told(new_plane: NewPlane, workers: Workers, 
     assert second.artifact.sha256 == expected[1].artifact.sha256
     assert second.evaluations == expected[1].evaluations
     damaged.artifacts.open(key)
-    again = [event.data for event in damaged.client.events() if event.type == "stage.made_again"]
+    rebuilt = [event.data for event in damaged.client.events() if event.type == "stage.made_again"]
     [_, update] = damaged.client.updates("m")
-    assert [event["update"] for event in again] == [update.id]
+    assert [event["update"] for event in rebuilt] == [update.id]

@@ -1,20 +1,20 @@
-"""A home of an earlier release is upgraded in place, keeps its trunk, and goes on to the bits that the release came to."""
+"""A home of an earlier release is upgraded in place, keeps its trunk, and continues to the bits of that release."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.release_home import MICRO, MODEL, go_on, line_of, make_home, service, unpack
+from tests.support.release_home import MICRO, MODEL, continue_line, line_of, make_home, service, unpack
 
 HOMES = sorted((Path(__file__).parents[1] / "homes").iterdir())
 COMPUTED = ("losses", "files")
 
 
 @pytest.mark.parametrize("folder", HOMES, ids=lambda folder: folder.name)
-def test_an_upgraded_home_goes_on_as_the_release_did(folder: Path, tmp_path: Path) -> None:
+def test_an_upgraded_home_continues_as_the_release_did(folder: Path, tmp_path: Path) -> None:
     expected = unpack(folder, tmp_path / "earlier")
-    found = go_on(tmp_path / "earlier")
+    found = continue_line(tmp_path / "earlier")
 
     assert without(found, COMPUTED) == without(expected, COMPUTED)
     for ours, theirs in zip(found["versions"], expected["versions"], strict=True):
@@ -24,7 +24,7 @@ def test_an_upgraded_home_goes_on_as_the_release_did(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("folder", HOMES, ids=lambda folder: folder.name)
-def test_a_new_model_finds_the_stages_of_the_earlier_release(folder: Path, tmp_path: Path) -> None:
+def test_a_new_model_reuses_the_stages_of_the_earlier_release(folder: Path, tmp_path: Path) -> None:
     unpack(folder, tmp_path / "earlier")
     with service(tmp_path / "earlier") as (plane, executor, serving):
         plane.client.create_model(MICRO | {"name": "twin", "auto_update": False})
@@ -42,7 +42,7 @@ def test_a_new_model_finds_the_stages_of_the_earlier_release(folder: Path, tmp_p
 
 
 def computes_alike(home: Path, expected: dict[str, Any]) -> bool:
-    """Whether this machine's arithmetic comes to the release's bits: processors differ in how they add up."""
+    """Whether this machine reproduces the release's bits. Processors differ in the order of summation."""
     make_home(home)
     with service(home) as (plane, _, _):
         first = line_of(plane)["versions"][0]

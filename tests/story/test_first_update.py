@@ -1,4 +1,4 @@
-"""A whole update in one process, with real stages and a real server: data in, the new model version answers."""
+"""A whole update in one process, with real stages and a real server: from pushed data to a served version."""
 
 from typing import Any
 
@@ -17,15 +17,15 @@ def answer(serving: LocalServing, model: str) -> dict[str, Any]:
     body = {"model": model, "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
     response = httpx.post(f"{serving.url()}/v1/completions", json=body, timeout=60)
     assert response.status_code == 200
-    found: dict[str, Any] = response.json()
-    return found
+    document: dict[str, Any] = response.json()
+    return document
 
 
 @pytest.mark.slow_on_postgres
-def test_two_data_versions_become_served_model_versions_and_equal_runs_are_equal_to_the_bit(
+def test_two_data_versions_become_served_versions_and_equal_runs_give_equal_bits(
     new_plane: NewPlane, workers: Workers
 ) -> None:
-    made = []
+    runs = []
     for _ in range(2):
         plane = new_plane()
         executor, serving = workers(plane)
@@ -36,13 +36,13 @@ def test_two_data_versions_become_served_model_versions_and_equal_runs_are_equal
             assert version.number == version.data_version == number
             assert answer(serving, "m")["system_fingerprint"] == f"m@{number}"
             versions.append((version.artifact.sha256, version.evaluations))
-        made.append(versions)
-    assert made[0] == made[1]
-    assert made[0][0] != made[0][1]
+        runs.append(versions)
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[0][1]
 
 
-def test_a_line_goes_on_from_a_base_checkpoint(new_plane: NewPlane, workers: Workers) -> None:
-    """A rate too small to move anything shows that base, tokenizer and weights go through every stage as they are."""
+def test_a_line_starts_from_a_base_checkpoint(new_plane: NewPlane, workers: Workers) -> None:
+    """With a vanishing learning rate the tokenizer and the weights of the base pass through every stage unchanged."""
     plane = new_plane()
     executor, serving = workers(plane)
     plane.client.create_model(SPEC)
@@ -50,15 +50,15 @@ def test_a_line_goes_on_from_a_base_checkpoint(new_plane: NewPlane, workers: Wor
     base = download(plane, first, plane.settings.import_roots[0] / "base")
 
     changes = {"name": "n", "architecture": {"base": str(base)}, "tokenizer": None}
-    still = {"training": SPEC["training"] | {"peak_lr": 1e-12}}
-    plane.client.create_model(SPEC | changes | still)
+    frozen = {"training": SPEC["training"] | {"peak_lr": 1e-12}}
+    plane.client.create_model(SPEC | changes | frozen)
     same = released(plane, executor, serving, "n")
     again = download(plane, same, plane.settings.home / "again")
     assert (again / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
-    given, kept = load_file(base / "model.safetensors"), load_file(again / "model.safetensors")
-    assert given.keys() == kept.keys()
-    for name, tensor in given.items():
-        assert tensor.allclose(kept[name], atol=1e-6), name
+    before, after = load_file(base / "model.safetensors"), load_file(again / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.allclose(after[name], atol=1e-6), name
     losses = {row.slice: row.loss for row in first.evaluations}
     for row in same.evaluations:
         assert row.loss == pytest.approx(losses[row.slice], rel=1e-3)
@@ -70,7 +70,7 @@ def test_a_line_goes_on_from_a_base_checkpoint(new_plane: NewPlane, workers: Wor
     plane.client.create_model(SPEC | changes | {"name": "l"})
     learned = released(plane, executor, serving, "l")
     for row in learned.evaluations:
-        before = losses[row.slice]
+        base_loss = losses[row.slice]
         assert row.loss is not None
-        assert before is not None
-        assert row.loss < before - 0.01
+        assert base_loss is not None
+        assert row.loss < base_loss - 0.01

@@ -1,4 +1,4 @@
-"""The disk of a service fills again and again, under database and artifacts: it gets through, to the same bits."""
+"""The disk with the database and the artifacts fills up repeatedly: updates still finish, with the same bits."""
 
 import random
 import threading
@@ -24,8 +24,8 @@ OFTEN = SPEC | {"training": SPEC["training"] | {"checkpoint_every": 3}}
 SECONDS = 60.0
 
 
-def until_taken(plane: ControlPlane, number: int) -> int:
-    """Push a data version until it is taken, as a client would; how often it was refused."""
+def push_until_accepted(plane: ControlPlane, number: int) -> int:
+    """Push a data version and retry until it is accepted, as a client would. Returns the number of refusals."""
     refused = 0
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
@@ -36,17 +36,18 @@ def until_taken(plane: ControlPlane, number: int) -> int:
         assert answer.headers["Retry-After"]
         refused += 1
         time.sleep(0.1)
-    raise AssertionError("never taken")
+    raise AssertionError("the data version was never accepted")
 
 
-def test_a_disk_that_fills_again_and_again_loses_nothing(
+def test_a_disk_that_fills_up_repeatedly_loses_nothing(
     databases: Databases, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.core.retry.LONGEST_WAIT_SECONDS", 0.2)
     monkeypatch.setattr("service.core.retry.FIRST_WAIT_SECONDS", 0.1)
     with small_disk(tmp_path / "disk", 64 * MIB) as disk:
         homes = {name: tmp_path / name for name in ("whole", "disk")}
-        made = {}
+        versions = {}
+        refused = failed = 0
         for name, home in homes.items():
             home.mkdir(exist_ok=True)
             with serve(settings_of(home, databases.new(home))) as plane:
@@ -54,36 +55,38 @@ def test_a_disk_that_fills_again_and_again_loses_nothing(
                 plane.client.create_model(OFTEN)
                 executor, serving = workers(plane)
                 if name == "whole":
-                    made[name] = [push_and_release(plane, number, executor, serving) for number in (1, 2)]
+                    versions[name] = [push_and_release(plane, number, executor, serving) for number in (1, 2)]
                     continue
                 filled = threading.Event()
-                filler = threading.Thread(target=fill_again_and_again, args=(disk, filled))
+                filler = threading.Thread(target=fill_repeatedly, args=(disk, filled))
                 filler.start()
                 try:
                     with plane.orchestrated(executor, serving):
-                        refused = sum(until_taken(plane, number) for number in (1, 2))
+                        refused = sum(push_until_accepted(plane, number) for number in (1, 2))
                         wait_for_end(plane)
                 finally:
                     filled.set()
                     filler.join()
                 with plane.orchestrated(executor, serving):
                     wait_for_end(plane)
-                made[name] = list(plane.client.model_versions("m"))
+                versions[name] = list(plane.client.model_versions("m"))
                 check_rows(plane)
                 failed = attempts_failed(plane)
                 executor.close()
-    assert [row.artifact.sha256 for row in made["disk"]] == [row.artifact.sha256 for row in made["whole"]]
-    assert made["disk"][-1].evaluations == made["whole"][-1].evaluations
-    assert refused + failed > 0, "the disk was never full when it mattered"
+    assert [row.artifact.sha256 for row in versions["disk"]] == [
+        row.artifact.sha256 for row in versions["whole"]
+    ]
+    assert versions["disk"][-1].evaluations == versions["whole"][-1].evaluations
+    assert refused + failed > 0, "nothing failed, so the disk was never full at a critical moment"
 
 
-def fill_again_and_again(disk: SmallDisk, stop: threading.Event) -> None:
-    """Full for a third of a second, and with room for a moment, at random: with a seed, though not to the instruction."""
-    chance = random.Random(4)
+def fill_repeatedly(disk: SmallDisk, stop: threading.Event) -> None:
+    """Fill and clear the disk at random times, a fraction of a second each."""
+    rng = random.Random(4)
     while not stop.is_set():
-        stop.wait(chance.uniform(0.05, 0.5))
-        disk.fill(leave=chance.choice([0, 0, 4096, 65_536, 300_000]))
-        stop.wait(chance.uniform(0.1, 0.4))
+        stop.wait(rng.uniform(0.05, 0.5))
+        disk.fill(leave=rng.choice([0, 0, 4096, 65_536, 300_000]))
+        stop.wait(rng.uniform(0.1, 0.4))
         disk.clear()
 
 
@@ -96,11 +99,11 @@ def wait_for_end(plane: ControlPlane) -> None:
             return
         assert not states & {UpdateState.FAILED, UpdateState.REJECTED}, updates
         time.sleep(0.1)
-    raise AssertionError("the updates have not ended")
+    raise AssertionError("the updates did not end")
 
 
 def check_rows(plane: ControlPlane) -> None:
-    """Nothing in rows that is not on the disk, and nothing twice."""
+    """Every artifact that a row names is on the disk, and nothing was created twice."""
     with plane.database.reading() as session:
         assert session.scalar(sa.select(sa.func.count()).select_from(DataVersion)) == 2
         for key in session.scalars(sa.select(DataVersion.artifact_key)):

@@ -1,4 +1,4 @@
-"""The orchestrator is asked to stop in the middle of everything, and the next one goes on as if it never had been."""
+"""The orchestrator stops on SIGTERM while it trains and serves, and the next one resumes to the same bits."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from service.artifacts import open_artifacts
 from service.core.stage_specs import TrainStage
 from service.core.states import StageState
 from tests.story.conftest import NewPlane
-from tests.support.orchestrator_process import asked_to_stop, orchestrator_process
+from tests.support.orchestrator_process import orchestrator_process, stop
 from tests.support.ports import free_port
 from tests.support.ray_cluster import RayCluster
 from tests.support.stopping import (
@@ -30,13 +30,13 @@ from tests.support.stopping import (
 
 pytestmark = pytest.mark.slow_on_postgres
 
-# The first version alone trains for seconds after its first points have arrived, twice a second over Ray.
+# Over Ray, points arrive twice a second. The first version must train for seconds after its first points.
 LONGER: dict[str, Any] = LONG | {"training": LONG["training"] | {"epochs": 80}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_without_ray_streams_end_whole_and_training_goes_on_from_the_step_it_stopped_at(
+@pytest.mark.parametrize("processes", [1, 2])
+def test_without_ray_streams_complete_and_training_resumes_at_the_step_it_reached(
     new_plane: NewPlane, tmp_path: Path, processes: int
 ) -> None:
     plane = new_plane(serve_port=free_port(), executor="local", local_processes=processes)
@@ -50,7 +50,7 @@ def test_without_ray_streams_end_whole_and_training_goes_on_from_the_step_it_sto
         wait_until_it_trains(plane.database, 2)
         with Streams(url) as streams:
             assert streams.under_way == streams.number
-            seconds = asked_to_stop(process)
+            seconds = stop(process)
     print(f"stopped in {seconds:.1f} s")
     assert process.returncode == 0
     assert seconds < 30
@@ -63,14 +63,14 @@ def test_without_ray_streams_end_whole_and_training_goes_on_from_the_step_it_sto
         wait_until_released(plane.client, 2)
     assert_resumed_exactly(plane.database, 2, reached)
     assert plane.client.costs("m").totals.wasted.tokens == 0
-    if processes == 1:  # with two, a line has another number of threads
+    if processes == 1:  # with two processes a line trains with fewer threads, so to other bits
         exports = [plane.client.model_version("m", number).artifact.sha256 for number in (1, 2)]
         assert exports == undisturbed(tmp_path / "undisturbed", LONG, 2)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_job_outlives_the_orchestrator_that_is_stopped_and_the_next_one_adopts_it(
+def test_a_ray_job_outlives_the_stopped_orchestrator_and_the_next_one_adopts_it(
     new_plane: NewPlane, tmp_path: Path, ray_cluster: RayCluster
 ) -> None:
     plane = new_plane(serve_port=free_port(), executor="ray", ray_address=ray_cluster.address)
@@ -81,14 +81,14 @@ def test_a_job_outlives_the_orchestrator_that_is_stopped_and_the_next_one_adopts
         with orchestrator_process(plane.settings) as process:
             push(plane.client, 1)
             wait_until_it_trains(plane.database, 1)
-            seconds = asked_to_stop(process)
+            seconds = stop(process)
             stage = trunk(plane.database, 1)
             assert stage is not None
             assert stage.run_id is not None
             assert jobs.get_job_status(stage.run_id) == JobStatus.RUNNING
         print(f"stopped in {seconds:.1f} s")
         assert process.returncode == 0
-        assert seconds < 10, "it waits for nothing that goes on without it"
+        assert seconds < 10, "it must not wait for jobs that run without it"
         assert httpx.get(url).is_success
         with orchestrator_process(plane.settings):
             wait_until_released(plane.client, 1)

@@ -1,4 +1,4 @@
-"""Training over the Ray of `pathswitch up`, killed with SIGKILL on the way: the line ends as if nothing had happened."""
+"""SIGKILL to parts of `pathswitch up`'s Ray during training: the line ends with the same bits and costs."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
         ("ray", StageKind.TRAIN_TRUNK),
     ],
 )
-def test_what_is_killed_while_it_trains_goes_on_from_its_last_checkpoint_to_the_same_bits(
+def test_training_resumes_from_the_last_checkpoint_after_a_kill_and_reaches_the_same_bits(
     undisturbed: Undisturbed, tmp_path: Path, victim: str, kind: StageKind
 ) -> None:
     settings = undisturbed.service_between(tmp_path / "home")
@@ -42,11 +42,11 @@ def test_what_is_killed_while_it_trains_goes_on_from_its_last_checkpoint_to_the_
         victims = VICTIMS[victim](up.process.pid)
         assert victims
         kill(victims)
-        # What trains may go on for a moment when what it belongs to is gone.
+        # A trainer may run for a moment after its parent is killed.
         until(lambda: all_gone({trainer} | victims))
-        committed, begun = watched.checkpoints(kind)[-1], watched.checkpoints_begun(kind)[-1]
+        committed, started = watched.checkpoints(kind)[-1], watched.checkpoints_started(kind)[-1]
         until(lambda: bool(watched.failed_attempts()))
-        seen = max(watched.losses(kind))
+        last_step = max(watched.losses(kind))
         until(watched.has_ended)
 
         update, row = watched.update(), watched.row(kind)
@@ -56,18 +56,18 @@ def test_what_is_killed_while_it_trains_goes_on_from_its_last_checkpoint_to_the_
         assert {stage.kind for stage in update.stages if stage.attempt > 1} == {kind}
         assert row.attempt == 2
 
-        # Nothing before the last checkpoint was trained again, and what came after it was less than a second interval:
-        # it had not begun another one, or was writing it.
+        # No step before the last checkpoint was trained again. At most one interval was lost: the next checkpoint had
+        # not been started, or was being written.
         spec, result = watched.spec(kind), row.result
         assert result is not None
         assert spec.from_step < result["resumed_from_step"] == committed
-        assert seen - committed <= CHECKPOINT_EVERY
-        assert begun in (committed, committed + CHECKPOINT_EVERY)
+        assert last_step - committed <= CHECKPOINT_EVERY
+        assert started in (committed, committed + CHECKPOINT_EVERY)
 
         second, costs = client.model_version(MODEL, 2), client.costs(MODEL)
         assert second.artifact.sha256 == undisturbed.second.artifact.sha256
         assert second.evaluations == undisturbed.second.evaluations
-        assert {one: watched.losses(one) for one in undisturbed.losses} == undisturbed.losses
+        assert {each: watched.losses(each) for each in undisturbed.losses} == undisturbed.losses
         assert costs.totals.spent.tokens == undisturbed.costs.totals.spent.tokens
         assert undisturbed.costs.totals.wasted.device_seconds == 0 < costs.totals.wasted.device_seconds
     database.close()

@@ -1,4 +1,4 @@
-"""The same story with artifacts in an object store: the same bits, and a store that goes away for a while."""
+"""Artifacts in an object store: the same bits as on disk, and updates survive an outage of the store."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ DOWN_SECONDS = 4.0
 
 
 @pytest.mark.slow
-def test_an_object_store_holds_the_same_line_through_an_outage(
+def test_a_line_in_an_object_store_has_the_same_bits_in_spite_of_an_outage(
     new_plane: NewPlane, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.artifacts.object_store.RETRY_SECONDS", 0.5)
@@ -37,29 +37,29 @@ def test_an_object_store_holds_the_same_line_through_an_outage(
 
         plane.push(DATASET, *texts_of(2, DOCUMENTS)).raise_for_status()
         with plane.orchestrated(executor, serving):
-            went = threading.Event()
+            ended = threading.Event()
 
             def outage() -> None:
                 with s3.down():
                     time.sleep(DOWN_SECONDS)
-                went.set()
+                ended.set()
 
             threading.Thread(target=outage).start()
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline:
                 states = [update.state for update in plane.client.updates("m")]
-                if went.is_set() and states == [UpdateState.SUCCEEDED] * 2:
+                if ended.is_set() and states == [UpdateState.SUCCEEDED] * 2:
                     break
                 time.sleep(0.2)
         [_, update] = plane.client.updates("m")
         assert update.state == UpdateState.SUCCEEDED, update.error
         second = plane.client.model_version("m", 2)
-        for made, like in zip((first, second), expected, strict=True):
-            assert made.artifact.sha256 == like.artifact.sha256
-            assert made.evaluations == like.evaluations
-            assert made.artifact.path.startswith(f"s3://{BUCKET}/{tmp_path.name}/")
+        for stored, local in zip((first, second), expected, strict=True):
+            assert stored.artifact.sha256 == local.artifact.sha256
+            assert stored.evaluations == local.evaluations
+            assert stored.artifact.path.startswith(f"s3://{BUCKET}/{tmp_path.name}/")
 
-        # A host that has no copy of anything.
+        # A host with an empty cache.
         empty = open_artifacts(f"s3://{BUCKET}/{tmp_path.name}#cache={tmp_path / 'empty'}")
         with plane.database.reading() as session:
             row = models.version(session, models.model(session, "m").id, 2)

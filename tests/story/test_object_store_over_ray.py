@@ -1,4 +1,4 @@
-"""Training over Ray whose object store goes away for a minute and a half: no half artifact is seen, and the same bits come out."""
+"""The object store is down for 90 s during training over Ray: no partial artifact is visible, and the bits are the same."""
 
 import threading
 import time
@@ -26,33 +26,33 @@ from tests.support.watched_update import WatchedUpdate
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# A minute, and as long as it takes for an attempt to be lost: the two checkpoints that the trunk has still to make, and its
-# end, each wait for the store in turn.
+# Longer than it takes for an attempt to be lost. The trunk still has two checkpoints and its end to publish, and each
+# waits for the store in turn.
 DOWN_SECONDS = 30 + 3 * RETRY_SECONDS
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
 
-class Visible:
-    """Looks at the store all the time, as a host that has no copies: whatever is published is whole when it is seen."""
+class StoreObserver:
+    """Polls the store from a host with an empty cache and opens every artifact as soon as it is published."""
 
     def __init__(self, url: str, cache: Path) -> None:
         self.seen: set[str] = set()
         self.damaged: list[str] = []
-        self.silences = 0
+        self.outages = 0
         self._artifacts = open_artifacts(f"{url}#cache={cache}")
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look_until_stopped)
+        self._thread = threading.Thread(target=self._poll_until_stopped)
 
-    def __enter__(self) -> "Visible":
+    def __enter__(self) -> "StoreObserver":
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.look()
+        self.poll()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         for key in published_keys(self._artifacts):
             if key not in self.seen:
                 try:
@@ -63,18 +63,18 @@ class Visible:
                     self.damaged.append(f"{key}: {error!r}")
                 self.seen.add(key)
 
-    def _look_until_stopped(self) -> None:
-        while not self._stop.wait(LOOK_SECONDS):
+    def _poll_until_stopped(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
             try:
-                self.look()
+                self.poll()
             except Unavailable:
-                self.silences += 1
+                self.outages += 1
 
 
-def test_a_store_that_is_down_for_more_than_a_minute_costs_an_update_over_ray_nothing_but_time(
+def test_an_update_over_ray_waits_for_a_store_that_is_down_and_loses_nothing(
     undisturbed: Undisturbed, databases: Databases, tmp_path: Path
 ) -> None:
-    url = f"s3://{BUCKET}/{tmp_path.name}"  # a server has what those before it in this process had
+    url = f"s3://{BUCKET}/{tmp_path.name}"  # a key of its own: servers in one process share their content
     with s3_server() as s3:
         settings = first_version(tmp_path / "home", databases, artifacts_url=url)
         database = Database(settings.database)
@@ -82,7 +82,7 @@ def test_a_store_that_is_down_for_more_than_a_minute_costs_an_update_over_ray_no
         with (
             running_up(settings) as up,
             Client(up.urls["api"]) as client,
-            Visible(url, tmp_path / "seen") as visible,
+            StoreObserver(url, tmp_path / "seen") as observer,
         ):
             watched = WatchedUpdate(client, database, artifacts, push_second(client))
             until(lambda: watched.is_past_a_checkpoint(StageKind.TRAIN_TRUNK))
@@ -90,7 +90,7 @@ def test_a_store_that_is_down_for_more_than_a_minute_costs_an_update_over_ray_no
                 began = time.monotonic()
                 while time.monotonic() - began < DOWN_SECONDS:
                     assert not watched.has_ended(), watched.update()
-                    time.sleep(LOOK_SECONDS)
+                    time.sleep(POLL_SECONDS)
             until(watched.has_ended)
             update, second = watched.update(), client.model_version(MODEL, 2)
             failures = watched.failed_attempts()
@@ -100,13 +100,13 @@ def test_a_store_that_is_down_for_more_than_a_minute_costs_an_update_over_ray_no
         assert second.evaluations == undisturbed.second.evaluations
         assert losses == undisturbed.losses
 
-        assert visible.silences
-        assert not visible.damaged
+        assert observer.outages
+        assert not observer.damaged
         with database.reading() as session:
             rows = session.scalars(sa.select(Stage)).all()
         assert {row.state for row in rows} == {StageState.SUCCEEDED}
-        assert {row.key for row in rows} - {None} <= visible.seen
-        # Attempts were lost, to the store alone, and none of them is counted.
+        assert {row.key for row in rows} - {None} <= observer.seen
+        # All failed attempts were lost to the store, and none of them counts.
         assert {failed["code"] for failed in failures} == {Unavailable.code}
         assert all(row.attempt - (row.max_attempts - MAX_ATTEMPTS) == 1 for row in rows if not row.reused)
         database.close()

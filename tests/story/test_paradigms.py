@@ -1,4 +1,4 @@
-"""Every paradigm as the paradigm of a live model: trained, measured, judged, served, and shared where it can be."""
+"""Every paradigm trains, evaluates, gates and serves a live model, and models share the stages they can."""
 
 import math
 from typing import Any
@@ -36,10 +36,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "muon": {"training": {"optimizer": "muon"}},
 }
 VERSIONS = 2
-UNTRAINED = math.log(320)  # of as many tokens
+UNTRAINED_LOSS = math.log(320)  # of a vocabulary of 320 tokens
 
 
-def stages(plane: ControlPlane, model: str, kinds: frozenset[StageKind]) -> list[Stage]:
+def stages_of(plane: ControlPlane, model: str, kinds: frozenset[StageKind]) -> list[Stage]:
     return [stage for update in plane.client.updates(model) for stage in update.stages if stage.kind in kinds]
 
 
@@ -47,7 +47,7 @@ def tokens(plane: ControlPlane, model: str) -> list[int]:
     return [row.tokens for row in plane.client.costs(model).versions]
 
 
-def test_every_paradigm_makes_every_version_and_shares_what_it_can(
+def test_every_paradigm_releases_every_version_and_shares_stages(
     new_plane: NewPlane, workers: Workers
 ) -> None:
     plane = new_plane()
@@ -66,22 +66,23 @@ def test_every_paradigm_makes_every_version_and_shares_what_it_can(
             assert {row.slice for row in version.evaluations} == {f"v{n}" for n in range(1, number + 1)}
             [newest] = [row.loss for row in version.evaluations if row.slice == f"v{number}"]
             assert newest is not None
-            assert newest < UNTRAINED - 0.5, name
+            assert newest < UNTRAINED_LOSS - 0.5, name
 
-    # Whoever came first packed; all others read its packs.
-    packs = {name: stages(plane, name, frozenset({StageKind.PACK})) for name in MODELS}
-    assert {len(found) for found in packs.values()} == {1 + VERSIONS}
-    assert sum(not stage.reused for found in packs.values() for stage in found) == VERSIONS
+    # The first model packs the data; all others reuse its packs.
+    packs = {name: stages_of(plane, name, frozenset({StageKind.PACK})) for name in MODELS}
+    assert {len(stages) for stages in packs.values()} == {1 + VERSIONS}
+    assert sum(not stage.reused for stages in packs.values() for stage in stages) == VERSIONS
     # Two branch lengths share the trunk up to the earlier branch point.
     ends = {name: [v.branch_point.step for v in plane.client.model_versions(name)] for name in MODELS}
     assert all(a < b for a, b in zip(ends["path"][1:], ends["shorter"][1:], strict=True))
-    [_, shared] = stages(plane, "shorter", frozenset({StageKind.TRAIN_TRUNK}))
+    [_, shared] = stages_of(plane, "shorter", frozenset({StageKind.TRAIN_TRUNK}))
     with plane.database.reading() as session:
         result = session.get_one(tables.Stage, shared.id).result
     assert result is not None
     assert result["resumed_from_step"] >= ends["path"][1]
 
-    # N versions cost, in steps of 256 tokens: the sum of all ends, every end once, and what is trained again.
+    # The cost of N versions in steps of 256 tokens. From scratch: the sum of all final steps. Continual: the last final
+    # step. Path switching: the last final step and the branches before it.
     steps = {name: [count // 256 for count in tokens(plane, name)] for name in MODELS}
     total = ends["merge"]
     assert steps["scratch"] == total
@@ -95,9 +96,11 @@ def test_every_paradigm_makes_every_version_and_shares_what_it_can(
     assert plane.client.costs("reset").ratio_to_from_scratch == pytest.approx(total[-1] / sum(total))
     assert sum(steps["replayed"]) > sum(steps["path"])
 
-    # Whoever reads all old data anew is best on the oldest slice; whoever never does, worst.
-    def loss(name: str, on: str) -> float:
-        [row] = [row for row in plane.client.model_version(name, "latest").evaluations if row.slice == on]
+    # Paradigms that read old data again are better on the oldest slice than those that do not.
+    def loss(name: str, slice_name: str) -> float:
+        [row] = [
+            row for row in plane.client.model_version(name, "latest").evaluations if row.slice == slice_name
+        ]
         assert row.loss is not None
         return row.loss
 
@@ -105,10 +108,10 @@ def test_every_paradigm_makes_every_version_and_shares_what_it_can(
     assert loss("replayed", "v1") < loss("path", "v1")
 
 
-def test_what_a_line_cannot_go_on_from_fails_its_update_with_the_reason(
+def test_an_update_past_the_lines_last_step_fails_with_the_reason(
     new_plane: NewPlane, workers: Workers
 ) -> None:
-    """A second update for a data version that the line has read."""
+    """Starts a second update for a data version that the line has already read."""
     plane = new_plane()
     executor, serving = workers(plane)
     plane.client.create_model(SPEC | {"paradigm": {"name": "continual"}})

@@ -1,4 +1,4 @@
-"""A whole study with real training: every line measured, nothing trained twice, and the same again elsewhere to the bit."""
+"""A whole study with real training: every line has results, nothing trains twice, and a second run is identical."""
 
 import math
 import time
@@ -40,7 +40,7 @@ CONFIG = StudyConfig.model_validate(
         "rows": [
             {"name": "scratch", "paradigm": {"name": "from_scratch", "schedule": "wsd"}, "peak_of": "path"},
             {"name": "path", "paradigm": {"name": "path_switching", "decay": {"length": LENGTH}}},
-            # It merges from the step on at which the other branches off: the trunk up to there is trained once.
+            # It merges checkpoints from the step at which `path` branches off, so that both share the trunk before it.
             {"name": "merge", "paradigm": {"name": "merge", "k": 3, "span": LENGTH}, "peak_of": "path"},
         ],
         "baselines": ["scratch"],
@@ -50,8 +50,8 @@ CONFIG = StudyConfig.model_validate(
 TEXTS = {seed: texts_of(seed, DOCUMENTS) for seed in (1, 2)}
 DATA = data_of(
     *(texts[:-6] for texts in TEXTS.values()), slices=[texts[-6:] for texts in TEXTS.values()]
-)  # the last six of each are held out
-UNTRAINED = 320  # the perplexity of a guess among as many tokens
+)  # the last six texts of each version are its slice
+UNTRAINED = 320  # perplexity of a uniform guess over this vocabulary
 
 
 def run(plane: ControlPlane, results: Results, *, deadline: float = math.inf) -> tuple[bool, Results]:
@@ -71,7 +71,7 @@ def run(plane: ControlPlane, results: Results, *, deadline: float = math.inf) ->
 
 
 def asked_of(plane: ControlPlane) -> list[str]:
-    """Every update that the service has been asked for."""
+    """Ids of all updates of the service."""
     return [update.id for model in plane.client.models() for update in plane.client.updates(model.name)]
 
 
@@ -84,7 +84,7 @@ def without_clocks(results: Results) -> Any:
 
 
 @pytest.mark.slow
-def test_a_study_measures_every_line_trains_none_twice_and_comes_out_the_same_again(
+def test_a_study_measures_every_line_trains_none_twice_and_is_reproducible(
     new_plane: NewPlane, workers: Workers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.05)
@@ -115,7 +115,7 @@ def test_a_study_measures_every_line_trains_none_twice_and_comes_out_the_same_ag
                 assert version.perplexities[name] < UNTRAINED / 1.5
             assert version.tokens > 0
 
-    # Merging shares the trunk of the better peak, which is the study's own line of path switching.
+    # Merging shares the trunk of the line with the best peak rate, which is the study's path-switching line.
     best = peak_of(CONFIG, CONFIG.row("merge"), results)
     assert best in PEAKS
     assert {(line.row, line.peak_lr) for line in results.lines.values()} == {
@@ -132,7 +132,7 @@ def test_a_study_measures_every_line_trains_none_twice_and_comes_out_the_same_ag
         trunk = analysis.trunk(row)
         assert [step for curve in trunk for step in curve.steps] == list(range(1, last + 1))
         assert {curve.kind for curve in trunk} == {StageKind.TRAIN_TRUNK}
-    # Every step of every stage has its point, also where another line had trained it.
+    # Every step of every stage has its point, even if another line trained it.
     [model] = [model.name for model in plane.client.models() if ".merge." in model.name]
     reused = []
     for version, update in zip(merge.versions, plane.client.updates(model), strict=True):

@@ -1,4 +1,4 @@
-"""A whole update over real Ray and Ray Serve, watched by the real openai client, and the same one without Ray."""
+"""A whole update over real Ray and Ray Serve under the openai client, compared with one without Ray."""
 
 import threading
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow_on_postgres]
 
 PROMPT = "1 a"
 TOKENS = 12
-# Fixed, as two measurements of which precision is faster need not agree and the two runs must.
+# A fixed precision: with `auto` the two runs could measure different precisions as faster, and they must agree.
 MODEL = SPEC | {"training": SPEC["training"] | {"precision": "fp32"}}
 
 
 @dataclass
 class Streams:
-    """One client that asks for streams without pause: the fingerprints and the text of each."""
+    """A client that requests streams without pause and records the fingerprints and the text of each."""
 
     client: OpenAI
     seen: list[tuple[frozenset[str | None], str]] = field(default_factory=list)
@@ -73,7 +73,7 @@ def serving(ray_cluster: RayCluster, new_plane: NewPlane) -> Iterator[tuple[Cont
     serve.shutdown()
 
 
-def test_an_update_over_ray_is_served_to_openai_clients_and_is_the_one_without_ray(
+def test_an_update_over_ray_is_served_to_openai_clients_and_equals_one_without_ray(
     ray_cluster: RayCluster,
     serving: tuple[ControlPlane, RayServing],
     new_plane: NewPlane,
@@ -117,7 +117,7 @@ def test_an_update_over_ray_is_served_to_openai_clients_and_is_the_one_without_r
 
 
 @pytest.mark.slow
-def test_every_paradigm_over_ray_is_served_and_makes_the_versions_that_it_makes_without_ray(
+def test_every_paradigm_over_ray_is_served_and_equals_the_one_without_ray(
     ray_cluster: RayCluster,
     serving: tuple[ControlPlane, RayServing],
     new_plane: NewPlane,

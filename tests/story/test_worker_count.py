@@ -1,5 +1,6 @@
-"""A line whose number of workers changes in the middle of a stage goes on over the same rows."""
+"""If the number of workers changes in the middle of a stage, training continues over the same rows."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 TRUNK, BRANCH = StageKind.TRAIN_TRUNK, StageKind.TRAIN_BRANCH
 
-# Of losses, relative. Measured when two ranks had summed the gradients of 100 steps: 9e-7 at most in the 505 steps from
-# then on, eight units of fp32's last place. Another row among a batch's 32 changes it by hundreds of times that.
+# Relative tolerance of losses. After two ranks had summed the gradients of 100 steps, the next 505 losses differed by at
+# most 9e-7, or eight units in the last place of fp32. A single wrong row in a batch of 32 changes a loss hundreds of
+# times more.
 ROUNDING = 1e-5
 
 
-def test_one_worker_then_two_then_one_read_the_same_rows_and_come_to_the_same_losses_but_for_rounding(
+def test_changing_the_number_of_workers_keeps_the_rows_and_changes_losses_by_rounding_only(
     ray_cluster: RayCluster, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     settings = undisturbed.service_between(tmp_path / "home")
@@ -36,13 +38,13 @@ def test_one_worker_then_two_then_one_read_the_same_rows_and_come_to_the_same_lo
     with serve(settings) as plane, plane.orchestrated(over_ray, serving):
         watched = WatchedUpdate(plane.client, plane.database, artifacts, push_second(plane.client))
         resumed = [0]
-        for present, then in ((1, 2), (2, 1)):
+        for num_workers, next_num_workers in ((1, 2), (2, 1)):
             until(lambda: watched.is_past_a_checkpoint(TRUNK, after=resumed[-1]))
-            plane.client.change_model(MODEL, {"training": {"workers": then}})
+            plane.client.change_model(MODEL, {"training": {"workers": next_num_workers}})
             ranks = trainers(ray_cluster.pid)
-            assert len(ranks) == present
+            assert len(ranks) == num_workers
             kill(sorted(ranks)[:1])
-            until(lambda ranks=ranks: all_gone(ranks))
+            until(partial(all_gone, ranks))
             resumed.append(watched.checkpoints(TRUNK)[-1])
         until(watched.has_ended)
         update = watched.update()
@@ -53,7 +55,7 @@ def test_one_worker_then_two_then_one_read_the_same_rows_and_come_to_the_same_lo
         second = plane.client.model_version(MODEL, 2)
     serving.close()
 
-    # What every rank of every attempt has read is its share of what one worker reads.
+    # Every rank of every attempt read its share of the rows that a single worker would read.
     order = {
         step: rows
         for stage in (trunk, branch)
@@ -76,7 +78,7 @@ def test_one_worker_then_two_then_one_read_the_same_rows_and_come_to_the_same_lo
     expected = undisturbed.losses[TRUNK] | undisturbed.losses[BRANCH]
     assert losses.keys() == expected.keys()
     for step, loss in losses.items():
-        differs = ROUNDING if step > to_two else 0.0  # the same bits until two ranks have trained
-        assert loss == pytest.approx(expected[step], rel=differs, abs=0), step
-    for made, like in zip(second.evaluations, undisturbed.second.evaluations, strict=True):
-        assert made.loss == pytest.approx(like.loss, rel=ROUNDING)
+        tolerance = ROUNDING if step > to_two else 0.0  # the same bits until two ranks train
+        assert loss == pytest.approx(expected[step], rel=tolerance, abs=0), step
+    for row, reference in zip(second.evaluations, undisturbed.second.evaluations, strict=True):
+        assert row.loss == pytest.approx(reference.loss, rel=ROUNDING)

@@ -1,4 +1,4 @@
-"""A control plane to talk to: a real server on a free port, with a scripted orchestrator beside it."""
+"""A control plane for tests: a real server on a free port, with a scripted orchestrator."""
 
 import asyncio
 import json
@@ -41,8 +41,8 @@ EXPORT_FILES = {
 }
 
 
-class Exporting(ScriptedExecutor):
-    """Its exports have the files of a real one, in a folder of their own too."""
+class ExportingExecutor(ScriptedExecutor):
+    """A scripted executor whose exports have real files, also in a subfolder."""
 
     def _execute(self, call: StageCall, points: list[Point]) -> None:
         if StageKind(call.kind) != StageKind.EXPORT:
@@ -57,7 +57,7 @@ class Exporting(ScriptedExecutor):
 
 @dataclass
 class ControlPlane:
-    """``http`` speaks to the routes under the base, ``root`` to those outside of it."""
+    """A running control plane. ``http`` requests routes under the base path, ``root`` those outside of it."""
 
     url: str
     settings: Settings
@@ -68,12 +68,12 @@ class ControlPlane:
     root: httpx.Client
 
     def __post_init__(self) -> None:
-        self.executor = Exporting(self.artifacts)
+        self.executor = ExportingExecutor(self.artifacts)
         self.serving = ScriptedServing()
         self._orchestrators: dict[tuple[int, int], Orchestrator] = {}
 
     def add_dataset(self, name: str, *versions: list[str], holdout_fraction: float = 0.5) -> None:
-        """A dataset with one data version for each list of texts."""
+        """Create a dataset with one data version per list of texts."""
         self.client.create_dataset(name, holdout_fraction=holdout_fraction)
         for texts in versions:
             self.push(name, *texts)
@@ -86,21 +86,21 @@ class ControlPlane:
         )
 
     def finish(self, model: str, executor: Executor | None = None, serving: Serving | None = None) -> None:
-        """Run the orchestrator, with real workers where they are given, until the model's updates have all ended."""
+        """Run the orchestrator, by default with scripted workers, until all updates of the model have ended."""
         orchestrator = self._orchestrator(executor or self.executor, serving or self.serving)
         deadline = time.monotonic() + UPDATE_SECONDS
         while time.monotonic() < deadline:
-            moved = orchestrator.tick()
+            progressed = orchestrator.tick()
             with self.database.reading() as session:
                 rows = updates.of_model(session, models.model(session, model).id)
             if FINISHED_UPDATES.issuperset(row.state for row in rows):
                 return
-            if not moved:
+            if not progressed:
                 time.sleep(TICK_SECONDS)
-        raise AssertionError(f"the updates of {model} have not ended in {UPDATE_SECONDS:.0f} s")
+        raise AssertionError(f"the updates of {model} did not end within {UPDATE_SECONDS:.0f} s")
 
     def fail_next(self, kind: StageKind, *errors: RunError) -> None:
-        """Have the next attempts at a stage of that kind fail. What other tests have left to do is done first."""
+        """Make the next attempts at stages of that kind fail, after running what other tests have left pending."""
         orchestrator = self._orchestrator(self.executor, self.serving)
         unfinished = sa.select(sa.func.count()).where(Update.state.not_in(FINISHED_UPDATES))
         deadline = time.monotonic() + UPDATE_SECONDS
@@ -111,13 +111,13 @@ class ControlPlane:
                     return
             if not orchestrator.tick():
                 time.sleep(TICK_SECONDS)
-        raise AssertionError(f"some updates have not ended in {UPDATE_SECONDS:.0f} s")
+        raise AssertionError(f"some updates did not end within {UPDATE_SECONDS:.0f} s")
 
     @contextmanager
     def orchestrated(
         self, executor: Executor | None = None, serving: Serving | None = None
     ) -> Iterator[None]:
-        """Have the orchestrator run beside what is done meanwhile."""
+        """Run the orchestrator on a thread for the length of the block."""
         orchestrator = self._orchestrator(executor or self.executor, serving or self.serving)
         stop = threading.Event()
 
@@ -135,7 +135,7 @@ class ControlPlane:
             thread.join()
 
     def tick_until_running(self, model: str, kind: StageKind) -> list[str]:
-        """Run the orchestrator until a stage of that kind runs; ids of the model's running updates."""
+        """Run the orchestrator until a stage of that kind runs. Returns the ids of the model's running updates."""
         orchestrator = self._orchestrator(self.executor, self.serving)
         deadline = time.monotonic() + UPDATE_SECONDS
         while time.monotonic() < deadline:
@@ -144,18 +144,18 @@ class ControlPlane:
             stages = [stage for update in running for stage in update.stages]
             if any(stage.kind == kind and stage.state == StageState.RUNNING for stage in stages):
                 return [update.id for update in running]
-        raise AssertionError(f"no {kind} of {model} runs")
+        raise AssertionError(f"no {kind} stage of {model} started")
 
     def _orchestrator(self, executor: Executor, serving: Serving) -> Orchestrator:
-        """One for the same workers: another would wait for the leases of what the one before it has running."""
+        """The orchestrator for these workers. A second one would wait for the leases of the first one."""
         key = id(executor), id(serving)
         if key not in self._orchestrators:
-            owner = f"tests-{uuid.uuid4().hex[:6]}"  # as of processes: what is running under a name is the bearer's
+            owner = f"tests-{uuid.uuid4().hex[:6]}"  # unique, like the owner name of a real process
             self._orchestrators[key] = Orchestrator(self.database, self.artifacts, executor, serving, owner)
         return self._orchestrators[key]
 
     def add_model(self, name: str, dataset: str, **spec: object) -> None:
-        """A model, plain but for ``spec``, whose updates are brought to their end."""
+        """Create a plain model, changed by ``spec``, and finish its updates."""
         self.client.create_model(PLAIN | {"name": name, "dataset": dataset} | spec)
         self.finish(name)
 
@@ -166,7 +166,7 @@ def ndjson(*texts: str) -> bytes:
 
 @contextmanager
 def serve(settings: Settings) -> Iterator[ControlPlane]:
-    """Serve a migrated database from a thread of this process."""
+    """Serve a migrated database on a thread of this process."""
     app = create_app(settings)
     closing = app.state.services.closing
     server = Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None), closing)
@@ -194,7 +194,7 @@ def serve(settings: Settings) -> Iterator[ControlPlane]:
 
 
 def ask(app: FastAPI, path: str) -> httpx.Response:
-    """One request, straight into an application that no server runs."""
+    """Send one request directly to an application, without a server."""
 
     async def get() -> httpx.Response:
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
@@ -205,7 +205,7 @@ def ask(app: FastAPI, path: str) -> httpx.Response:
 
 
 def settings_of(home: Path, database_url: str) -> Settings:
-    """Settings of a control plane whose import root is ``<home>/imports``."""
+    """Settings of a control plane with the import root ``<home>/imports``."""
     roots = home / "imports"
     roots.mkdir(parents=True)
     return Settings(home=home, database_url=database_url, import_roots=(roots,))

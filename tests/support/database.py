@@ -1,6 +1,6 @@
-"""A migrated database, on SQLite and on PostgreSQL: what every store test and every story runs on both of.
+"""Fixtures for migrated databases: tests that use them run on SQLite and on PostgreSQL.
 
-Migrating takes most of a second, so each kind is migrated once a session and copied for every test.
+A migration takes most of a second, so each kind is migrated once per session and copied for every test.
 """
 
 import shutil
@@ -19,16 +19,16 @@ from tests.support.postgres import PostgresServer
 
 
 class Databases(Protocol):
-    """Databases of one kind, by their URLs."""
+    """Creates and drops databases of one kind, identified by URL."""
 
     def new(self, home: Path) -> str:
-        """A fresh, migrated one for that home."""
+        """Create an empty, migrated database for ``home`` and return its URL."""
 
     def copy(self, url: str, home: Path) -> str:
-        """One for that home with what is in another, that nobody is connected to."""
+        """Copy a database that has no open connections to ``home`` and return the URL of the copy."""
 
     def drop(self, url: str) -> None:
-        """Take one away, whoever is connected to it."""
+        """Drop a database and close any connections to it."""
 
 
 class SqliteDatabases:
@@ -44,8 +44,8 @@ class SqliteDatabases:
         return f"sqlite:///{home / 'pathswitch.db'}"
 
     def drop(self, url: str) -> None:
-        for end in ("", "-wal", "-shm"):
-            Path(f"{sa.make_url(url).database}{end}").unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{sa.make_url(url).database}{suffix}").unlink(missing_ok=True)
 
 
 class PostgresDatabases:
@@ -54,24 +54,24 @@ class PostgresDatabases:
         self._migrated = migrated
 
     def new(self, home: Path) -> str:
-        return self._made_of(self._migrated)
+        return self._copy_of(self._migrated)
 
     def copy(self, url: str, home: Path) -> str:
-        return self._made_of(name_of(url))
+        return self._copy_of(name_of(url))
 
     def drop(self, url: str) -> None:
         with self.server.connect() as connection:
             connection.execute(f'DROP DATABASE "{name_of(url)}" WITH (FORCE)')
 
-    def _made_of(self, template: str) -> str:
-        name = f"made_{uuid.uuid4().hex}"
+    def _copy_of(self, template: str) -> str:
+        name = f"copy_{uuid.uuid4().hex}"
         with self.server.connect() as connection:
             connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return self.server.url_of(name)
 
 
 def name_of(url: str) -> str:
-    """What a PostgreSQL server calls the database of a URL."""
+    """The database name in a PostgreSQL URL."""
     name = sa.make_url(url).database
     assert name is not None
     return name
@@ -96,7 +96,7 @@ def migrated_postgres(postgres_server: PostgresServer) -> str:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def databases(request: pytest.FixtureRequest) -> Databases:
-    """Those of each kind."""
+    """Creates databases: first SQLite, then PostgreSQL."""
     if request.param == "sqlite":
         return SqliteDatabases(request.getfixturevalue("migrated_sqlite"))
     server = request.getfixturevalue("postgres_server")
@@ -105,7 +105,7 @@ def databases(request: pytest.FixtureRequest) -> Databases:
 
 @pytest.fixture
 def database(databases: Databases, tmp_path: Path) -> Iterator[Database]:
-    """A fresh, migrated database of each kind."""
+    """An empty, migrated database: first SQLite, then PostgreSQL."""
     database = Database(databases.new(tmp_path))
     yield database
     database.close()
@@ -114,7 +114,7 @@ def database(databases: Databases, tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture
 def sqlite(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Database]:
-    """A fresh, migrated SQLite database, for tests that are not about the database."""
+    """An empty, migrated SQLite database, for tests that do not depend on the kind of database."""
     database = Database(SqliteDatabases(migrated_sqlite).new(tmp_path))
     yield database
     database.close()

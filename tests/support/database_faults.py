@@ -1,4 +1,4 @@
-"""A database that fails at random calls: before it has done what was asked, or after, and only says that it has failed."""
+"""Random database faults: a call fails before it has an effect, or it succeeds but reports a failure."""
 
 import random
 import threading
@@ -31,7 +31,7 @@ class FaultCounts:
 
 @dataclass
 class Faults:
-    """Fails ``rate`` of statements and of commits: half of those before they are done, half of those after."""
+    """Fails a share ``rate`` of all statements and commits: half of them before they execute, half after."""
 
     seed: int
     rate: float = RATE
@@ -39,11 +39,11 @@ class Faults:
     counts: FaultCounts = field(default_factory=FaultCounts)
 
     def __post_init__(self) -> None:
-        self._chance = random.Random(self.seed)
+        self._random = random.Random(self.seed)
         self._lock = threading.Lock()
 
     def inject(self, database: Database) -> None:
-        """Into a database from whose engine nothing has connected yet."""
+        """Inject faults into a database. Its engine must not have connected yet."""
         dialect: Any = database.engine.dialect
         failure = dialect.loaded_dbapi.OperationalError
         commit = dialect.do_commit
@@ -55,7 +55,7 @@ class Faults:
 
         def do_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
             self._call(lambda: cursor.execute(statement, parameters), failure)
-            return True  # it is done: the dialect need not
+            return True  # tells SQLAlchemy that the statement has been executed
 
         def do_executemany(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
             self._call(lambda: cursor.executemany(statement, parameters), failure)
@@ -64,21 +64,23 @@ class Faults:
         event.listen(database.engine, "do_execute", do_execute)
         event.listen(database.engine, "do_executemany", do_executemany)
 
-    def _call(self, act: Callable[[], object], failure: type[Exception], *, is_commit: bool = False) -> None:
-        before, after = self._drawn(is_commit=is_commit)
+    def _call(
+        self, execute: Callable[[], object], failure: type[Exception], *, is_commit: bool = False
+    ) -> None:
+        before, after = self._draw(is_commit=is_commit)
         if before:
-            raise failure("chaos: it was not done")
-        act()
+            raise failure("chaos: failed before it was executed")
+        execute()
         if after:
-            raise failure("chaos: it was done, and its answer is lost")
+            raise failure("chaos: executed, but the reply was lost")
 
-    def _drawn(self, *, is_commit: bool) -> tuple[bool, bool]:
-        """Whether this call fails before it is done, and after."""
+    def _draw(self, *, is_commit: bool) -> tuple[bool, bool]:
+        """Whether this call fails before it executes, and whether it fails after."""
         with self._lock:
             if not self.on:
                 return False, False
-            fails = self._chance.random() < self.rate
-            before = fails and self._chance.random() < 0.5
+            fails = self._random.random() < self.rate
+            before = fails and self._random.random() < 0.5
             after = fails and not before
             self.counts.add(FaultCounts(1, before, after, after and is_commit))
             return before, after

@@ -1,9 +1,9 @@
-"""``pytest --database-faults 0.01``: the tests as they are, while calls of the product to its databases fail.
+"""``pytest --database-faults 0.01``: runs ordinary tests while the product's database calls fail at random.
 
-Faults go into the databases that the API's application and the orchestrators open, not into those by which tests arrange
-and look. Tests must pass unchanged, as both come again: the orchestrator with its next tick, the client with the same
-key. So only tests with a fixture that has such a product in it are run. What cannot hold under faults by its nature says so
-with ``@pytest.mark.no_database_faults("why")``.
+Only the databases opened by the API and the orchestrators fail, not those that tests use for set-up and checks. Tests
+must pass unchanged because both retry: the orchestrator on its next tick, the client with the same idempotency key. Only
+tests with a fixture that contains an API or an orchestrator run. A test that cannot pass under faults is marked
+``@pytest.mark.no_database_faults("why")``.
 """
 
 import json
@@ -20,31 +20,33 @@ from service.store.database import Database
 from tests.support.database_faults import Faults
 from tests.support.patient_http import patient
 
-# Fixtures with an API or an orchestrator in them.
-PRODUCTS = frozenset({"house", "plane", "postgres_plane", "each_plane", "new_plane", "workers"})
+# Fixtures that contain an API or an orchestrator.
+PRODUCT_FIXTURES = frozenset(
+    {"harness", "house", "plane", "postgres_plane", "each_plane", "new_plane", "workers"}
+)
 MARK = "no_database_faults"
 
 
 class FaultMode:
-    """The plugin that the option registers."""
+    """The pytest plugin behind ``--database-faults``."""
 
     def __init__(self, faults: Faults, report: Path | None) -> None:
         self._faults = faults
         self._report = report
         self._patch = pytest.MonkeyPatch()
         self._opened: list[Database] = []
-        self._selected = self._others = 0
+        self._selected = self._unaffected = 0
         self._excluded: Counter[str] = Counter()
 
     def pytest_sessionstart(self) -> None:
-        """Put the faults into the product's two doors, and patience into the third: what speaks HTTP."""
-        own, tick = Orchestrator.__post_init__, Orchestrator.tick
+        """Inject faults into the orchestrator and the API, and make HTTP clients retry."""
+        post_init, tick = Orchestrator.__post_init__, Orchestrator.tick
 
         def with_faults(orchestrator: Orchestrator) -> None:
-            if type(orchestrator.database) is Database:  # a test's own kind of database stays
+            if type(orchestrator.database) is Database:  # keep a test's own subclass
                 orchestrator.database = self._open(orchestrator.database.url)
                 self._opened.append(orchestrator.database)
-            own(orchestrator)
+            post_init(orchestrator)
 
         def tick_again(orchestrator: Orchestrator) -> bool:
             moved = False
@@ -62,31 +64,30 @@ class FaultMode:
         )
         self._faults.on = True
 
-    @pytest.hookimpl(trylast=True)  # -m and -k have chosen already
+    @pytest.hookimpl(trylast=True)  # after -m and -k
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        chosen, left_out = [], []
+        selected, deselected = [], []
         for item in items:
             mark = item.get_closest_marker(MARK)
-            if PRODUCTS.isdisjoint(getattr(item, "fixturenames", ())):
-                self._others += 1
+            if PRODUCT_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+                self._unaffected += 1
             elif mark is not None:
                 self._excluded[mark.args[0]] += 1
             else:
-                chosen.append(item)
+                selected.append(item)
                 continue
-            left_out.append(item)
-        self._selected = len(chosen)
-        items[:] = chosen
-        config.hook.pytest_deselected(items=left_out)
+            deselected.append(item)
+        self._selected = len(selected)
+        items[:] = selected
+        config.hook.pytest_deselected(items=deselected)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self) -> object:
         try:
             return (yield)
         finally:
-            for (
-                database
-            ) in self._opened:  # of all tests: an orchestrator may be several tests' and connect anew
+            # Not only this test's: an orchestrator may serve several tests and connect again.
+            for database in self._opened:
                 database.close()
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -101,15 +102,17 @@ class FaultMode:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         faults, counts, line = self._faults, self._faults.counts, terminalreporter.write_line
         terminalreporter.section(f"{faults.rate:.2%} of database calls fail, seed {faults.seed}")
-        line(f"{self._selected:>9,} tests under faults, {self._others:,} without an API or an orchestrator")
-        line(f"{self._excluded.total():>9,} excluded by a mark")
+        line(
+            f"{self._selected:>9,} tests under faults, {self._unaffected:,} without an API or an orchestrator"
+        )
+        line(f"{self._excluded.total():>9,} excluded by a marker")
         for reason, count in self._excluded.most_common():
             line(f"{count:>13,} {reason}")
         line(f"{counts.calls:>9,} calls")
-        line(f"{counts.before:>9,} failed before they were done")
-        line(f"{counts.after:>9,} done but reported failed, {counts.after_commit:,} of them commits")
+        line(f"{counts.before:>9,} failed before they executed")
+        line(f"{counts.after:>9,} executed but reported a failure, {counts.after_commit:,} of them commits")
         if not (counts.before and counts.after):
-            line("no call failed: nothing was tested")
+            line("no call failed, so the run tested nothing")
 
     def _open(self, url: str) -> Database:
         database = Database(url)

@@ -1,4 +1,4 @@
-"""The orchestrator as a process of its own, to send it signals."""
+"""Runs the orchestrator as a separate process, so that tests can send it signals."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ STOP_SECONDS = 30.0
 def orchestrator_process(
     settings: Settings, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``python -m service.main`` and give it once its serving answers; at the end it is asked to stop, and must."""
+    """Run ``python -m service.main`` and yield once its serving is ready. At the end it must stop on SIGTERM."""
     ready = settings.home / "orchestrator.ready"
     ready.unlink(missing_ok=True)
     variables = settings.environment() | {READY_FILE_VARIABLE: str(ready)} | dict(environment or {})
@@ -28,7 +28,7 @@ def orchestrator_process(
     try:
         deadline = time.monotonic() + START_SECONDS
         while not ready.exists():
-            assert process.poll() is None, "it has ended; its log is in the home"
+            assert process.poll() is None, "the orchestrator ended; see orchestrator.log in its home"
             assert time.monotonic() < deadline
             time.sleep(0.05)
         yield process
@@ -42,8 +42,8 @@ def orchestrator_process(
             raise
 
 
-def asked_to_stop(process: subprocess.Popen[bytes]) -> float:
-    """Send SIGTERM, and wait for the end: seconds that it took."""
+def stop(process: subprocess.Popen[bytes]) -> float:
+    """Send SIGTERM and wait for the process to end. Returns the seconds that it took."""
     began = time.monotonic()
     process.terminate()
     process.wait(STOP_SECONDS)

@@ -1,4 +1,4 @@
-"""What a well-behaved client does where the service has no database for a moment: the same again, under the same key."""
+"""A patient HTTP client: during outages of the database it retries requests with the same idempotency key."""
 
 import time
 import uuid
@@ -8,15 +8,15 @@ import httpx
 
 from api.schemas.common import BASE, IDEMPOTENCY_KEY
 
-# Instead of the second that Retry-After asks for: of 100 requests at a fault rate of 1 %, some ten are answered so.
+# Shorter than Retry-After, because at a fault rate of 1 % about ten of 100 requests are retried.
 PAUSE_SECONDS = 0.05
-PATIENCE_SECONDS = 60.0
+MAX_RETRY_SECONDS = 60.0
 
 HandleRequest = Callable[[httpx.HTTPTransport, httpx.Request], httpx.Response]
 
 
 class _Replayable(httpx.SyncByteStream):
-    """A body that is streamed, and that can be streamed again from its beginning."""
+    """A streamed body that can be streamed again from its beginning."""
 
     def __init__(self, stream: httpx.SyncByteStream) -> None:
         self._sent: list[bytes] = []
@@ -30,7 +30,7 @@ class _Replayable(httpx.SyncByteStream):
 
 
 def patient(send: HandleRequest) -> HandleRequest:
-    """Around the method of httpx's transport: POSTs get a key, and what is answered with 503 for a moment is sent again."""
+    """Wrap a method of httpx's transport: POSTs get an idempotency key, and transient 503s are retried."""
 
     def handle_request(transport: httpx.HTTPTransport, request: httpx.Request) -> httpx.Response:
         if not request.url.path.startswith((BASE, "/readyz", "/metrics")):
@@ -39,21 +39,21 @@ def patient(send: HandleRequest) -> HandleRequest:
             request.headers[IDEMPOTENCY_KEY] = uuid.uuid4().hex
         assert isinstance(request.stream, httpx.SyncByteStream)
         request.stream = _Replayable(request.stream)
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        asked_again = False
+        deadline = time.monotonic() + MAX_RETRY_SECONDS
+        retried = False
         while True:
             response = send(transport, request)
-            if not _comes_again(response, asked_again=asked_again) or time.monotonic() > deadline:
+            if not _is_transient(response, retried=retried) or time.monotonic() > deadline:
                 return response
-            asked_again = True
+            retried = True
             response.close()
             time.sleep(PAUSE_SECONDS)
 
     return handle_request
 
 
-def _comes_again(response: httpx.Response, *, asked_again: bool) -> bool:
-    """Whether the answer is one of a moment. That a first request is at it yet is only told to whoever has sent one."""
+def _is_transient(response: httpx.Response, *, retried: bool) -> bool:
+    """Whether to retry. `in_flight` refers to an earlier attempt, so it is an answer for retried requests only."""
     if response.status_code < httpx.codes.CONFLICT:
         return False
     response.read()
@@ -62,5 +62,7 @@ def _comes_again(response: httpx.Response, *, asked_again: bool) -> bool:
     problem = response.json()
     code, parts = problem["code"], {error["location"] for error in problem.get("errors", ())}
     assert code != "internal", response.text
-    away = code == "unavailable" and (not parts or "database" in parts)  # /readyz names what does not answer
-    return away or (code == "in_flight" and asked_again)
+    away = code == "unavailable" and (
+        not parts or "database" in parts
+    )  # /readyz names the parts that do not answer
+    return away or (code == "in_flight" and retried)

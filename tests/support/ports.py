@@ -1,4 +1,4 @@
-"""Ports for servers that tests start, as ``pathswitch up`` finds them."""
+"""Free ports for servers that tests start, found the way ``pathswitch up`` finds them."""
 
 from api.cli.up import ports
 

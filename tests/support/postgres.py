@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for the tests: one for the session, a fresh database for each test that asks."""
+"""A real PostgreSQL server: one per test session, with a new database for each test that needs one."""
 
 import ctypes
 import os
@@ -30,7 +30,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h; SIGQUIT is PostgreSQL's immediate shutdow
 
 @dataclass(frozen=True)
 class PostgresServer:
-    """A running server that trusts its superuser `postgres`, on 127.0.0.1 and on a unix socket."""
+    """A running server with the superuser `postgres` and no passwords, on 127.0.0.1 and a unix socket."""
 
     port: int
     socket_dir: Path
@@ -52,7 +52,7 @@ class PostgresServer:
 
 
 def find_binaries() -> Path | None:
-    """The folder that has both `initdb` and `postgres`: on PATH, else the newest that Debian installed."""
+    """The folder with `initdb` and `postgres`: from PATH, or else the newest that Debian installed."""
     on_path = shutil.which("initdb")
     installed = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"),
@@ -60,7 +60,7 @@ def find_binaries() -> Path | None:
         reverse=True,
     )
     for initdb in [Path(on_path), *installed] if on_path else installed:
-        # Client packages put wrappers on PATH; the server lies beside the real one.
+        # Client packages put wrappers on PATH; `postgres` is in the folder of the real `initdb`.
         folder = initdb.resolve().parent
         if (folder / "postgres").exists():
             return folder
@@ -68,29 +68,29 @@ def find_binaries() -> Path | None:
 
 
 def _server_account() -> str | None:
-    """The account the server must run as: PostgreSQL refuses root, so there it is Debian's `postgres`."""
+    """The account to run the server as. PostgreSQL refuses to run as root, so root uses Debian's `postgres`."""
     return "postgres" if os.geteuid() == 0 else None
 
 
 def _unavailable() -> str | None:
-    """Why no server can be started here, or None."""
+    """Why this machine cannot start a server, or None if it can."""
     if find_binaries() is None:
-        return "no PostgreSQL server here: install the Debian package `postgresql`"
+        return "no PostgreSQL server found: install the Debian package `postgresql`"
     account = _server_account()
     if account is not None and account not in {entry.pw_name for entry in pwd.getpwall()}:
-        return f"running as root, and there is no account `{account}` to start PostgreSQL as"
+        return f"running as root, but the account `{account}`, which would run PostgreSQL, does not exist"
     return None
 
 
-def _ends_with_parent() -> Callable[[], object] | None:
-    """What the child calls before exec, so that a test run that is killed takes its server along."""
+def _end_with_parent() -> Callable[[], object] | None:
+    """The child's preexec function: the server ends when the test process is killed."""
     if sys.platform != "linux":
         return None
     return partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 def initialise(folder: Path) -> None:
-    """Make an empty cluster under ``folder``, owned by the account that the server runs as."""
+    """Create an empty cluster under ``folder``, owned by the account that runs the server."""
     binaries = find_binaries()
     assert binaries is not None
     account = _server_account()
@@ -99,7 +99,7 @@ def initialise(folder: Path) -> None:
     data = folder / "data"
     command = [str(binaries / "initdb"), "--pgdata", str(data), "--username", "postgres", "--auth", "trust"]
     command += ["--encoding", "UTF8", "--no-locale", "--no-sync", "--no-instructions"]
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         user=account,
         group=account,
@@ -110,8 +110,8 @@ def initialise(folder: Path) -> None:
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise RuntimeError(f"initdb failed:\n{done.stdout}")
+    if result.returncode:
+        raise RuntimeError(f"initdb failed:\n{result.stdout}")
 
 
 def wait_until_ready(server: PostgresServer, process: subprocess.Popen[bytes]) -> None:
@@ -130,9 +130,9 @@ def wait_until_ready(server: PostgresServer, process: subprocess.Popen[bytes]) -
 
 @contextmanager
 def run_server(folder: Path, **changes: str) -> Iterator[PostgresServer]:
-    """Start a server under `folder`, with `changes` to its settings, and at the end stop it by its own pid.
+    """Run a server under `folder`, with `changes` to its settings.
 
-    `folder` must be short: a unix socket's path may have 107 bytes.
+    The path of `folder` must be short: the path of a unix socket is limited to 107 bytes.
     """
     initialise(folder)
     port = free_port()
@@ -142,7 +142,9 @@ def run_server(folder: Path, **changes: str) -> Iterator[PostgresServer]:
         wait_until_ready(server, process)
         yield server
     finally:
-        process.send_signal(signal.SIGINT)  # a fast shutdown: open connections are ended, not waited for
+        process.send_signal(
+            signal.SIGINT
+        )  # fast shutdown: closes open connections instead of waiting for them
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -158,7 +160,7 @@ def start(folder: Path, port: int, **changes: str) -> subprocess.Popen[bytes]:
     settings = {
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": str(folder),
-        # Nothing here outlives the run, so nothing is written for a crash.
+        # The data does not outlive the test run, so it need not survive a crash.
         "fsync": "off",
         "synchronous_commit": "off",
         "full_page_writes": "off",
@@ -180,12 +182,12 @@ def start(folder: Path, port: int, **changes: str) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_ends_with_parent(),
+            preexec_fn=_end_with_parent(),
         )
 
 
 def require_server() -> None:
-    """Skip where no server can be started; in CI, where one must be, fail."""
+    """Skip the test if this machine cannot start a server; in CI, fail it."""
     reason = _unavailable()
     if reason is None:
         return
@@ -196,7 +198,7 @@ def require_server() -> None:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """The session's server."""
+    """The server of the test session."""
     require_server()
     with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder, run_server(Path(folder)) as server:
         yield server
@@ -204,11 +206,11 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
-    """The URL of an empty database that exists for this test alone."""
+    """The URL of an empty database that only this test uses."""
     database = f"test_{uuid.uuid4().hex}"
     with postgres_server.connect() as connection:
         connection.execute(f'CREATE DATABASE "{database}"')
     yield postgres_server.url_of(database)
     with postgres_server.connect() as connection:
-        # FORCE: a test that failed may have left connections behind.
+        # FORCE: a failed test may have left connections open.
         connection.execute(f'DROP DATABASE "{database}" WITH (FORCE)')

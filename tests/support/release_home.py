@@ -1,7 +1,7 @@
-"""A home left by one release, which later releases must take over: made, packed, unpacked and continued.
+"""Creates the home of a release, packs it, and continues it with a later release.
 
-``python -m tests.support.release_home FOLDER`` writes ``home.tar.xz`` and ``expected.json`` for the code it runs in. Run it once
-a release, from the release's own checkout, and commit the folder as ``tests/homes/<version>``.
+``python -m tests.support.release_home FOLDER`` writes ``home.tar.xz`` and ``expected.json`` for the checked-out code. Run
+it once per release, from the checkout of that release, and commit the folder as ``tests/homes/<version>``.
 """
 
 import json
@@ -29,7 +29,7 @@ DOCUMENTS = 24
 ANY_LOSS: dict[str, float] = {"max_new_loss_increase": 50, "max_old_loss_increase": 50}
 NO_LOSS: dict[str, float] = {"max_new_loss_increase": -50, "max_old_loss_increase": -50}
 
-# A thousandth of the tiny preset: the home must stay small enough to commit. Bits are those of one thread in fp32.
+# A thousandth of the tiny preset, so that the home is small enough to commit. One fp32 thread makes runs reproducible.
 MICRO: dict[str, Any] = {
     "name": MODEL,
     "dataset": DATASET,
@@ -57,7 +57,7 @@ MICRO: dict[str, Any] = {
 
 
 def make_home(home: Path) -> None:
-    """Data versions 1 to 4: the first two are released, the third is rejected, the fourth is excluded after its release."""
+    """Push data versions 1 to 4: 1 and 2 are released, 3 is rejected, and 4 is excluded after its release."""
     with service(home) as (plane, executor, serving):
         plane.client.create_dataset(DATASET, holdout_fraction=0.1)
         plane.client.create_model(MICRO)
@@ -68,8 +68,8 @@ def make_home(home: Path) -> None:
         plane.client.exclude_version(DATASET, 4, "the wrong language")
 
 
-def go_on(home: Path) -> dict[str, Any]:
-    """Push data version 5 to a home that ``make_home`` made; what the line is then, without times and ids."""
+def continue_line(home: Path) -> dict[str, Any]:
+    """Push data version 5 to a home that ``make_home`` created. Returns the line without times and ids."""
     with service(home) as (plane, executor, serving):
         _push(plane, 5)
         plane.finish(MODEL, executor, serving)
@@ -77,7 +77,7 @@ def go_on(home: Path) -> dict[str, Any]:
 
 
 def line_of(plane: ControlPlane) -> dict[str, Any]:
-    """Every model version, stage and trunk checkpoint of the line, without times and ids."""
+    """The model versions, stages and trunk checkpoints of the line, without times and ids."""
     client = plane.client
     versions = client.model_versions(MODEL)
     updates = client.updates(MODEL)
@@ -118,7 +118,7 @@ def line_of(plane: ControlPlane) -> dict[str, Any]:
 
 @contextmanager
 def service(home: Path) -> Iterator[tuple[ControlPlane, LocalExecutor, LocalServing]]:
-    """A control plane on the SQLite database and the local artifacts of a home, upgraded, with workers in this process."""
+    """Upgrade the SQLite database of a home and run its control plane, with workers in this process."""
     settings = Settings(home=home)
     home.mkdir(exist_ok=True)
     upgrade(settings.database)
@@ -133,7 +133,7 @@ def service(home: Path) -> Iterator[tuple[ControlPlane, LocalExecutor, LocalServ
 
 
 def unpack(folder: Path, home: Path) -> dict[str, Any]:
-    """Lay the packed home of a release at ``home``; what the release recorded of going on from it."""
+    """Unpack the home of a release to ``home``. Returns the line that the release got when it continued."""
     with tarfile.open(folder / HOME) as archive:
         archive.extractall(home, filter="data")
     expected: dict[str, Any] = json.loads((folder / EXPECTED).read_text())
@@ -156,7 +156,7 @@ def _main(folder: Path) -> None:
         home = Path(scratch) / "home"
         make_home(home)
         _pack(home, folder / HOME)
-        expected = go_on(home)
+        expected = continue_line(home)
     (folder / EXPECTED).write_text(json.dumps(expected, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""The control plane as a process of its own, to watch its memory and to send it signals."""
+"""Runs the control plane as a separate process, to watch its memory and send it signals."""
 
 import os
 import resource
@@ -22,7 +22,7 @@ WATCH_SECONDS = 0.02
 
 @contextmanager
 def server_process(settings: Settings) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run ``python -m api.main`` and give its URL; at the end it is asked to stop, and must."""
+    """Run ``python -m api.main`` and yield its URL and process. At the end it must stop on SIGTERM."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = settings.model_copy(update={"api_port": port}).environment()
@@ -53,18 +53,18 @@ def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that is resident now (Linux)."""
+    """Current resident memory of a process (Linux)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time, user and system, that a process has used so far (Linux)."""
+    """User and system CPU time that a process has used so far (Linux)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class MemoryWatch:
-    """Looks at a process's memory all the time; ``growth`` is how far it went above the beginning."""
+    """Watches the memory of a process for the length of a block. ``growth`` is its peak above the initial value."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

@@ -1,8 +1,8 @@
-"""A clock that stands where a test puts it."""
+"""A clock that only moves when a test sets it."""
 
 
 class StillClock:
-    """In the place of a module's ``time``."""
+    """Replaces the ``time`` module in the code under test."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0

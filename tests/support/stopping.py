@@ -1,4 +1,4 @@
-"""What a stop has to leave whole: answers that are under way, and a trunk in the middle of its training."""
+"""Clients and checks for graceful stops: streams must complete, and training must resume at the step it reached."""
 
 import json
 import threading
@@ -28,31 +28,31 @@ from workers.executors.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
 PATIENCE_SECONDS = 120.0
-# Seconds of training, and no checkpoint on the way but that of a stop.
+# Trains for some seconds, and writes a checkpoint on the way only if it is stopped.
 LONG: dict[str, Any] = SPEC | {
     "architecture": {"config": SMALL_CONFIG | {"max_position_embeddings": 1024}},
     "training": SPEC["training"] | {"precision": "fp32", "epochs": 6, "checkpoint_every": 100_000},
 }
-# Of one stream, so that all of three are decoded at once: several seconds, and more where a trainer is at it too.
+# Per stream. Few enough that the engine decodes three streams at once, and long enough to take several seconds.
 CHOICES, CHOICE_TOKENS = 5, 500
-END_TOKEN = "0"  # of a tokenizer that is trained with the line
+END_TOKEN = "0"  # the end-of-text id of a tokenizer trained with the line
 
 
 @dataclass
 class Streams:
-    """Clients that each wait for one long streamed completion; every one has its first words when the block begins."""
+    """Clients that each read one long streamed completion. The block begins when every client has its first event."""
 
-    url: str  # with /v1
+    url: str  # ends with /v1
     number: int = 3
     whole: int = 0
     broken: list[str] = field(default_factory=list)
 
     def __enter__(self) -> "Streams":
-        begun = [threading.Event() for _ in range(self.number)]
-        self._threads = [threading.Thread(target=self._ask, args=(one,)) for one in begun]
+        started = [threading.Event() for _ in range(self.number)]
+        self._threads = [threading.Thread(target=self._ask, args=(event,)) for event in started]
         for thread in self._threads:
             thread.start()
-        assert all(one.wait(PATIENCE_SECONDS) for one in begun)
+        assert all(event.wait(PATIENCE_SECONDS) for event in started)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,9 +63,9 @@ class Streams:
     def under_way(self) -> int:
         return sum(thread.is_alive() for thread in self._threads)
 
-    def _ask(self, begun: threading.Event) -> None:
+    def _ask(self, started: threading.Event) -> None:
         body = {"model": "m", "prompt": ["1 a"] * CHOICES, "max_tokens": CHOICE_TOKENS, "stream": True}
-        body["logit_bias"] = {END_TOKEN: -100}  # none is to be over before the others have begun
+        body["logit_bias"] = {END_TOKEN: -100}  # so that no stream ends before the others start
         events: list[str] = []
         try:
             with httpx.stream("POST", f"{self.url}/completions", json=body, timeout=60) as response:
@@ -73,7 +73,7 @@ class Streams:
                     if line:
                         events.append(line.removeprefix("data: "))
                     if len(events) == 1:
-                        begun.set()
+                        started.set()
             assert events[-1] == "[DONE]", f"{response.status_code} {events[-1]}"
             events.pop()
             choices = [json.loads(event)["choices"][0] for event in events]
@@ -82,34 +82,35 @@ class Streams:
         except (httpx.HTTPError, AssertionError, IndexError, KeyError) as error:
             self.broken.append(f"{type(error).__name__} after {len(events)} events: {error}")
         finally:
-            begun.set()
+            started.set()
 
 
 @dataclass
 class Newcomers:
-    """A client that asks for a word again and again, over a new connection each time, until nobody listens any more.
+    """A client that requests one token again and again, over a new connection each time, until the block ends.
 
-    Each time it is answered, told to come back, or not let in. Whoever stands in the queue of a listener in the moment in
-    which that is closed is thrown out by the kernel, which can happen to one client once.
+    Each request may be answered, get a 503 with Retry-After, or be refused by the kernel ("not let in"). If the server
+    closes its listener while the connection is in the backlog, the kernel resets it ("thrown out"). That can happen to
+    one request at most.
     """
 
-    url: str  # with /v1
+    url: str  # ends with /v1
     answers: Counter[str] = field(default_factory=Counter)
     surprised: list[str] = field(default_factory=list)
 
     def __enter__(self) -> "Newcomers":
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._ask_until_left)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._ask_until_stopped)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left.set()
+        self._stopping.set()
         self._thread.join()
 
-    def _ask_until_left(self) -> None:
+    def _ask_until_stopped(self) -> None:
         body = {"model": "m", "prompt": "1 a", "max_tokens": 1}
-        while not self._left.wait(0.02):
+        while not self._stopping.wait(0.02):
             try:
                 response = httpx.post(f"{self.url}/completions", json=body, timeout=60)
                 answer = str(response.status_code)
@@ -128,12 +129,12 @@ class Newcomers:
 
 
 def push(client: Client, number: int) -> None:
-    """The story's data version of that number."""
+    """Push the story's data version ``number``."""
     client.push_version(DATASET, [ndjson(*texts_of(number, DOCUMENTS))], format=DataFormat.NDJSON)
 
 
 def undisturbed(home: Path, model: Mapping[str, Any], versions: int) -> list[str]:
-    """Hashes of the exports of a line of that model that nobody stops."""
+    """Train ``versions`` versions of a model without a stop. Returns the hashes of their exports."""
     settings = settings_of(home, f"sqlite:///{home / 'pathswitch.db'}")
     migrate.upgrade(settings.database)
     artifacts = open_artifacts(settings.artifacts)
@@ -142,23 +143,23 @@ def undisturbed(home: Path, model: Mapping[str, Any], versions: int) -> list[str
         plane.client.create_dataset(DATASET, holdout_fraction=0.1)
         plane.client.create_model(model)
         numbers = range(1, versions + 1)
-        made = [push_and_release(plane, number, executor, serving) for number in numbers]
+        released = [push_and_release(plane, number, executor, serving) for number in numbers]
     serving.close()
     executor.close()
-    return [version.artifact.sha256 for version in made]
+    return [version.artifact.sha256 for version in released]
 
 
 def trunk(database: Database, number: int) -> Stage | None:
-    """The trunk stage of the line's ``number``-th update, where it has been planned."""
+    """The trunk stage of the line's ``number``-th update, or None if it is not planned yet."""
     with database.reading() as session:
-        found = session.scalars(
+        trunks = session.scalars(
             sa.select(Stage).where(Stage.kind == StageKind.TRAIN_TRUNK).order_by(Stage.id)
         )
-        return dict(enumerate(found, start=1)).get(number)
+        return dict(enumerate(trunks, start=1)).get(number)
 
 
 def wait_until_it_trains(database: Database, number: int, *, attempt: int = 1, steps: int = 12) -> None:
-    """Until that attempt at the trunk of that update has trained so many steps."""
+    """Wait until this attempt at the update's trunk has trained ``steps`` steps."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         stage = trunk(database, number)
@@ -173,7 +174,7 @@ def wait_until_it_trains(database: Database, number: int, *, attempt: int = 1, s
 def wait_until_released(client: Client, number: int) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not any(release.version == number and release.state == "live" for release in client.releases("m")):
-        assert time.monotonic() < deadline, [(one.state, one.error) for one in client.updates("m")]
+        assert time.monotonic() < deadline, [(update.state, update.error) for update in client.updates("m")]
         time.sleep(0.1)
 
 
@@ -183,7 +184,7 @@ def trained_steps(database: Database, stage: Stage) -> list[int]:
 
 
 def assert_stopped_at_a_checkpoint(database: Database, artifacts: Artifacts, number: int) -> int:
-    """The trunk of that update waits for the next start, beside a checkpoint of the very step it has reached: that step."""
+    """The update's trunk is ready to resume, with a checkpoint of the last step it trained. Returns that step."""
     stage = trunk(database, number)
     assert stage is not None
     assert (stage.state, stage.attempt, stage.owner, stage.run_id) == (StageState.READY, 1, None, None)
@@ -197,12 +198,12 @@ def assert_stopped_at_a_checkpoint(database: Database, artifacts: Artifacts, num
 
 
 def assert_resumed_exactly(database: Database, number: int, reached: int) -> None:
-    """Of the trunk of that update every step was trained once: up to ``reached``, and from there by the second attempt."""
+    """Each step of the update's trunk was trained once: by the first attempt up to ``reached``, then by the second."""
     stage = trunk(database, number)
     assert stage is not None
     assert stage.state == StageState.SUCCEEDED
     assert stage.attempt == 2
-    assert stage.max_attempts == MAX_ATTEMPTS + 1, "a stop is no failure of the stage's"
+    assert stage.max_attempts == MAX_ATTEMPTS + 1, "a stop must not count as a failed attempt"
     assert stage.result is not None
     spec = TrainStage.model_validate(stage.spec)
     assert stage.result["resumed_from_step"] == reached

@@ -1,4 +1,4 @@
-"""The main job as its users do it: data versions pushed over HTTP become released versions of a small model."""
+"""Pushes data versions over HTTP and waits for the released versions of a small model, as a user would."""
 
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ DOCUMENTS = 60
 def push_and_release(
     plane: ControlPlane, number: int, executor: Executor, serving: Serving, model: str = "m"
 ) -> ModelVersion:
-    """Push data version ``number`` and have its updates run to their end; the version that is served then."""
+    """Push data version ``number`` and run its updates to the end. Returns the version served then."""
     plane.push(DATASET, *texts_of(number, DOCUMENTS)).raise_for_status()
     return released(plane, executor, serving, model)
 
 
 def released(plane: ControlPlane, executor: Executor, serving: Serving, model: str) -> ModelVersion:
-    """Have what the model still has to do be done; the version that is served then."""
+    """Run the model's remaining updates to the end. Returns the version served then."""
     plane.finish(model, executor, serving)
     for update in plane.client.updates(model):
         assert update.state == UpdateState.SUCCEEDED, update.error
@@ -42,7 +42,7 @@ def released(plane: ControlPlane, executor: Executor, serving: Serving, model: s
 
 
 def download(plane: ControlPlane, version: ModelVersion, folder: Path) -> Path:
-    """Every file of the version's export, over HTTP."""
+    """Download all files of the version's export over HTTP. Returns ``folder``."""
     for file in version.artifact.files:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def download(plane: ControlPlane, version: ModelVersion, folder: Path) -> Path:
 
 
 def greedy(export: Path, prompt: str, tokens: int) -> str:
-    """What transformers itself generates from an export."""
+    """Generate greedily from an export with transformers."""
     tokenizer = AutoTokenizer.from_pretrained(export)
     model = AutoModelForCausalLM.from_pretrained(export).eval()
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]

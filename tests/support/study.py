@@ -1,4 +1,4 @@
-"""Made-up studies: configurations of a few rows, and what their lines would measure, without a service that trains."""
+"""Synthetic studies: configurations of a few rows, and results of their lines without training."""
 
 import json
 import math
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from api.cli.study.config import StudyConfig
-from api.cli.study.data import Body, StudyData
-from api.cli.study.lines import Line, missing_lines
+from api.cli.study.data import DataFile, StudyData
+from api.cli.study.lines import StudyLine, missing_lines
 from api.cli.study.results import Curve, DataUsed, LineResult, Measured, Results
 from service.core.stage_specs import StageKind
 from service.ingest.formats import DataFormat
@@ -20,9 +20,9 @@ CURVE_STRIDE = 10
 FIXED = {"name": "path_switching", "decay": {"length": {"rule": "fixed", "fraction": 0.6}}}
 SCRATCH = {"name": "scratch", "paradigm": {"name": "from_scratch", "schedule": "wsd"}}
 
-# What a line's version has on a slice; both count from 1. None: it is not finite.
-Quality = Callable[[Line, int, int], float | None]
-MakeUp = Callable[[Line], LineResult]
+# Perplexity of a line's version on a slice, both numbered from 1. None: not finite.
+Quality = Callable[[StudyLine, int, int], float | None]
+MakeUp = Callable[[StudyLine], LineResult]
 
 
 def study_of(*rows: dict[str, Any], **changes: Any) -> StudyConfig:
@@ -30,7 +30,7 @@ def study_of(*rows: dict[str, Any], **changes: Any) -> StudyConfig:
 
 
 def plain_study(*rows: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """As the file has it; by default beside one from-scratch row, under one seed, in lines that do not replay."""
+    """The JSON of a study; by default with one from-scratch row, one seed and no replay."""
     model = {"training": {"sequence_length": 100, "batch_tokens": STEP_TOKENS, "replay_fraction": 0.0}}
     plain = {"name": "made-up", "model": model, "rows": [SCRATCH, *rows], "baselines": ["scratch"]}
     return plain | changes
@@ -57,7 +57,7 @@ def write_documents(path: Path, documents: Sequence[dict[str, Any]]) -> None:
 
 
 def trained(results: Results, make_up: MakeUp) -> Results:
-    """The study at its end: whatever it asks for is made up, whole rounds at a time, and asked for once."""
+    """Results of a finished study, with synthetic results for every line that it needs."""
     asked: set[str] = set()
     while lines := [line for line in missing_lines(results.config, results) if line.name not in asked]:
         asked |= {line.name for line in lines}
@@ -70,9 +70,9 @@ def with_lines(results: Results, lines: dict[str, LineResult]) -> Results:
 
 
 def measuring(quality: Quality, versions: int) -> MakeUp:
-    """Lines of versions of VERSION_STEPS each, which cost what their paradigm does."""
+    """A function that makes results of lines. Versions have VERSION_STEPS steps and the cost of their paradigm."""
 
-    def make_up(line: Line) -> LineResult:
+    def make_up(line: StudyLine) -> LineResult:
         numbers = [versions] if line.only_newest else range(1, versions + 1)
         measured = (_measured(line, number, quality) for number in numbers)
         return result_of(line, *measured)
@@ -80,7 +80,7 @@ def measuring(quality: Quality, versions: int) -> MakeUp:
     return make_up
 
 
-def result_of(line: Line, *versions: Measured, error: str | None = None) -> LineResult:
+def result_of(line: StudyLine, *versions: Measured, error: str | None = None) -> LineResult:
     return LineResult(
         row=line.row.name,
         seed=line.seed,
@@ -91,7 +91,7 @@ def result_of(line: Line, *versions: Measured, error: str | None = None) -> Line
     )
 
 
-def _measured(line: Line, number: int, quality: Quality) -> Measured:
+def _measured(line: StudyLine, number: int, quality: Quality) -> Measured:
     perplexities = {f"v{n}": quality(line, number, n) for n in range(1, number + 1)}
     losses = {name: math.log(value) if value is not None else None for name, value in perplexities.items()}
     end, paradigm = number * VERSION_STEPS, line.row.paradigm
@@ -129,6 +129,6 @@ def _curve(kind: StageKind, after: int, last: int) -> Curve:
     )
 
 
-def _body(number: int, texts: Sequence[str]) -> Body:
+def _body(number: int, texts: Sequence[str]) -> DataFile:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    return Body(f"v{number}", lines.encode(), DataFormat.NDJSON)
+    return DataFile(f"v{number}", lines.encode(), DataFormat.NDJSON)

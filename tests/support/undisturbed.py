@@ -1,7 +1,7 @@
-"""A line of two versions that nothing ever happened to, and its service's home as it was between them.
+"""A reference line of two versions, trained without faults, and a copy of its home between the two versions.
 
-Long enough to be met on its way: either training stage of the second version takes some seconds and has several
-checkpoints. The first version is made without Ray, which comes to the same bits and does not take a minute.
+Both training stages of the second version take several seconds and write several checkpoints, so that tests can
+interrupt them. The first version is trained without Ray, which gives the same bits and saves a minute.
 """
 
 import shutil
@@ -27,7 +27,7 @@ from tests.support.watched_update import WatchedUpdate
 from workers.executors.local_executor import LocalExecutor
 from workers.serving.local_serving import LocalServing
 
-# A step takes 15 to 25 ms on a core, so an interval two seconds: four times what points are late.
+# A step takes 15 to 25 ms on one core, so an interval takes two seconds: four times the delay of reported points.
 CHECKPOINT_EVERY = 100
 LONG: dict[str, Any] = SPEC | {
     "training": SPEC["training"]
@@ -40,21 +40,21 @@ NEW_DOCUMENTS = 300
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """``losses`` are those of the second version's training by step, ``costs`` those of the line with it."""
+    """The reference: ``losses`` by step of the second version, and the line's ``costs`` after it."""
 
     databases: Databases
-    between: Settings  # database and artifacts, when the first version had been released
+    between: Settings  # the service after the release of the first version
     second: ModelVersion
     losses: dict[StageKind, dict[int, float]]
     costs: Costs
 
     def service_between(self, home: Path) -> Settings:
-        """A copy, in a home of its own, of the service as it was between the versions."""
+        """Copy the service as it was between the versions to ``home``."""
         return _copy(self.databases, self.between, home)
 
 
 def undisturbed_line(folder: Path, databases: Databases) -> Undisturbed:
-    """Train both versions below ``folder``."""
+    """Train both versions under ``folder``."""
     settings = first_version(folder / "home", databases)
     between = _copy(databases, settings, folder / "between")
     with _service(settings) as (plane, executor, serving):
@@ -65,7 +65,7 @@ def undisturbed_line(folder: Path, databases: Databases) -> Undisturbed:
 
 
 def first_version(home: Path, databases: Databases, **changes: Any) -> Settings:
-    """A service, which nobody runs, with the line's first version released; settings may be given."""
+    """Create a service, release the line's first version, and stop the service. ``changes`` are settings."""
     home.mkdir()
     settings = settings_of(home, databases.new(home)).model_copy(update=changes)
     with _service(settings) as (plane, executor, serving):
@@ -93,7 +93,7 @@ def _copy(databases: Databases, settings: Settings, home: Path) -> Settings:
 
 
 def push_second(client: Client) -> str:
-    """Push the second data version; the id of the update that it starts."""
+    """Push the second data version. Returns the id of its update."""
     body = ndjson(*texts_of(2, NEW_DOCUMENTS))
     [update_id] = client.push_version(DATASET, [body], format=DataFormat.NDJSON).row.updates
     return update_id

@@ -1,4 +1,4 @@
-"""`pathswitch up` as a child process of the tests, on free ports and a home of its own."""
+"""Runs `pathswitch up` as a child process of the tests, on its own home and free ports."""
 
 import json
 import os
@@ -20,7 +20,7 @@ STOP_SECONDS = 60.0
 
 
 class Up:
-    """One `pathswitch up`, on free ports unless others are given. ``started`` is what descends from it, once it is ready."""
+    """A `pathswitch up`, by default on free ports. ``started`` are its descendants at the time it became ready."""
 
     def __init__(self, home: Path, ports: tuple[int, int] = (0, 0), **environment: str) -> None:
         self.home = home
@@ -54,11 +54,11 @@ class Up:
         return urls
 
     def descendants(self) -> set[Process]:
-        """What descends from it now: it adopts what loses its parent."""
+        """Its current descendants, including orphans, which it adopts."""
         return processes.descendants([self.process.pid], processes.all_processes())
 
     def ended_with(self, number: signal.Signals) -> list[str]:
-        """Send the signal, and return what it prints until it has ended well."""
+        """Send the signal, wait for a successful end, and return the lines printed meanwhile."""
         self.process.send_signal(number)
         with self.output:
             lines = self.output.read().splitlines()
@@ -66,7 +66,7 @@ class Up:
         return lines
 
     def kill(self) -> None:
-        """With kill -9, from which it cannot recover anything."""
+        """Send SIGKILL, which leaves no chance to clean up."""
         self.process.kill()
         self.process.wait()
         self.output.close()
@@ -74,7 +74,7 @@ class Up:
 
 @contextmanager
 def running_up(settings: Settings) -> Iterator[Up]:
-    """Ready at the beginning, ended in good order, and whatever happens nothing of it is left."""
+    """Run `up` for the length of the block: it is ready at the start, stops at the end, and leaves no process in any case."""
     home = settings.home
     up = Up(home, PATHSWITCH_DATABASE_URL=settings.database, PATHSWITCH_ARTIFACTS_URL=settings.artifacts)
     try:
@@ -82,7 +82,7 @@ def running_up(settings: Settings) -> Iterator[Up]:
         yield up
         up.ended_with(signal.SIGTERM)
     finally:
-        up.kill()  # first: it would start again what is killed below it
+        up.kill()  # first, because it would restart parts that are killed
         kill_leftovers(home)
 
 
@@ -93,7 +93,7 @@ def kill_leftovers(home: Path) -> None:
 
 
 def started_on(home: Path) -> set[Process]:
-    """What has the home in its environment: found without asking the code under test."""
+    """Processes with the home in their environment, found without the code under test."""
     mark = f"PATHSWITCH_HOME={home}\0".encode()
     found = set()
     for entry in Path("/proc").iterdir():
@@ -108,6 +108,7 @@ def started_on(home: Path) -> set[Process]:
 
 
 def assert_nothing_is_left(up: Up, urls: dict[str, str]) -> None:
+    """Assert that all processes have ended and all ports are free."""
     assert not {process for process in up.started if processes.alive(process)}
     assert not started_on(up.home)
     for url in urls.values():

@@ -1,14 +1,14 @@
-"""Waiting for what comes about by itself."""
+"""Waits for a condition to become true."""
 
 import time
 from collections.abc import Callable
 
 PATIENCE_SECONDS = 300.0
-LOOK_SECONDS = 0.02
+POLL_SECONDS = 0.02
 
 
-def until(true: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
+def until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
     deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not in {seconds:.0f} s"
-        time.sleep(LOOK_SECONDS)
+    while not condition():
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds:.0f} s"
+        time.sleep(POLL_SECONDS)

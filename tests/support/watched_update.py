@@ -1,4 +1,4 @@
-"""An update watched from outside while it trains: over HTTP, in the database, and by what it has published."""
+"""Observes an update while it trains: over HTTP, in the database, and by its published artifacts."""
 
 from dataclasses import dataclass
 
@@ -39,28 +39,28 @@ class WatchedUpdate:
         return TrainStage.model_validate(self.row(kind).spec)
 
     def failed_attempts(self) -> list[dict[str, object]]:
-        """What the events tell of attempts at stages of the update, oldest first."""
+        """The data of the update's stage.attempt_failed events, oldest first."""
         events = [event.data for event in self.client.events() if event.type == "stage.attempt_failed"]
         return [event for event in events if event["update"] == self.update_id]
 
     def losses(self, kind: StageKind) -> dict[int, float]:
-        """By the line's step, as far as the stage has told."""
+        """The losses that the stage has reported so far, by step of the line."""
         points = self.client.metrics(self.update_id, self.stage(kind).id)
         return {point.step: point.loss for point in points}
 
     def checkpoints(self, kind: StageKind) -> list[int]:
-        """Steps of the checkpoints that the stage may go on from, the one that it begins at among them for the trunk."""
+        """Steps of the checkpoints that the stage can resume from. For a trunk they include the one it starts at."""
         return sorted(_step_of(key) for key in self.artifacts.keys(_prefix(self.spec(kind))))
 
-    def checkpoints_begun(self, kind: StageKind) -> list[int]:
-        """The same of those that it has begun to write, published or not. Not of an object store."""
+    def checkpoints_started(self, kind: StageKind) -> list[int]:
+        """Steps of all checkpoints that the stage started to write, published or not. Local artifacts only."""
         return sorted(
             _step_of(folder.name)
             for folder in self.artifacts.root.joinpath(_prefix(self.spec(kind))).iterdir()
         )
 
     def is_past_a_checkpoint(self, kind: StageKind, after: int = 0) -> bool:
-        """Whether the stage runs, and is known to be past a checkpoint made on its way, and that past step ``after``."""
+        """Whether the stage runs and has reported steps beyond a checkpoint of its own that is later than ``after``."""
         update = self.update()
         assert update.state not in FINISHED_UPDATES, update
         running = [

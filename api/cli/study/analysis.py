@@ -1,8 +1,8 @@
-"""What the lines of a study say: quality, cost and forgetting of every row beside training from scratch. Pure numbers.
+"""Analyses the results of a study: quality, cost and forgetting of every row, compared with training from scratch.
 
-A row's gap is its perplexity over that of the better baseline of the same seed, minus 1; the better baseline of a
-version is the one with the lower mean perplexity over all slices, by the mean over seeds. Cost is in tokens, all
-versions up to and with that one, over what training each of them from scratch takes: Σ E_i of the ledger.
+The gap of a row is its perplexity divided by that of the better baseline with the same seed, minus 1. The better
+baseline of a version has the lower mean perplexity over all slices, averaged over seeds. The cost ratio is the number
+of tokens of all versions so far, divided by the tokens of training each of them from scratch (Σ E_i).
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from api.cli.study.config import Row, StudyConfig
+from api.cli.study.config import StudyConfig, StudyRow
 from api.cli.study.lines import mean_perplexity, results_by_row, study_plan
 from api.cli.study.results import Curve, LineResult, Measured, Results
 from service.core import costs
@@ -21,7 +21,7 @@ from service.core.stage_specs import StageKind
 
 @dataclass(frozen=True)
 class Spread:
-    """Over seeds. ``sd`` is the sample standard deviation, None of a single seed."""
+    """Mean over seeds. ``sd`` is the sample standard deviation; None for a single seed."""
 
     mean: float
     sd: float | None
@@ -36,7 +36,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class VersionSummary:
-    """One version of a row. Gaps are fractions: -0.01 is one percent better than from scratch. None: not finite."""
+    """One version of a row. Gaps are fractions: -0.01 means 1 % better than from scratch. None: not finite."""
 
     label: str
     perplexity: Spread | None
@@ -58,7 +58,9 @@ class VersionSummary:
 
 @dataclass(frozen=True)
 class RowSummary:
-    row: Row
+    """All versions of a row, averaged over its seeds."""
+
+    row: StudyRow
     peak_lr: float
     seeds: tuple[int, ...]
     versions: tuple[VersionSummary, ...]
@@ -70,7 +72,7 @@ class RowSummary:
 
 @dataclass(frozen=True)
 class Target:
-    """What a setting should reach. ``nearest``: the one that misses it by least, where none does."""
+    """A target, and the rows that reach it. If none does, ``nearest`` is the row that misses it by least."""
 
     text: str
     reached: tuple[str, ...]
@@ -78,7 +80,7 @@ class Target:
 
 
 class Analysis:
-    """Of results that may be incomplete: rows without a complete line are left out."""
+    """Analysis of results that may be incomplete. Rows without a complete line are left out."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
@@ -87,28 +89,28 @@ class Analysis:
         self._lines = results_by_row(self.config, results)
 
     def line(self, row: str) -> LineResult | None:
-        """The row's line under the first seed that it has."""
+        """The row's line with the first seed that is complete."""
         return next(iter(self._lines[row].values()), None)
 
     def trunk(self, row: str) -> list[Curve]:
-        """All that was trained of the row's trunk, by whichever row that shares it; from step to step, nothing twice."""
+        """Curves of the row's trunk without overlaps, including parts that were trained for another row."""
         own = self.line(row)
         spec = self.config.row(row)
         if own is None or spec.paradigm.name not in ("path_switching", "merge"):
             return []
         last = max((version.branch_point for version in own.versions), default=0)
-        found: list[Curve] = []
+        trunk: list[Curve] = []
         reached = 0
         for curve in sorted(
             self._trunk_curves(own, spec), key=lambda curve: (curve.steps[0], -curve.steps[-1])
         ):
             part = curve.between(reached, last)
             if part.steps:
-                found.append(part)
+                trunk.append(part)
                 reached = part.steps[-1]
-        return found
+        return trunk
 
-    def _trunk_curves(self, own: LineResult, spec: Row) -> Iterator[Curve]:
+    def _trunk_curves(self, own: LineResult, spec: StudyRow) -> Iterator[Curve]:
         for planned in study_plan(self.config, self.results):
             line = self.results.lines.get(planned.name)
             shared = (planned.seed, planned.peak_lr, planned.row.training)
@@ -119,7 +121,7 @@ class Analysis:
 
     @cached_property
     def baselines(self) -> tuple[str | None, ...]:
-        """The better baseline of every version; None where none has been trained."""
+        """The better baseline of every version; None if no baseline has been trained."""
         found = []
         for index in range(len(self.labels)):
             means = {
@@ -135,10 +137,11 @@ class Analysis:
         return tuple(self._summary(row) for row in self.config.rows if self._lines[row.name])
 
     def closed_form_ratio(self, row: str) -> float | None:
-        """Of path switching, from branch lengths as they were; T_i and E_i are tokens of new text, r is the trunk's replay.
+        """Cost ratio of path switching in closed form, with the actual branch lengths d_i. None for other paradigms.
 
-        (T_1 + Σ_(1<i≤N) T_i / (1 - r) + Σ_(i<N) d_i) / Σ E_i. Where the last branch grows by what it replays, a share R of
-        it, its (1 - R)·d_N new tokens are (1 - R)·d_N / (1 - r) of the stream: d_N·(R - r) / (1 - r) comes on top.
+        It is (T_1 + Σ_(1<i≤N) T_i / (1 - r) + Σ_(i<N) d_i) / Σ E_i, where T_i and E_i are tokens of new text and r is
+        the trunk's replay fraction. If the last branch grows by its replay fraction R, its (1 - R)·d_N new tokens are
+        (1 - R)·d_N / (1 - r) tokens of the stream, so that d_N·(R - r) / (1 - r) is added.
         """
         spec, line = self.config.row(row), self.line(row)
         if line is None or spec.paradigm.name != "path_switching":
@@ -156,28 +159,28 @@ class Analysis:
         return costs.path_switching([round(stream)], branches) / costs.from_scratch(ends)
 
     def targets(self) -> tuple[Target, ...]:
-        """Those that path switching is held to, whatever row reaches them."""
+        """The targets of path switching. Any row may reach them."""
         rows = [row for row in self.rows if not row.row.is_from_scratch]
         cheap, cheaper = (
             [row for row in rows if row.final.cost_ratio <= most + 1e-9] for most in (0.58, 0.50)
         )
         return (
             _target(
-                "every slice of the final version at least as good as the better from-scratch, at 58 % of its cost or less",
+                "every slice of the final version is at least as good as from scratch, at no more than 58 % of the cost",
                 [(row.row.name, row.final.worst_slice_gap) for row in cheap],
             ),
             _target(
-                "mean perplexity of the final version no higher than from-scratch, at 50 % of its cost or less",
+                "mean perplexity of the final version is no higher than from scratch, at no more than 50 % of the cost",
                 [(row.row.name, row.final.gap.mean if row.final.gap else math.inf) for row in cheaper],
             ),
             _target(
-                "the newest slice better than from-scratch at every version from the second",
+                "the newest slice is better than from scratch at every version from the second on",
                 [(row.row.name, _worst_newest(row)) for row in rows],
             ),
         )
 
     def all_targets(self) -> tuple[str, ...]:
-        """The rows that reach all of them."""
+        """The rows that reach all targets."""
         first, *others = (set(target.reached) for target in self.targets())
         reached = first.intersection(*others)
         return tuple(row.row.name for row in self.rows if row.row.name in reached)
@@ -185,7 +188,7 @@ class Analysis:
     def _perplexities(self, row: str, index: int) -> list[float]:
         return [mean_perplexity(line.versions[index]) for line in self._lines[row].values()]
 
-    def _summary(self, row: Row) -> RowSummary:
+    def _summary(self, row: StudyRow) -> RowSummary:
         lines = self._lines[row.name]
         first = next(iter(lines.values()))
         return RowSummary(
@@ -195,14 +198,14 @@ class Analysis:
             versions=tuple(self._version(row, index) for index in range(len(self.labels))),
         )
 
-    def _version(self, row: Row, index: int) -> VersionSummary:
+    def _version(self, row: StudyRow, index: int) -> VersionSummary:
         lines = self._lines[row.name]
         baseline = self.baselines[index]
-        beside = self._lines[baseline] if baseline is not None else {}
+        baseline_lines = self._lines[baseline] if baseline is not None else {}
         pairs = [
-            (line.versions[index], beside[seed].versions[index])
+            (line.versions[index], baseline_lines[seed].versions[index])
             for seed, line in lines.items()
-            if seed in beside
+            if seed in baseline_lines
         ]
         first = next(iter(lines.values())).versions
         measured = self.labels[: index + 1]
@@ -245,12 +248,12 @@ def _backward_transfers(line: LineResult, labels: Sequence[str]) -> tuple[float 
 
 def _worst_newest(row: RowSummary) -> float:
     gaps = [version.newest_gap for version in row.versions[1:]]
-    # Equal is not better.
+    # The target is to be better, so that an equal perplexity must miss it.
     return max((gap.mean + 1e-12 if gap else math.inf for gap in gaps), default=math.inf)
 
 
 def _target(text: str, misses: Sequence[tuple[str, float]]) -> Target:
-    """``misses``: by how much each row misses it; it is reached where that is not above 0."""
+    """Build a target. ``misses`` says by how much each row misses it; 0 or less means that it is reached."""
     reached = tuple(name for name, miss in misses if miss <= 0)
     finite = [(miss, name) for name, miss in misses if math.isfinite(miss)]
     nearest = f"{min(finite)[1]} ({min(finite)[0]:+.1%})" if finite and not reached else None

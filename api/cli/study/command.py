@@ -1,4 +1,4 @@
-"""`pathswitch study`: paradigms compared on one's own data, as model lines of a service, with a report at the end."""
+"""`pathswitch study`: compares paradigms on the user's data. It trains model lines with a service and writes a report."""
 
 import os
 import shlex
@@ -14,23 +14,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from api.cli import output
-from api.cli.own_service import Service, raise_on_sigterm
-from api.cli.problems import Problem
+from api.cli.child_service import ChildService, raise_on_sigterm
+from api.cli.errors import CliError
 from api.cli.study.config import StudyConfig, load_config
-from api.cli.study.data import load_data, shares_of
+from api.cli.study.data import load_data, parse_shares
 from api.cli.study.lines import mean_perplexity, num_lines, study_plan
 from api.cli.study.report import write_report
-from api.cli.study.results import LineResult, Part, Results, open_results, save_results
-from api.cli.study.runner import Progress, StudyRun
+from api.cli.study.results import CommandRun, LineResult, Results, open_results, save_results
+from api.cli.study.runner import StudyProgress, StudyRun
 from api.client import Client
 
-# Lines that share a trunk wait for each other: with more than run at once, there is another to train meanwhile.
+# Lines that share a trunk wait for each other, so more lines must be in flight than can train at once.
 _IN_FLIGHT_PER_PROCESS = 3
 
 
 @dataclass(frozen=True)
 class Options:
-    """``api``: of a service that runs; None: one of its own, with ``processes`` that train, in ``home``."""
+    """Options of the command. Without ``api``, the study runs its own service in ``home``, with ``processes`` workers."""
 
     config: Path
     data: Path
@@ -44,10 +44,10 @@ class Options:
 
 
 def study(options: Options) -> None:
-    """Raises Problem where lines have failed, or time was up before all were trained: what there is, is kept and reported."""
+    """Run a study, or continue it. Raises CliError if lines failed or time ran out; finished lines are kept and reported."""
     console = output.console()
     config = load_config(options.config)
-    cut = shares_of(options.cut) if options.cut is not None else None
+    cut = parse_shares(options.cut) if options.cut is not None else None
     data = load_data(options.data, versions=options.versions, cut=cut)
     results = open_results(options.out, config, data)
     deadline = time.monotonic() + 60 * options.minutes if options.minutes is not None else float("inf")
@@ -55,13 +55,13 @@ def study(options: Options) -> None:
     before = results.lines
     raise_on_sigterm()
     complete = False
-    with _progress(console, config, results) as (show, keep):
+    with _progress(console, config, results) as (show, note_results):
         latest = [results]
 
-        def save(now: Results) -> None:
-            save_results(options.out, now)
-            latest[0] = now
-            keep(now)
+        def save(updated: Results) -> None:
+            save_results(options.out, updated)
+            latest[0] = updated
+            note_results(updated)
 
         try:
             with _service(options) as url, Client(url) as client:
@@ -70,34 +70,34 @@ def study(options: Options) -> None:
                 complete = run.run(deadline)
         finally:
             results = latest[0]
-            made = [name for name, line in results.lines.items() if before.get(name) != line]
-            if made:
-                part = _part(options, began, len(made))
-                results = results.model_copy(update={"parts": (*results.parts, part)})
+            new_lines = [name for name, line in results.lines.items() if before.get(name) != line]
+            if new_lines:
+                run_record = _command_run(options, began, len(new_lines))
+                results = results.model_copy(update={"parts": (*results.parts, run_record)})
                 save_results(options.out, results)
     report = write_report(options.out, results)
     if report is not None:
         console.print(
-            f"The report is {report}, and {report.with_suffix('.html').name} beside it.", markup=False
+            f"Wrote {report} and {report.with_suffix('.html').name} in the same folder.", markup=False
         )
-    wanted = {line.name for line in study_plan(config, results)}
+    planned = {line.name for line in study_plan(config, results)}
     errors = [
-        (name, line) for name, line in results.lines.items() if name in wanted and line.error is not None
+        (name, line) for name, line in results.lines.items() if name in planned and line.error is not None
     ]
     for name, line in errors:
         console.print(f"{name}: {line.error}", markup=False)
     if not complete:
-        raise Problem(
-            "{} of {} lines are trained".format(*_counts(config, results)),
-            f"The same command goes on from {options.out}.",
+        raise CliError(
+            "only {} of {} lines are trained".format(*_counts(config, results)),
+            f"Run the same command again to continue from {options.out}.",
         )
     if failed := [(name, line.error or "") for name, line in errors if not line.settled]:
-        raise Problem("lines have failed", "The same command tries them again.", failed)
+        raise CliError("some lines failed", "Run the same command again to retry them.", failed)
 
 
 @contextmanager
 def _service(options: Options) -> Iterator[str]:
-    """Where the control plane is."""
+    """The URL of the control plane, whose service runs for the length of the block."""
     if options.api is not None:
         yield options.api
         return
@@ -105,15 +105,15 @@ def _service(options: Options) -> Iterator[str]:
         "PATHSWITCH_EXECUTOR": "local",
         "PATHSWITCH_LOCAL_PROCESSES": str(options.processes),
     }
-    with Service(options.home.absolute(), lambda text: None, settings) as service:
+    with ChildService(options.home.absolute(), lambda text: None, settings) as service:
         yield service.api_url
 
 
 @contextmanager
 def _progress(
     console: Console, config: StudyConfig, results: Results
-) -> Iterator[tuple[Callable[[Progress], None], Callable[[Results], None]]]:
-    """One bar, in lines; where nobody looks, a text line for every line that is complete."""
+) -> Iterator[tuple[Callable[[StudyProgress], None], Callable[[Results], None]]]:
+    """A progress bar that counts lines, and a line of text for every finished line. Yields its two callbacks."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -125,45 +125,46 @@ def _progress(
     with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("starting", total=total, completed=done)
 
-        def show(progress: Progress) -> None:
+        def show(progress: StudyProgress) -> None:
             names = ", ".join(name.rpartition(".")[0] for name in progress.active)
             bars.update(task, completed=done + sum(progress.active.values()), description=names[:60])
 
-        def keep(now: Results) -> None:
+        def note_results(updated: Results) -> None:
             nonlocal done, total
-            done, total = _counts(config, now)
+            done, total = _counts(config, updated)
             bars.update(task, total=total)
-            for name, line in now.lines.items():
+            for name, line in updated.lines.items():
                 if shown.get(name) != line:
                     shown[name] = line
-                    console.print(_told(done, total, line), markup=False)
+                    console.print(_summary(done, total, line), markup=False)
 
-        yield show, keep
+        yield show, note_results
 
 
 def _counts(config: StudyConfig, results: Results) -> tuple[int, int]:
-    """Of the lines that the study is of: how many have a result, and all. A file may hold those of rows before they changed."""
+    """Number of planned lines that have a result, and of all planned lines. Results of changed rows do not count."""
     planned = {line.name for line in study_plan(config, results)}
     return len(planned & results.lines.keys()), num_lines(config, results)
 
 
-def _told(number: int, total: int, line: LineResult) -> str:
-    at = f"{datetime.now():%H:%M:%S} {number}/{total} {line.row}, seed {line.seed}, peak {line.peak_lr:g}"
+def _summary(number: int, total: int, line: LineResult) -> str:
+    """One line of text about a finished line."""
+    prefix = f"{datetime.now():%H:%M:%S} {number}/{total} {line.row}, seed {line.seed}, peak {line.peak_lr:g}"
     if line.error is not None or not line.versions:
-        return f"{at}: {line.error}"
+        return f"{prefix}: {line.error}"
     newest = line.versions[-1]
     seconds = sum(version.device_seconds for version in line.versions)
-    return f"{at}: mean perplexity {mean_perplexity(newest):.2f}, trained for {output.duration(seconds)}"
+    return f"{prefix}: mean perplexity {mean_perplexity(newest):.2f}, trained in {output.duration(seconds)}"
 
 
-def _part(options: Options, began: datetime, lines: int) -> Part:
-    """The command without what does not change its results, and without the folders of this machine."""
+def _command_run(options: Options, began: datetime, lines: int) -> CommandRun:
+    """A record of this run. The command leaves out options that do not affect results, and folders of this machine."""
     arguments = ["pathswitch", "study", options.config.name, options.data.resolve().name]
     if options.versions is not None:
         arguments += ["--versions", str(options.versions)]
     if options.cut is not None:
         arguments += ["--cut", options.cut]
-    return Part(
+    return CommandRun(
         command=shlex.join(arguments),
         began=f"{began:%Y-%m-%dT%H:%M:%SZ}",
         ended=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",

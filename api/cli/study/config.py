@@ -1,4 +1,4 @@
-"""What a study compares: rows, each a paradigm with its settings, on the same data, model and seeds. One JSON file."""
+"""Configuration of a study: rows to compare, each a paradigm with settings, on the same data, model and seeds."""
 
 import hashlib
 import json
@@ -8,25 +8,25 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from service.core.paradigm_specs import ParadigmSpec, PathSwitchingSpec
 from service.core.spec import Spec
 from service.core.specs import ArchitectureSpec, ModelSpec, Name, TokenizerSpec, TrainingSpec
 
-# A line is rejected only where its loss is not finite: a study measures what a gate would keep out.
+# A study must also measure versions that a gate would reject, so that only a non-finite loss rejects one.
 _NO_GATE = {"max_new_loss_increase": 100.0, "max_old_loss_increase": 100.0}
 
 
 class StudyModel(Spec):
-    """What all rows have in common. ``training`` is what of a model's ``training`` differs from the defaults."""
+    """The model of all rows. ``training`` holds the training fields that differ from the defaults."""
 
     architecture: ArchitectureSpec = ArchitectureSpec(preset="tiny")
     tokenizer: TokenizerSpec | None = None
     training: dict[str, Any] = Field(default_factory=dict)
 
 
-class Row(Spec):
-    """A line of the report's table. ``peak_of`` names the tuned row whose best peak rate it takes; by default its own."""
+class StudyRow(Spec):
+    """A row of the report's table. ``peak_of`` names the tuned row whose best peak rate it uses, by default itself."""
 
     name: Name
     paradigm: ParadigmSpec = PathSwitchingSpec()
@@ -40,9 +40,10 @@ class Row(Spec):
 
 
 class Tuning(Spec):
-    """``rows`` are trained at every peak rate of the grid; the best by mean perplexity of the final version is theirs.
+    """Trains ``rows`` at every peak rate of a grid. The rate with the lowest mean perplexity of the final version wins.
 
-    Where a row's best is an end of its grid, the grid goes on there by the ratio of the last two, ``widen`` times at most.
+    If the best rate is at an end of the grid, the grid is extended there by the ratio of its last two rates, at most
+    ``widen`` times.
     """
 
     rows: tuple[Name, ...]
@@ -52,60 +53,61 @@ class Tuning(Spec):
 
 
 class StudyConfig(Spec):
-    """``baselines`` are from-scratch rows: the better one is what quality and cost are compared with."""
+    """A study. ``baselines`` are from-scratch rows; quality and cost are compared with the better one."""
 
     name: Name
     about: str = ""
     model: StudyModel = StudyModel()
-    rows: tuple[Row, ...] = Field(min_length=1)
+    rows: tuple[StudyRow, ...] = Field(min_length=1)
     baselines: tuple[Name, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     tuning: Tuning | None = None
 
     @model_validator(mode="after")
-    def _names_hold(self) -> Self:
+    def _check_names(self) -> Self:
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names):
             raise ValueError("two rows have the same name")
         tuned = set(self.tuning.rows) if self.tuning else set()
         lists = [self.seeds, *((self.tuning.rows, self.tuning.peak_lrs) if self.tuning else ())]
         if any(len(set(values)) < len(values) for values in lists):
-            raise ValueError("a seed, a tuned row or a peak rate is named twice")
+            raise ValueError("a seed, a tuned row or a peak rate is listed twice")
         if unknown := (tuned | set(self.baselines)) - set(names):
             raise ValueError(f"no row is named {', '.join(sorted(unknown))}")
         for name in self.baselines:
             if not self.row(name).is_from_scratch:
-                raise ValueError(f"the baseline {name} is not from_scratch")
+                raise ValueError(f"the baseline {name} must have the paradigm from_scratch")
         for row in self.rows:
             if row.peak_of is not None and row.peak_of not in tuned:
-                raise ValueError(f"{row.name} takes the peak of {row.peak_of}, which is not tuned")
+                raise ValueError(f"{row.name} has peak_of {row.peak_of}, which is not in tuning.rows")
             for seed, peak_lr in self._settings():
                 try:
                     self.line_spec(row, dataset="d", name="m", seed=seed, peak_lr=peak_lr)
                 except ValidationError as error:
-                    raise ValueError(f"{row.name}: {_told(error)}") from error
+                    raise ValueError(f"{row.name}: {_messages(error)}") from error
         return self
 
     def _settings(self) -> Iterator[tuple[int, float | None]]:
-        """Every seed and every peak rate that a line may be given."""
+        """Every combination of seed and peak rate that a line may use."""
         yield from ((seed, None) for seed in self.seeds)
         if self.tuning is not None:
             yield from ((self.tuning.seed, peak_lr) for peak_lr in self.tuning.peak_lrs)
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str) -> StudyRow:
         return next(row for row in self.rows if row.name == name)
 
-    def training_of(self, row: Row) -> TrainingSpec:
-        """How the lines of a row train, but for their seeds and tuned peak rates."""
+    def training_of(self, row: StudyRow) -> TrainingSpec:
+        """Training spec of a row's lines, except for their seeds and tuned peak rates."""
         spec = self.line_spec(row, dataset="d", name="m", seed=self.seeds[0], peak_lr=None)
         return TrainingSpec.model_validate(spec["training"])
 
     def line_spec(
-        self, row: Row, *, dataset: str, name: str, seed: int, peak_lr: float | None
+        self, row: StudyRow, *, dataset: str, name: str, seed: int, peak_lr: float | None
     ) -> dict[str, Any]:
-        """The model line of a row, as it is POSTed, with every default said: what a later default is, is another line.
+        """The body that creates the model line of a row, with all defaults filled in.
 
-        ``peak_lr`` None: as the row or the study say. Raises pydantic's ValidationError.
+        If a later release changes a default, the line gets another name. ``peak_lr`` None means the rate of the row or
+        the study. Raises pydantic's ValidationError.
         """
         training = self.model.training | row.training | {"seed": seed}
         if peak_lr is not None:
@@ -125,24 +127,24 @@ class StudyConfig(Spec):
         return ModelSpec.model_validate(body).model_dump(mode="json", exclude_none=True)
 
 
-def _told(error: ValidationError) -> str:
+def _messages(error: ValidationError) -> str:
     return "; ".join(
         ": ".join(filter(None, (".".join(map(str, item["loc"])), item["msg"]))) for item in error.errors()
     )
 
 
 def load_config(path: Path) -> StudyConfig:
-    """Raises Problem where the file is not there, not JSON, or no study."""
+    """Read the configuration. Raises CliError if the file is missing, not JSON, or not a valid study."""
     try:
         return StudyConfig.model_validate_json(path.read_text())
     except OSError as error:
-        raise Problem(f"{path} cannot be read", str(error)) from error
+        raise CliError(f"cannot read {path}", str(error)) from error
     except ValidationError as error:
-        findings = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
-        raise Problem(f"{path} is not the configuration of a study", errors=findings) from error
+        errors = [(".".join(map(str, item["loc"])), item["msg"]) for item in error.errors()]
+        raise CliError(f"{path} is not a valid study configuration", errors=errors) from error
 
 
 def digest(body: Mapping[str, Any]) -> str:
-    """A few hex digits of the canonical JSON."""
+    """Eight hex digits of the SHA-256 of the canonical JSON."""
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The data of a study: a folder with `train/` and `validation/`, a file a data version, or its text cut anew by date."""
+"""Data of a study: a folder with `train/` and `validation/`, one file per data version, or its text cut by date."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from service.core.errors import InvalidRequest
 from service.ingest.formats import ContentEncoding, DataFormat, format_of_path
 
 
 @dataclass(frozen=True)
-class Body:
-    """What is sent as one data version or slice."""
+class DataFile:
+    """The content of one data version or slice."""
 
     label: str
     content: bytes
@@ -29,10 +29,10 @@ class Body:
 
 @dataclass(frozen=True)
 class StudyData:
-    """Data versions, oldest first, and the slice of each. Without slices every version holds documents out for its own."""
+    """Data versions, oldest first, and the slice of each. Without slices, each version holds out documents instead."""
 
-    versions: tuple[Body, ...]
-    slices: tuple[Body, ...]
+    versions: tuple[DataFile, ...]
+    slices: tuple[DataFile, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -45,80 +45,86 @@ class StudyData:
 
 
 def load_data(folder: Path, *, versions: int | None = None, cut: Sequence[int] | None = None) -> StudyData:
-    """The first ``versions`` of the folder's files; or those cut into pieces whose bytes are as the shares in ``cut``.
+    """Load the first ``versions`` files of the folder, or cut their text into pieces of the byte shares in ``cut``.
 
-    Slices are cut at the dates at which the training text is. Raises Problem where the folder does not have it.
+    Slices are cut at the same dates as the training text. Raises CliError if the folder lacks what is needed.
     """
     train = _files(folder / "train")
     if not train:
-        raise Problem(f"{folder / 'train'} has no files", "A study wants one file a data version in it.")
+        raise CliError(f"{folder / 'train'} has no files", "Put one file per data version there.")
     validation = _files(folder / "validation")
     if validation and len(validation) < len(train):
-        raise Problem(f"{folder / 'validation'} has fewer files than train: one a data version, or none")
+        raise CliError(
+            f"{folder / 'validation'} has fewer files than train",
+            "It needs one file per data version, or none.",
+        )
     count = len(train) if versions is None else versions
     if not 1 <= count <= len(train):
-        raise Problem(f"{folder} has {len(train)} data versions, not {count}")
+        raise CliError(f"{folder} has {len(train)} data versions, not {count}")
     train, validation = train[:count], validation[:count]
     if cut is not None:
         return _cut(train, validation, cut)
     data = StudyData(tuple(map(_body, train)), tuple(map(_body, validation)))
     if len(set(data.labels)) < count:
-        raise Problem(f"two files of {folder / 'train'} have the same label", ", ".join(data.labels))
+        raise CliError(f"two files of {folder / 'train'} have the same label", ", ".join(data.labels))
     return data
 
 
-def shares_of(text: str) -> tuple[int, ...]:
-    """``8`` is eight equal pieces, ``10:10:10:3`` four of which the last is smaller. Raises Problem for others."""
+def parse_shares(text: str) -> tuple[int, ...]:
+    """Parse ``8`` (eight equal pieces) or ``10:10:10:3`` (four pieces, the last one smaller). Raises CliError."""
     if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)*", text):
-        raise Problem(f"--cut {text} is neither a number of pieces nor shares such as 10:10:10:3")
+        raise CliError(f"--cut {text}: expected a number of pieces, or shares such as 10:10:10:3")
     shares = tuple(int(part) for part in text.split(":"))
     return shares if len(shares) > 1 else (1,) * shares[0]
 
 
 def _files(folder: Path) -> list[Path]:
-    """In the order of the numbers in their names."""
+    """Files in the natural order of the numbers in their names."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     return sorted(
-        found,
+        files,
         key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)],
     )
 
 
-def _body(path: Path) -> Body:
+def _body(path: Path) -> DataFile:
     try:
         format, encoding = format_of_path(path.name)
     except InvalidRequest as error:
-        raise Problem(f"{path}: {error.detail}") from error
+        raise CliError(f"{path}: {error.detail}") from error
     if format is None:
-        raise Problem(f"{path}: its suffix tells no format")
+        raise CliError(
+            f"cannot tell the format of {path} from its suffix",
+            "Use .ndjson, .jsonl, .txt or .parquet, optionally with .gz or .zst.",
+        )
     label = path.name.rsplit(".", 1 if encoding is None else 2)[0]
-    return Body(label, path.read_bytes(), format, encoding)
+    return DataFile(label, path.read_bytes(), format, encoding)
 
 
 def _cut(train: Sequence[Path], validation: Sequence[Path], shares: Sequence[int]) -> StudyData:
     documents = sorted(_documents(train), key=_date)
     sizes = [len(document["text"].encode()) for document in documents]
     if len(documents) < len(shares):
-        raise Problem(f"{len(documents)} documents cannot be cut into {len(shares)} pieces")
+        raise CliError(f"{len(documents)} documents cannot be cut into {len(shares)} pieces")
     pieces: list[list[dict[str, Any]]] = [[] for _ in shares]
     ends = [sum(shares[: piece + 1]) / sum(shares) * sum(sizes) for piece in range(len(shares))]
-    read, piece = 0, 0
+    num_bytes, piece = 0, 0
     for document, size in zip(documents, sizes, strict=True):
-        # By its middle; never past the last piece, and none is left empty.
-        while piece + 1 < len(shares) and pieces[piece] and read + size / 2 > ends[piece]:
+        # A document belongs to the piece that contains its middle, but no piece may stay empty.
+        while piece + 1 < len(shares) and pieces[piece] and num_bytes + size / 2 > ends[piece]:
             piece += 1
         pieces[piece].append(document)
-        read += size
+        num_bytes += size
     if not all(pieces):
-        raise Problem("a document is longer than a piece: cut into fewer")
+        raise CliError("a document is longer than a piece", "Cut the text into fewer pieces.")
     starts = [_date(documents[0]) for documents in pieces]
     slices: list[list[dict[str, Any]]] = [[] for _ in shares]
     for document in _documents(validation):
         slices[max(0, sum(_date(document) >= start for start in starts) - 1)].append(document)
     if validation and not all(slices):
-        raise Problem("a piece has no validation documents of its dates: cut into fewer")
+        raise CliError("a piece has no validation documents for its dates", "Cut the text into fewer pieces.")
     return StudyData(
         tuple(_ndjson(f"v{n}", piece) for n, piece in enumerate(pieces, 1)),
         tuple(_ndjson(f"v{n}", piece) for n, piece in enumerate(slices, 1)) if validation else (),
@@ -130,29 +136,31 @@ def _documents(paths: Sequence[Path]) -> list[dict[str, Any]]:
     for path in paths:
         body = _body(path)
         if body.format != DataFormat.NDJSON or body.encoding is not None:
-            raise Problem(f"{path}: only plain NDJSON is cut anew")
+            raise CliError(f"--cut cannot read {path}", "It needs uncompressed NDJSON.")
         lines = enumerate(body.content.splitlines(), 1)
         found += [_document(line, f"{path}, line {number}") for number, line in lines if line.strip()]
     return found
 
 
-def _document(line: bytes, where: str) -> dict[str, Any]:
+def _document(line: bytes, location: str) -> dict[str, Any]:
     try:
         document = json.loads(line)
     except ValueError as error:
-        raise Problem(f"{where} is not JSON", str(error)) from error
+        raise CliError(f"{location} is not valid JSON", str(error)) from error
     if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-        raise Problem(f"{where} is no object with a text")
+        raise CliError(f"{location} is not an object with a text")
     return document
 
 
 def _date(document: dict[str, Any]) -> str:
     date = document.get("date")
     if not isinstance(date, str):
-        raise Problem(f"the document {document.get('id', document['text'][:40])!r} has no date to cut by")
+        raise CliError(
+            f"the document {document.get('id', document['text'][:40])!r} has no date, which --cut needs"
+        )
     return date
 
 
-def _ndjson(label: str, documents: Sequence[dict[str, Any]]) -> Body:
+def _ndjson(label: str, documents: Sequence[dict[str, Any]]) -> DataFile:
     content = "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
-    return Body(label, content.encode(), DataFormat.NDJSON)
+    return DataFile(label, content.encode(), DataFormat.NDJSON)

@@ -1,46 +1,33 @@
-"""The figures of a study's report, as SVG."""
+"""Figures of a study's report, as SVG."""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, NullLocator
 
 from api.cli.study.analysis import Analysis, RowSummary, Spread
-from api.cli.study.config import Row
+from api.cli.study.config import StudyRow
 from api.cli.study.lines import score, tuned, tuned_peaks
+from api.cli.study.plotting import (
+    LINE_STYLES,
+    PARADIGM_COLOURS,
+    STYLE,
+    VERSION_COLOURS,
+    new_panels,
+    to_svg,
+    use_percent_scale,
+)
 from api.cli.study.results import Curve, LineResult
 from service.core.stage_specs import StageKind
 
-# After Okabe and Ito: told apart by colour-blind readers too.
-_COLOURS = {
-    "from_scratch": "#000000",
-    "continual": "#D55E00",
-    "path_switching": "#0072B2",
-    "wsd_s": "#009E73",
-    "merge": "#CC79A7",
-}
-_BRANCHES = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#8C564B", "#7F7F7F", "#BCBD22")
-_RC: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "pathswitch",  # the same figure gives the same file
-    "font.family": "sans-serif",
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-}
-_MOST_PATHS = 12
+_MAX_PATHS = 12
 
 
 def draw_figures(analysis: Analysis) -> dict[str, str]:
-    """SVG text by name; a figure that has nothing to show is not among them."""
+    """Draw all figures as SVG, by name. Figures without data are left out."""
     drawn: dict[str, Callable[[Analysis], Figure | None]] = {
         "quality": _quality,
         "growth": _growth,
@@ -50,35 +37,28 @@ def draw_figures(analysis: Analysis) -> dict[str, str]:
         "forgetting": _forgetting,
     }
     figures = {}
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(STYLE):
         for name, draw in drawn.items():
             figure = draw(analysis)
             if figure is not None:
-                figures[name] = _svg(figure)
+                figures[name] = to_svg(figure)
     return figures
 
 
-def _svg(figure: Figure) -> str:
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    text = file.getvalue()
-    return "\n".join(line.rstrip() for line in text[text.index("<svg") :].splitlines()) + "\n"
-
-
 def _quality(analysis: Analysis) -> Figure | None:
-    """Cost against quality, a panel a version from the second on; points carry the numbers of the report's table."""
+    """Quality over cost, one panel per version from the second on. Points have the row numbers of the report's table."""
     rows = [row for row in analysis.rows if row.final.gap is not None]
     count = len(analysis.labels) - 1
     if not rows or count < 1:
         return None
     columns = min(count, 2)
-    figure, panels = _panels(count, columns, 5.2, 3.6)
+    figure, panels = new_panels(count, columns, 5.2, 3.6)
     for index, axes in enumerate(panels, 1):
         for number, row in enumerate(analysis.rows, 1):
             version = row.versions[index]
             if version.gap is None:
                 continue
-            colour = _COLOURS[row.row.paradigm.name]
+            colour = PARADIGM_COLOURS[row.row.paradigm.name]
             axes.errorbar(
                 100 * version.cost_ratio,
                 100 * version.gap.mean,
@@ -97,23 +77,23 @@ def _quality(analysis: Analysis) -> Figure | None:
                 fontsize=7,
             )
         axes.axhline(0, color="black", linewidth=0.6)
-        _percent_scale(axes)
-        axes.set_title(f"{analysis.labels[index]}, beside {analysis.baselines[index]}")
+        use_percent_scale(axes)
+        axes.set_title(f"{analysis.labels[index]}, compared with {analysis.baselines[index]}")
         axes.set_xlabel("tokens so far, % of training every version from scratch")
-        axes.set_ylabel("mean perplexity, % over from-scratch")
+        axes.set_ylabel("mean perplexity, % above from scratch")
     return figure
 
 
 def _growth(analysis: Analysis) -> Figure | None:
-    """What a line costs and how good it is as versions come, of the rows whose paradigm or length differs."""
+    """Cost and quality over the versions, for rows that differ in more than replay."""
     rows = _distinct(analysis)
     if not rows or len(analysis.labels) < 2:
         return None
-    figure, (cost, quality) = _panels(2, 2, 5.2, 3.6)
+    figure, (cost, quality) = new_panels(2, 2, 5.2, 3.6)
     for number, row in enumerate(rows):
         style: dict[str, Any] = {
-            "color": _COLOURS[row.row.paradigm.name],
-            "linestyle": ("-", "--", ":", "-.")[number % 4],
+            "color": PARADIGM_COLOURS[row.row.paradigm.name],
+            "linestyle": LINE_STYLES[number % 4],
         }
         cost.plot(
             analysis.labels,
@@ -127,15 +107,16 @@ def _growth(analysis: Analysis) -> Figure | None:
         if form is not None:
             cost.plot([analysis.labels[-1]], [100 * form], "x", color=style["color"])
     cost.set_ylabel("tokens so far, % of from scratch")
-    cost.set_title("cost (x: the closed form)")
-    quality.set_ylabel("mean perplexity, % over from-scratch")
+    cost.set_title("cost (x: closed form)")
+    quality.set_ylabel("mean perplexity, % above from scratch")
     quality.set_title("quality")
-    _percent_scale(quality)
+    use_percent_scale(quality)
     quality.legend(fontsize=6, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def _tuning(analysis: Analysis) -> Figure | None:
+    """Quality over the peak learning rate, one curve per tuned row."""
     tuning = analysis.config.tuning
     if tuning is None:
         return None
@@ -149,10 +130,10 @@ def _tuning(analysis: Analysis) -> Figure | None:
     }
     if not any(points.values()):
         return None
-    figure, [axes] = _panels(1, 1, 5.2, 3.4)
+    figure, [axes] = new_panels(1, 1, 5.2, 3.4)
     for number, (name, found) in enumerate(points.items()):
         if found:
-            colour = _COLOURS[analysis.config.row(name).paradigm.name]
+            colour = PARADIGM_COLOURS[analysis.config.row(name).paradigm.name]
             peaks, scores = zip(*found, strict=True)
             axes.plot(
                 peaks,
@@ -161,7 +142,7 @@ def _tuning(analysis: Analysis) -> Figure | None:
                 markersize=3,
                 label=name,
                 color=colour,
-                linestyle=("-", "--", ":", "-.")[number % 4],
+                linestyle=LINE_STYLES[number % 4],
             )
     axes.set_xscale("log", base=2)
     peaks = tuned_peaks(analysis.config, analysis.results)
@@ -182,49 +163,52 @@ def _losses(analysis: Analysis) -> Figure | None:
 
 
 def _curves(
-    analysis: Analysis, what: str, values: Callable[[Curve], Sequence[float]], *, rates: bool
+    analysis: Analysis, label: str, values: Callable[[Curve], Sequence[float]], *, rates: bool
 ) -> Figure | None:
-    """Over the steps of the line: the trunk in grey, what makes a version in a colour of its own."""
+    """Curves over the steps of the line, one panel per row: the trunk in grey, each version in its own colour."""
     found: list[tuple[str, LineResult]] = []
-    for row in _distinct(analysis)[:_MOST_PATHS]:
+    for row in _distinct(analysis)[:_MAX_PATHS]:
         line = analysis.line(row.row.name)
         if line is not None and any(version.curves for version in line.versions):
             found.append((row.row.name, line))
     if not found:
         return None
-    figure, panels = _panels(len(found), 3, 3.4, 2.1)
+    figure, panels = new_panels(len(found), 3, 3.4, 2.1)
     for axes, (name, line) in zip(panels, found, strict=True):
         for curve in analysis.trunk(name):
             axes.plot(curve.steps, values(curve), color="#999999", linewidth=1.6, zorder=1)
         for number, version in enumerate(line.versions):
             for curve in version.curves:
                 if curve.kind != StageKind.TRAIN_TRUNK:
-                    colour = _BRANCHES[number % len(_BRANCHES)]
+                    colour = VERSION_COLOURS[number % len(VERSION_COLOURS)]
                     axes.plot(curve.steps, values(curve), color=colour, linewidth=1.1, zorder=2)
         if rates:
             axes.set_ylim(bottom=0)
         else:
-            axes.set_ylim(*_range_of_losses([*analysis.trunk(name), *_all_curves(line)]))
+            axes.set_ylim(*_loss_range([*analysis.trunk(name), *_all_curves(line)]))
         axes.set_title(name, fontsize=8)
     figure.supxlabel("step of the line", fontsize=8)
-    figure.supylabel(what, fontsize=8)
+    figure.supylabel(label, fontsize=8)
     return figure
 
 
 def _forgetting(analysis: Analysis) -> Figure | None:
-    """Every row's versions (down) on every slice (across): perplexity, coloured by the gap to from-scratch."""
+    """Perplexity of each version (down) on each slice (across), coloured by the gap to from scratch; one panel per row."""
     rows = [row for row in analysis.rows if row.final.gap is not None]
     if not rows:
         return None
     size = max(1.7, 0.42 * len(analysis.labels))
-    figure, panels = _panels(len(rows), 5, size * 1.15, size)
+    figure, panels = new_panels(len(rows), 5, size * 1.15, size)
     norm = TwoSlopeNorm(vmin=-20, vcenter=0, vmax=20)
     for axes, row in zip(panels, rows, strict=True):
         gaps = [
-            [_percent(version.slice_gaps.get(label)) for label in analysis.labels] for version in row.versions
+            [_in_percent(version.slice_gaps.get(label)) for label in analysis.labels]
+            for version in row.versions
         ]
         image = axes.imshow(gaps, cmap="RdBu_r", norm=norm, aspect="auto")
-        image.set_gid(f"map-{row.row.name}")  # by default its id is of its pixels, which two rows may share
+        image.set_gid(
+            f"map-{row.row.name}"
+        )  # the default id is a hash of the pixels, which two rows may share
         for down, version in enumerate(row.versions):
             for across, label in enumerate(analysis.labels):
                 spread = version.slice_perplexities.get(label)
@@ -247,18 +231,18 @@ def _forgetting(analysis: Analysis) -> Figure | None:
 
 
 def _distinct(analysis: Analysis) -> list[RowSummary]:
-    """The first row of every paradigm, restart, schedule, branch shape and length: replay apart."""
+    """The first of all rows that differ only in replay."""
     seen: set[tuple[Any, ...]] = set()
     found = []
     for row in analysis.rows:
-        key = _kind(row.row)
+        key = _key_without_replay(row.row)
         if key not in seen:
             seen.add(key)
             found.append(row)
     return found
 
 
-def _kind(row: Row) -> tuple[Any, ...]:
+def _key_without_replay(row: StudyRow) -> tuple[Any, ...]:
     plain = row.paradigm.model_dump(mode="json")
     decay = plain.pop("decay", None) or {}
     return (str(plain), decay.get("shape"), decay.get("floor"), str(decay.get("length")))
@@ -268,34 +252,13 @@ def _all_curves(line: LineResult) -> list[Curve]:
     return [curve for version in line.versions for curve in version.curves]
 
 
-def _range_of_losses(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Without the tenth that is highest: the first steps are far above all that is to be seen."""
+def _loss_range(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Range of the y axis. It leaves out the highest tenth, because losses of the first steps hide all detail."""
     losses = sorted(loss for curve in curves for loss in curve.losses)
     low, high = losses[0], losses[-1 - len(losses) // 10]
     margin = 0.05 * (high - low) or 0.05
     return low - margin, high + margin
 
 
-def _percent(spread: Spread | None) -> float:
+def _in_percent(spread: Spread | None) -> float:
     return math.nan if spread is None else 100 * spread.mean
-
-
-def _percent_scale(axes: Axes) -> None:
-    """Fine around 0 and coarse far off."""
-    axes.set_yscale("symlog", linthresh=10, linscale=2)
-    ticks = (-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100, 200)
-    low, high = axes.get_ylim()
-    axes.set_yticks([tick for tick in ticks if low <= tick <= high])
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%+d"))
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    panels = [axes for line in grid for axes in line]
-    for axes in panels[count:]:
-        axes.remove()
-    return figure, panels[:count]

@@ -1,38 +1,38 @@
-"""Which model lines a study needs: first every tuned row at every peak of the grid, then every row under every seed."""
+"""Plans the model lines of a study: each tuned row at each peak rate of its grid, then each row with each seed."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from api.cli.study.config import Row, StudyConfig, Tuning, digest
+from api.cli.study.config import StudyConfig, StudyRow, Tuning, digest
 from api.cli.study.results import LineResult, Measured, Results
 from service.core.specs import MAX_PEAK_LR
 
 
 @dataclass(frozen=True)
-class Line:
-    """A model line to train. ``only_newest``: its final version alone, which is all that tuning from scratch needs."""
+class StudyLine:
+    """A model line to train. ``only_newest``: only its final version, which is enough to tune a from-scratch row."""
 
-    row: Row
+    row: StudyRow
     seed: int
     peak_lr: float
     only_newest: bool
-    spec: Mapping[str, Any]  # all but the dataset, which a service may call as it likes
+    spec: Mapping[str, Any]  # with placeholders for the names of the model and the dataset
 
     @property
     def name(self) -> str:
-        """Another spec is another line: a study that is changed keeps what still holds."""
+        """Name with a digest of the spec, so that a changed study keeps the results of unchanged lines."""
         return f"{self.row.name}.s{self.seed}.{digest({**self.spec, 'only_newest': self.only_newest})}"
 
 
-def tuning_lines(config: StudyConfig, results: Results) -> list[Line]:
+def tuning_lines(config: StudyConfig, results: Results) -> list[StudyLine]:
     rows = config.tuning.rows if config.tuning else ()
     return [line for row in map(config.row, rows) for line in _grid(config, row, results)]
 
 
-def study_lines(config: StudyConfig, results: Results) -> list[Line]:
-    """Those whose peak rate is known by now, every row under the first seed before any under the second."""
+def study_lines(config: StudyConfig, results: Results) -> list[StudyLine]:
+    """Lines whose peak rate is known already. All rows with the first seed come before any with the second."""
     peaks = [(row, peak_of(config, row, results)) for row in config.rows]
     return [
         _line(config, row, seed, peak_lr, only_newest=False)
@@ -42,14 +42,14 @@ def study_lines(config: StudyConfig, results: Results) -> list[Line]:
     ]
 
 
-def study_plan(config: StudyConfig, results: Results) -> list[Line]:
-    """All lines that are known by now, in the order in which they are trained, each once."""
+def study_plan(config: StudyConfig, results: Results) -> list[StudyLine]:
+    """All lines that are known already, each once, in training order."""
     lines = (*tuning_lines(config, results), *study_lines(config, results))
     return list({line.name: line for line in lines}.values())
 
 
-def missing_lines(config: StudyConfig, results: Results) -> Iterator[Line]:
-    """What can be trained next and has no result that stands."""
+def missing_lines(config: StudyConfig, results: Results) -> Iterator[StudyLine]:
+    """Lines that can be trained next, because they have no settled result."""
     for line in study_plan(config, results):
         result = results.lines.get(line.name)
         if result is None or not result.settled:
@@ -57,9 +57,9 @@ def missing_lines(config: StudyConfig, results: Results) -> Iterator[Line]:
 
 
 def num_lines(config: StudyConfig, results: Results) -> int:
-    """Of the whole study, as far as its grids go by now.
+    """Number of lines of the whole study, with the current extent of its grids.
 
-    A tuned row's best peak is one of the lines of the study, where its seed is one of them.
+    If the tuning seed is one of the study's seeds, the best line of a tuned row counts only once.
     """
     tuning = config.tuning
     count = len(config.rows) * len(config.seeds)
@@ -69,8 +69,8 @@ def num_lines(config: StudyConfig, results: Results) -> int:
     return count + len(tuning_lines(config, results)) - (len(shared) if tuning.seed in config.seeds else 0)
 
 
-def peak_of(config: StudyConfig, row: Row, results: Results) -> float | None:
-    """The peak rate of a row: its own or the study's setting, or the best that was tuned. None: that is not known yet."""
+def peak_of(config: StudyConfig, row: StudyRow, results: Results) -> float | None:
+    """Peak rate of a row: the configured one, or the best tuned one. None: tuning is not finished."""
     tuning = config.tuning
     source = row.peak_of or row.name
     if tuning is None or source not in tuning.rows:
@@ -84,23 +84,23 @@ def peak_of(config: StudyConfig, row: Row, results: Results) -> float | None:
 
 
 def tuned(config: StudyConfig, row_name: str, results: Results) -> dict[float, LineResult | None]:
-    """What was measured of a tuned row, by peak rate."""
+    """Results of a tuned row by peak rate."""
     lines = _grid(config, config.row(row_name), results)
     return {line.peak_lr: results.lines.get(line.name) for line in lines}
 
 
 def tuned_peaks(config: StudyConfig, results: Results) -> tuple[float, ...]:
-    """Of all tuned rows together, lowest first."""
+    """Peak rates of all tuned rows together, in ascending order."""
     return tuple(sorted({line.peak_lr for line in tuning_lines(config, results)}))
 
 
 def score(result: LineResult) -> float:
-    """Mean perplexity of the final version over all slices; infinite where the line has none."""
+    """Mean perplexity of the final version over all slices; infinite if the line is not complete."""
     return mean_perplexity(result.versions[-1]) if result.complete and result.versions else math.inf
 
 
 def mean_perplexity(version: Measured) -> float:
-    """Over the slices, each counted alike. Infinite where one is not finite."""
+    """Unweighted mean over the slices; infinite if one of them is not finite."""
     values = list(version.perplexities.values())
     if not values or any(value is None for value in values):
         return math.inf
@@ -108,7 +108,7 @@ def mean_perplexity(version: Measured) -> float:
 
 
 def results_by_row(config: StudyConfig, results: Results) -> dict[str, dict[int, LineResult]]:
-    """The complete lines of every row, by seed."""
+    """Results of the complete lines of every row, by seed."""
     found: dict[str, dict[int, LineResult]] = {row.name: {} for row in config.rows}
     for line in study_lines(config, results):
         result = results.lines.get(line.name)
@@ -117,8 +117,8 @@ def results_by_row(config: StudyConfig, results: Results) -> dict[str, dict[int,
     return found
 
 
-def _grid(config: StudyConfig, row: Row, results: Results) -> list[Line]:
-    """A tuned row at every peak, lowest first; one peak further for every time that the best of them was at an end."""
+def _grid(config: StudyConfig, row: StudyRow, results: Results) -> list[StudyLine]:
+    """Lines of a tuned row at every peak rate, ascending. Extended by one rate whenever the best one is at an end."""
     tuning = config.tuning
     assert tuning is not None
     grid = [_tuning_line(config, tuning, row, peak_lr) for peak_lr in sorted(tuning.peak_lrs)]
@@ -137,15 +137,15 @@ def _grid(config: StudyConfig, row: Row, results: Results) -> list[Line]:
     return grid
 
 
-def _next_peak(last_but_one: Line, last: Line) -> float:
-    """By the same ratio again. Rounded, for it is a part of the line's name."""
+def _next_peak(last_but_one: StudyLine, last: StudyLine) -> float:
+    """Extend a grid by the ratio of its last two rates. Rounded, because the rate is part of the line's name."""
     return float(f"{last.peak_lr**2 / last_but_one.peak_lr:.6g}")
 
 
-def _tuning_line(config: StudyConfig, tuning: Tuning, row: Row, peak_lr: float) -> Line:
+def _tuning_line(config: StudyConfig, tuning: Tuning, row: StudyRow, peak_lr: float) -> StudyLine:
     return _line(config, row, tuning.seed, peak_lr, only_newest=row.is_from_scratch)
 
 
-def _line(config: StudyConfig, row: Row, seed: int, peak_lr: float, *, only_newest: bool) -> Line:
+def _line(config: StudyConfig, row: StudyRow, seed: int, peak_lr: float, *, only_newest: bool) -> StudyLine:
     spec = config.line_spec(row, dataset="d", name="m", seed=seed, peak_lr=peak_lr)
-    return Line(row, seed, peak_lr, only_newest, spec)
+    return StudyLine(row, seed, peak_lr, only_newest, spec)

@@ -1,4 +1,4 @@
-"""The report of a study: Markdown with its figures beside it, and the same as one self-contained HTML page."""
+"""Writes the report of a study: Markdown with figures in a folder, and the same as a self-contained HTML page."""
 
 import math
 import re
@@ -19,7 +19,7 @@ _IMAGE = re.compile(r'<p><img src="figures/([a-z]+)\.svg" alt="([^"]*)" */?></p>
 
 
 def write_report(folder: Path, results: Results) -> Path | None:
-    """Both forms and the figures, in ``folder``. Returns the Markdown's path; None where no line is complete yet."""
+    """Write both forms and the figures. Returns the path of the Markdown; None if no line is complete yet."""
     analysis = Analysis(results)
     if not analysis.rows:
         return None
@@ -35,7 +35,7 @@ def write_report(folder: Path, results: Results) -> Path | None:
 
 def to_markdown(analysis: Analysis, figures: frozenset[str]) -> str:
     environment = Environment(
-        autoescape=False,  # it is Markdown; the page is escaped by what makes HTML of it
+        autoescape=False,  # the output is Markdown, and markdown-it escapes it for HTML
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -61,7 +61,7 @@ def to_markdown(analysis: Analysis, figures: frozenset[str]) -> str:
 
 
 def to_html(title: str, markdown: str, figures: dict[str, str]) -> str:
-    """The Markdown as a page that needs no other file: figures stand in it as SVG."""
+    """Render the Markdown as a page that needs no other file, with the figures inlined as SVG."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     body = _IMAGE.sub(
         lambda found: (
@@ -74,7 +74,7 @@ def to_html(title: str, markdown: str, figures: dict[str, str]) -> str:
 
 
 def _inline(svg: str, name: str) -> str:
-    """Ids are of the page when several figures share one: each gets its figure's name before it."""
+    """Prefix all ids in the SVG with the figure's name, because ids must be unique within the page."""
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(xlink:href|href)="#', rf'\1="#{name}-', svg)
     return re.sub(r"url\(#", f"url(#{name}-", svg)

@@ -1,20 +1,20 @@
-"""What a study has measured so far: one JSON file, written after every line, that a later run of the study goes on from."""
+"""Results of a study so far: one JSON file, saved after every line, from which a later run continues."""
 
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study.config import StudyConfig
-from api.cli.study.data import Body, StudyData
+from api.cli.study.data import DataFile, StudyData
 from service.core.spec import Spec
 
 FILE = "results.json"
 
 
 class Curve(Spec):
-    """Training of one version: evenly thinned steps of the line, with the loss (nats per token) and the rate of each."""
+    """Training curve of one version: evenly thinned steps, with their losses (nats per token) and learning rates."""
 
     kind: str
     steps: tuple[int, ...]
@@ -22,7 +22,7 @@ class Curve(Spec):
     rates: tuple[float, ...]
 
     def between(self, after: int, last: int) -> "Curve":
-        """The part of it in which ``after`` < step <= ``last``."""
+        """The part of the curve with ``after`` < step <= ``last``."""
         kept = [index for index, step in enumerate(self.steps) if after < step <= last]
         return Curve(
             kind=self.kind,
@@ -33,7 +33,7 @@ class Curve(Spec):
 
 
 class Measured(Spec):
-    """One version of a line. ``losses``, ``perplexities`` and ``bits_per_byte``: of every slice, by its version's label."""
+    """Measurements of one version. ``losses``, ``perplexities`` and ``bits_per_byte`` are by label of the slice's version."""
 
     data_version: int
     losses: dict[str, float | None]
@@ -50,7 +50,7 @@ class Measured(Spec):
 
 
 class LineResult(Spec):
-    """One row under one seed and peak rate. ``error``: why it has not every version."""
+    """Result of one row with one seed and peak rate. ``error`` says why versions are missing."""
 
     row: str
     seed: int
@@ -65,18 +65,20 @@ class LineResult(Spec):
 
     @property
     def settled(self) -> bool:
-        """Whether it would come out the same again: another error may be gone the next time."""
+        """Whether training again would give the same result. Errors other than divergence may go away."""
         return self.error is None or self.error.startswith("diverged")
 
 
 class DataUsed(Spec):
+    """Identity of a data version or slice that the study uses."""
+
     label: str
     bytes: int
     sha256: str
 
 
-class Part(Spec):
-    """One run of the command that made a part of the results."""
+class CommandRun(Spec):
+    """One run of the command, which added results."""
 
     command: str
     began: str
@@ -86,12 +88,12 @@ class Part(Spec):
 
 
 class Results(Spec):
-    """``lines`` by the names of their models."""
+    """All results. ``lines`` are by line name, ``parts`` are the runs of the command."""
 
     config: StudyConfig
     versions: tuple[DataUsed, ...]
     slices: tuple[DataUsed, ...]
-    parts: tuple[Part, ...] = ()
+    parts: tuple[CommandRun, ...] = ()
     lines: dict[str, LineResult] = Field(default_factory=dict)
 
     @property
@@ -100,31 +102,31 @@ class Results(Spec):
 
 
 def open_results(folder: Path, config: StudyConfig, data: StudyData) -> Results:
-    """Those of an earlier part, under today's configuration; or none yet. Raises Problem where they are of other data."""
+    """Results of earlier runs, with the current configuration. Raises CliError if they belong to other data."""
     fresh = Results(config=config, versions=_used(data.versions), slices=_used(data.slices))
     path = folder / FILE
     if not path.exists():
         return fresh
-    before = read_results(path)
-    if (before.versions, before.slices) != (fresh.versions, fresh.slices):
-        raise Problem(f"{path} has the results of other data", "Give this study another --out.")
-    return fresh.model_copy(update={"parts": before.parts, "lines": before.lines})
+    earlier = read_results(path)
+    if (earlier.versions, earlier.slices) != (fresh.versions, fresh.slices):
+        raise CliError(f"{path} has results for other data", "Choose another folder with --out.")
+    return fresh.model_copy(update={"parts": earlier.parts, "lines": earlier.lines})
 
 
 def read_results(path: Path) -> Results:
     try:
         return Results.model_validate_json(path.read_text())
     except (OSError, ValidationError) as error:
-        raise Problem(f"{path} has no results of a study", str(error)) from error
+        raise CliError(f"{path} has no valid study results", str(error)) from error
 
 
 def save_results(folder: Path, results: Results) -> None:
-    """Whole or not at all."""
+    """Write the results atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = folder / f".{FILE}.new"
-    written.write_text(results.model_dump_json(indent=None) + "\n")
-    written.replace(folder / FILE)
+    new_file = folder / f".{FILE}.new"
+    new_file.write_text(results.model_dump_json(indent=None) + "\n")
+    new_file.replace(folder / FILE)
 
 
-def _used(bodies: tuple[Body, ...]) -> tuple[DataUsed, ...]:
+def _used(bodies: tuple[DataFile, ...]) -> tuple[DataUsed, ...]:
     return tuple(DataUsed(label=body.label, bytes=len(body.content), sha256=body.sha256) for body in bodies)

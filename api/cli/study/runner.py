@@ -1,4 +1,4 @@
-"""Have a service train every line of a study, a few lines at a time, and write down each as it is complete."""
+"""Has a service train the lines of a study, a few at a time, and saves the result of each finished line."""
 
 import time
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study.config import StudyConfig, digest
-from api.cli.study.data import Body, StudyData
-from api.cli.study.lines import Line, missing_lines
+from api.cli.study.data import DataFile, StudyData
+from api.cli.study.lines import StudyLine, missing_lines
 from api.cli.study.results import Curve, LineResult, Measured, Results
 from api.client import ApiError, Client
 from api.schemas.updates import MetricPoint, Update
@@ -17,29 +17,29 @@ from service.core.stage_specs import TRAINING_KINDS, StageKind
 from service.core.states import FINISHED_UPDATES, UpdateState
 
 POLL_SECONDS = 0.5
-AWAY_SECONDS = 60.0
+MAX_OUTAGE_SECONDS = 60.0
 CURVE_POINTS = 100
 
 
 @dataclass
 class _Active:
-    """A line in training. ``updates``: by data version, in the order in which they are made."""
+    """A line in training. ``waiting`` are the data versions to train, ``updates`` the updates by data version."""
 
-    line: Line
+    line: StudyLine
     model: str
     waiting: list[int]
     updates: dict[int, Update] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What there is to tell after a look: the lines in training, and how much of each is done, between 0 and 1."""
+class StudyProgress:
+    """The lines in training, and how much of each is done, from 0 to 1."""
 
     active: dict[str, float]
 
 
 class StudyRun:
-    """``in_flight``: how many lines the service is asked for at once; more than it trains at once, for some wait for others."""
+    """One run of a study. It keeps ``in_flight`` lines in training, some of which wait for others' shared trunks."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class StudyRun:
         *,
         in_flight: int,
         save: Callable[[Results], None],
-        show: Callable[[Progress], None],
+        show: Callable[[StudyProgress], None],
     ) -> None:
         self._client = client
         self._config = config
@@ -60,16 +60,16 @@ class StudyRun:
         self._save = save
         self._show = show
         self._active: dict[str, _Active] = {}
-        # Names of models, datasets and slices of a service belong to all who use it.
+        # Other users of the service have models and datasets too, so the names must be unique.
         self._dataset = f"{config.name[:48]}.{data.digest}"
         self._slice_labels = {f"slice-{n}": label for n, label in enumerate(data.labels, 1)} | {
             f"v{n}": label for n, label in enumerate(data.labels, 1)
         }
 
     def run(self, deadline: float) -> bool:
-        """Until every line has a result, or ``time.monotonic`` is past the deadline. Returns whether all have."""
+        """Train until every line has a result or ``time.monotonic()`` passes the deadline. Returns whether all have one."""
         self._push_data()
-        answered = time.monotonic()
+        last_answer = time.monotonic()
         tried: set[str] = set()
         while time.monotonic() < deadline:
             try:
@@ -85,18 +85,18 @@ class StudyRun:
                 for name, active in list(self._active.items()):
                     if (result := self._advance(active)) is not None:
                         del self._active[name]
-                        self._keep(name, result)
-                answered = time.monotonic()
+                        self._save_result(name, result)
+                last_answer = time.monotonic()
             except (httpx.TransportError, ApiError) as error:
-                refused = isinstance(error, ApiError) and error.problem.status < 500
-                if refused or time.monotonic() - answered > AWAY_SECONDS:
+                is_final = isinstance(error, ApiError) and error.problem.status < 500
+                if is_final or time.monotonic() - last_answer > MAX_OUTAGE_SECONDS:
                     raise
-            self._show(Progress({name: _share(active) for name, active in self._active.items()}))
+            self._show(StudyProgress({name: _fraction_done(active) for name, active in self._active.items()}))
             time.sleep(POLL_SECONDS)
         return not self._active and next(missing_lines(self._config, self.results), None) is None
 
     def _push_data(self) -> None:
-        """All that is not there yet. The slices first, for their documents are kept out of training."""
+        """Create the dataset and push all data. Slices come first, because their documents are kept out of training."""
         known = {dataset.name for dataset in self._client.datasets()}
         if self._dataset not in known:
             fraction = 0.0 if self._data.slices else None
@@ -115,39 +115,44 @@ class StudyRun:
         for number, body in enumerate(self._data.versions, 1):
             self._push_version(number, body)
 
-    def _push_version(self, number: int, body: Body) -> None:
+    def _push_version(self, number: int, body: DataFile) -> None:
         pushed = self._client.push_version(
             self._dataset, [body.content], format=body.format, encoding=body.encoding, label=body.label
         )
         if pushed.row.number != number:
-            raise Problem(f"{body.label} is data version {pushed.row.number} there, not {number}")
+            raise CliError(
+                f"dataset {self._dataset} has {body.label} as data version {pushed.row.number}, not {number}",
+                "It was changed outside the study: use another service or home.",
+            )
 
-    def _begin(self, line: Line) -> _Active:
-        """The line's model, and what of it has been trained before."""
+    def _begin(self, line: StudyLine) -> _Active:
+        """Create the line's model unless it exists, and pick up its updates. Failed updates are retried."""
         model = f"{digest({'line': line.name})}.{self._data.digest}.{line.name}"[:63]
         if model not in {found.name for found in self._client.models()}:
             self._client.create_model({**line.spec, "name": model, "dataset": self._dataset})
         count = len(self._data.versions)
         waiting = [count] if line.only_newest else list(range(1, count + 1))
         active = _Active(line, model, waiting)
-        for number, update in self._asked_for(model).items():
-            again = update.state == UpdateState.FAILED
-            active.updates[number] = self._client.retry_update(update.id) if again else update
+        for number, update in self._existing_updates(model).items():
+            failed = update.state == UpdateState.FAILED
+            active.updates[number] = self._client.retry_update(update.id) if failed else update
         return active
 
-    def _asked_for(self, model: str) -> dict[int, Update]:
-        """By data version. One that was cancelled cannot be tried again: it is as if it had not been asked for."""
+    def _existing_updates(self, model: str) -> dict[int, Update]:
+        """Updates by data version, without cancelled ones, which cannot be retried."""
         found = self._client.updates(model)
         return {update.data_version: update for update in found if update.state != UpdateState.CANCELLED}
 
     def _advance(self, active: _Active) -> LineResult | None:
-        """Ask for the line's next version where there is none in training; its result once it is complete or has failed."""
+        """Start the line's next update if none is running. Returns the result when the line is complete or has failed."""
         for number in active.waiting:
             update = active.updates.get(number)
             if update is None:
-                # It may have been asked for, and the answer lost on its way.
-                asked = self._asked_for(active.model).get(number)
-                active.updates[number] = asked or self._client.start_update(active.model, data_version=number)
+                # The update may exist already, if the answer to an earlier request was lost.
+                existing = self._existing_updates(active.model).get(number)
+                active.updates[number] = existing or self._client.start_update(
+                    active.model, data_version=number
+                )
                 return None
             if update.state not in FINISHED_UPDATES:
                 update = active.updates[number] = self._client.update(update.id)
@@ -193,31 +198,32 @@ class StudyRun:
         )
 
     def _curves(self, update: Update) -> tuple[Curve, ...]:
-        found = []
+        curves = []
         for stage in self._client.update(update.id).stages:
             if stage.kind in TRAINING_KINDS:
                 points = self._client.metrics(update.id, stage.id)
-                found.append(thinned(stage.kind, points))
-        return tuple(curve for curve in found if curve.steps)
+                curves.append(thin_curve(stage.kind, points))
+        return tuple(curve for curve in curves if curve.steps)
 
-    def _keep(self, name: str, result: LineResult) -> None:
+    def _save_result(self, name: str, result: LineResult) -> None:
         self.results = self.results.model_copy(update={"lines": self.results.lines | {name: result}})
         self._save(self.results)
 
 
-def thinned(kind: StageKind, points: list[MetricPoint], most: int = CURVE_POINTS) -> Curve:
-    """Means of the loss over equal stretches of steps, each at its last step and the rate of it."""
-    width = max(1, -(-len(points) // most))
-    stretches = [points[start : start + width] for start in range(0, len(points), width)]
+def thin_curve(kind: StageKind, points: list[MetricPoint], max_points: int = CURVE_POINTS) -> Curve:
+    """Thin a curve to mean losses over equal windows of steps, each at the window's last step and its rate."""
+    width = max(1, -(-len(points) // max_points))
+    windows = [points[start : start + width] for start in range(0, len(points), width)]
     return Curve(
         kind=kind,
-        steps=tuple(stretch[-1].step for stretch in stretches),
-        losses=tuple(round(sum(point.loss for point in stretch) / len(stretch), 4) for stretch in stretches),
-        rates=tuple(float(f"{stretch[-1].learning_rate:.4g}") for stretch in stretches),
+        steps=tuple(window[-1].step for window in windows),
+        losses=tuple(round(sum(point.loss for point in window) / len(window), 4) for window in windows),
+        rates=tuple(float(f"{window[-1].learning_rate:.4g}") for window in windows),
     )
 
 
-def _share(active: _Active) -> float:
+def _fraction_done(active: _Active) -> float:
+    """Fraction of the line that is done. The training steps of an update count for 0.9 of it."""
     done = 0.0
     for number in active.waiting:
         update = active.updates.get(number)

@@ -1,7 +1,7 @@
-"""The local Ray of `up`: one head in the foreground of a child process, with a token and a folder of its own.
+"""The local Ray of `up`: a head node in a child process, with its own token, ports and temporary folder.
 
-Every flag has a reason that was measured: beside other clusters no port may be Ray's default, the dashboard
-agent must not wait for a port that orphans hold, and logical CPUs must fit a trainer, replicas and actors.
+The flags were found by experience: other clusters on the machine use Ray's default ports, the dashboard agent must
+not wait for a port that orphans hold, and the logical CPUs must be enough for a trainer, replicas and actors.
 """
 
 import hashlib
@@ -15,17 +15,17 @@ from pathlib import Path
 
 import httpx
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import ports
 
 HOST = "127.0.0.1"
 OBJECT_STORE_BYTES = 300_000_000
-# Ray's sockets lie some 65 characters below its temporary folder, and a socket's path holds 107.
-LONGEST_FOLDER = 40
+# Ray appends about 65 characters to its temporary folder for sockets, whose paths may have 107 characters.
+MAX_FOLDER_LENGTH = 40
 
 
 class LocalRay:
-    """Ports are chosen once and kept while they can be: a Ray that is started again has the same address."""
+    """A Ray head node. It keeps its ports over restarts if they are still free, so that its address stays the same."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -42,18 +42,16 @@ class LocalRay:
         return f"http://{HOST}:{self._ports[1]}"
 
     def prepare(self) -> None:
-        """Before each start: put the last one's logs into the home, replace ports that were taken."""
+        """Call before each start: clean up the last run, and replace ports that are taken."""
         self.clear()
         self._folder.mkdir(mode=0o700, exist_ok=True)
         if self._folder.is_symlink() or self._folder.stat().st_uid != os.getuid():
-            raise Problem(
-                f"{self._folder}, where the local Ray should keep its files, belongs to someone else"
-            )
+            raise CliError(f"the temporary folder of the local Ray, {self._folder}, belongs to another user")
         if not self._ports or not all(ports.is_free(HOST, port) for port in self._ports):
             self._ports = ports.free_ports(HOST, 3)
 
     def clear(self) -> None:
-        """Remove what an ended Ray left, but for the logs of its last session."""
+        """Remove the files of a Ray that has ended, after copying the logs of its last session to the home."""
         logs = self._folder / "session_latest" / "logs"
         if logs.is_dir():
             kept = self._home / "logs" / "ray"
@@ -69,7 +67,7 @@ class LocalRay:
             f"--port={port}",
             f"--dashboard-port={dashboard_port}",
             f"--ray-client-server-port={client_port}",
-            "--include-dashboard=true",  # training runs are Ray Jobs, and their API is the dashboard's
+            "--include-dashboard=true",  # training runs are Ray Jobs, whose API the dashboard serves
             "--dashboard-agent-listen-port=0",
             "--min-worker-port=0",
             "--max-worker-port=0",
@@ -82,21 +80,21 @@ class LocalRay:
         ]
 
     def environment(self) -> dict[str, str]:
-        """What the head is started with, beside what a client of it needs."""
+        """Environment of the head node: what a client needs, and more."""
         return {
             **self.client_environment(),
-            # A head would wait for Serve's replicas to leave a node that has nowhere to leave to: 15 s at each stop.
+            # By default the head waits 15 s for replicas to move to another node, and there is no other node.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-            # By default 60 s, which a busy machine with two cores has been seen to take.
+            # The default of 60 s is too short on a busy machine with two cores.
             "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
-            # A dead HTTP proxy is replaced after three looks: by default half a minute without an answer.
+            # Serve replaces a dead HTTP proxy after three failed health checks, by default half a minute.
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-            # Half the Python for an item of a stream, in every process on its way, than with an object of Ray's for each.
+            # gRPC takes half as much Python time per streamed item as one Ray object for each.
             "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
         }
 
     def client_environment(self) -> dict[str, str]:
-        """What a process needs to speak to it."""
+        """Environment that a client of this Ray needs."""
         return {
             "PATHSWITCH_RAY_ADDRESS": self.address,
             "RAY_AUTH_MODE": "token",
@@ -104,7 +102,7 @@ class LocalRay:
         }
 
     def ready(self) -> bool:
-        """Whether the node has joined and the dashboard, which has the Jobs API, answers."""
+        """Whether the node has joined and the dashboard with the Jobs API answers."""
         try:
             answer = httpx.get(
                 f"{self.dashboard}/nodes",
@@ -121,11 +119,11 @@ class LocalRay:
 def _temporary_folder(home: Path) -> Path:
     base = Path(tempfile.gettempdir())
     name = "pathswitch-" + hashlib.sha256(f"{os.getuid()}:{home}".encode()).hexdigest()[:12]
-    return base / name if len(str(base / name)) <= LONGEST_FOLDER else Path("/tmp", name)
+    return base / name if len(str(base / name)) <= MAX_FOLDER_LENGTH else Path("/tmp", name)
 
 
 def _token(path: Path) -> str:
-    """The home's token, made once, for its owner's eyes only."""
+    """The token of the home, created once and readable only by its owner."""
     if not path.exists():
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

@@ -1,20 +1,22 @@
-"""Ports: one that is free, or a clear word about one that is not."""
+"""Finds free ports, and explains why a port cannot be used."""
 
 import errno
 import random
 import socket
 from pathlib import Path
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 
 FIRST = 15_000
 EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_USUAL_EPHEMERAL = 32_768  # Linux's default; other systems begin higher
+_USUAL_EPHEMERAL = 32_768  # Linux's default; other systems start higher
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Distinct ports that nothing is bound to now, none of those that the kernel deals out: whoever binds one seconds later
-    (the last part of a Ray head does) would else find it given to a connection meanwhile. Raises OSError.
+    """Distinct ports that nothing is bound to, below the kernel's ephemeral range. Raises OSError.
+
+    The kernel could give an ephemeral port to a connection before the caller binds it, which a Ray head does only
+    seconds later.
     """
     candidates = range(FIRST, max(_first_ephemeral(), FIRST + 1_000))
     found: list[int] = []
@@ -23,7 +25,7 @@ def free_ports(host: str, count: int) -> list[int]:
             found.append(port)
             if len(found) == count:
                 return found
-    raise OSError(errno.EADDRINUSE, f"fewer than {count} ports from {FIRST} on are free")
+    raise OSError(errno.EADDRINUSE, f"fewer than {count} ports above {FIRST} are free")
 
 
 def _first_ephemeral() -> int:
@@ -34,7 +36,7 @@ def _first_ephemeral() -> int:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could bind there. Lingering connections of an ended one do not count."""
+    """Whether a server can bind to the port. Lingering connections of an earlier server do not matter."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -46,16 +48,16 @@ def is_free(host: str, port: int) -> bool:
         return True
 
 
-def chosen(what: str, host: str, port: int, flag: str, variable: str) -> int:
-    """The port to use: the one asked for, or a free one for 0. Raises Problem where it cannot be had."""
+def usable_port(what: str, host: str, port: int, flag: str, variable: str) -> int:
+    """The port to use: the given one, or a free one for 0. Raises CliError if it cannot be used."""
     try:
         if port == 0:
             return free_ports(host, 1)[0]
         if is_free(host, port):
             return port
     except OSError as error:
-        raise Problem(f"the {what} cannot listen on {host}: {error.strerror or error}") from error
-    raise Problem(
-        f"port {port} of {host}, where the {what} should listen, is in use by another program",
-        f"Choose another with {flag} or {variable} (0: any free one), or stop that program.",
+        raise CliError(f"the {what} cannot listen on {host}: {error.strerror or error}") from error
+    raise CliError(
+        f"port {port} on {host}, meant for the {what}, is in use by another program",
+        f"Choose another port with {flag} or {variable} (0 picks a free one), or stop that program.",
     )

@@ -1,7 +1,7 @@
-"""Who owns a home, and what its owner has started: `<home>/lock` and `<home>/processes.json`.
+"""Lock of a home, and record of the processes started on it: `<home>/lock` and `<home>/processes.json`.
 
-The lock ends with its holder, however that ends. The record outlives a holder that was killed, so that the
-next one can end what is left of it.
+The lock is released whenever its holder ends. The record survives a holder that was killed, so that the next one can
+end the processes that it left behind.
 """
 
 import fcntl
@@ -12,24 +12,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import processes
 from api.cli.up.processes import Process
 
 LEFTOVER_GRACE_SECONDS = 10.0
 
 
-class HomeInUse(Problem):
+class HomeInUse(CliError):
     def __init__(self, home: Path, owner: int | None) -> None:
-        who = "another `pathswitch up`" + (f" (process {owner})" if owner else "")
+        other = "another `pathswitch up`" + (f" (process {owner})" if owner else "")
         super().__init__(
-            f"{who} runs on the home {home}",
+            f"{other} is running on the home {home}",
             "Stop it, or choose another home with --home or PATHSWITCH_HOME.",
         )
 
 
 class HomeLock:
-    """Held while the block runs. Raises HomeInUse."""
+    """Holds the lock of a home for the length of a block. Raises HomeInUse."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -49,8 +49,8 @@ class HomeLock:
         os.close(self._descriptor)
 
 
-class Record:
-    """`processes.json`: the owner, what it started, what descends from that, and where it all answers."""
+class ProcessRecord:
+    """`processes.json`: the owner, the parts it started, their descendants, and the URLs of the service."""
 
     def __init__(self, home: Path, urls: Mapping[str, str] | None = None) -> None:
         self._path = home / "processes.json"
@@ -67,38 +67,38 @@ class Record:
         }
         if content == self._written:
             return
-        fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps(content, indent=1))
-        fresh.replace(self._path)
+        new_file = self._path.with_suffix(".new")
+        new_file.write_text(json.dumps(content, indent=1))
+        new_file.replace(self._path)
         self._written = content
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
 
     def leftovers(self) -> set[Process]:
-        """What the last owner started and still runs, what descends from it, and what is in its sessions."""
+        """Processes of the last owner that still run: its parts, their descendants, and all members of their sessions."""
         content = _read(self._path)
-        if content is None or content["boot"] != _boot():  # after a reboot no pid means anything
+        if content is None or content["boot"] != _boot():  # pids from before a reboot are meaningless
             return set()
         rows = [*content["parts"].values(), *content["descendants"]]
-        present = {process for process in (Process(*row) for row in rows) if processes.alive(process)}
-        # Every part leads a session. A session whose leader lives is ours; of one whose leader is gone the
-        # number may have been given to a stranger since.
-        sessions = {process.pid for process in present}
+        running = {process for process in (Process(*row) for row in rows) if processes.alive(process)}
+        # Every part leads a session. If the leader still lives, the session is ours; otherwise its number may have
+        # been given to a foreign process.
+        sessions = {process.pid for process in running}
         table = processes.all_processes()
-        present |= {
+        running |= {
             entry.process for entry in table.values() if entry.session in sessions and not entry.zombie
         }
-        return present | processes.descendants([process.pid for process in present], table)
+        return running | processes.descendants([process.pid for process in running], table)
 
 
 def end_leftovers(home: Path) -> int:
-    """End what a killed owner left. Call it under the lock. Returns how many processes that were."""
-    record = Record(home)
-    left = record.leftovers()
-    processes.end(left, LEFTOVER_GRACE_SECONDS)
+    """End the processes that a killed owner left behind, and return their number. Call it under the lock."""
+    record = ProcessRecord(home)
+    leftovers = record.leftovers()
+    processes.end(leftovers, LEFTOVER_GRACE_SECONDS)
     record.remove()
-    return len(left)
+    return len(leftovers)
 
 
 def _row(process: Process) -> list[int]:

@@ -1,4 +1,4 @@
-"""`pathswitch up`: which parts there are, how each is started, and what is said about it."""
+"""`pathswitch up`: defines the parts of the service, how each is started, and what is printed about it."""
 
 import os
 import sys
@@ -11,10 +11,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.cli.connection import url_of
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import ports
 from api.cli.up.local_ray import LocalRay
-from api.cli.up.record import HomeLock, Record, end_leftovers
+from api.cli.up.record import HomeLock, ProcessRecord, end_leftovers
 from api.cli.up.supervisor import Part, Supervisor
 from service.artifacts import open_artifacts
 from service.core.errors import PathswitchError
@@ -23,22 +23,22 @@ from service.settings import Settings
 from service.store import migrate
 
 PROBE_SECONDS = 2.0
-# It has nothing to bring to an end any more by then, and takes about 3 s.
+# Ray stops last, when nothing runs on it any more, and takes about 3 s.
 RAY_GRACE_SECONDS = 5.0
 
 
 def up(settings: Settings) -> None:
-    """Everything on this machine, until a signal. Raises Problem where it cannot start."""
+    """Run everything on this machine until a signal comes. Raises CliError if the service cannot start."""
     home = settings.home.absolute()
     (home / "logs").mkdir(parents=True, exist_ok=True)
     with HomeLock(home):
         if ended := end_leftovers(home):
-            say("home", f"ended {ended} processes that a killed `pathswitch up` had left")
+            say("home", f"ended {ended} processes left behind by a killed `pathswitch up`")
         settings = _with_ports(settings.model_copy(update={"home": home}))
         _prepare_stores(settings)
         _keep_last_logs(home / "logs")
         ray = LocalRay(home) if settings.executor == "ray" and settings.ray_address is None else None
-        record = Record(home, {"api": _api_url(settings), "serve": _serve_url(settings)})
+        record = ProcessRecord(home, {"api": _api_url(settings), "serve": _serve_url(settings)})
         try:
             Supervisor(_parts(settings, ray), record, say, lambda: _announce(settings)).run()
         finally:
@@ -48,7 +48,7 @@ def up(settings: Settings) -> None:
 
 
 def say(name: str, text: str = "") -> None:
-    """One line, at once. Whoever reads it may be gone, which must not keep the parts from being stopped."""
+    """Print one line. If the reader of stdout is gone, discard output from then on, so that parts can still be stopped."""
     try:
         print(f"pathswitch: {name:<15}{text}".rstrip(), flush=True)
     except OSError:
@@ -56,15 +56,18 @@ def say(name: str, text: str = "") -> None:
 
 
 def _with_ports(settings: Settings) -> Settings:
-    """The settings with ports that can be listened on."""
-    api = ports.chosen(
+    """The settings with ports that can be used."""
+    api = ports.usable_port(
         "control plane", settings.api_host, settings.api_port, "--api-port", "PATHSWITCH_API_PORT"
     )
-    serve = ports.chosen(
+    serve = ports.usable_port(
         "inference server", settings.serve_host, settings.serve_port, "--serve-port", "PATHSWITCH_SERVE_PORT"
     )
     if api == serve:
-        raise Problem(f"port {api} is given for both the control plane and the inference server")
+        raise CliError(
+            f"the control plane and the inference server cannot both use port {api}",
+            "Choose another with --api-port or --serve-port.",
+        )
     return settings.model_copy(update={"api_port": api, "serve_port": serve})
 
 
@@ -73,17 +76,17 @@ def _prepare_stores(settings: Settings) -> None:
     try:
         migrate.upgrade(settings.database)
     except (SQLAlchemyError, CommandError, PathswitchError, OSError) as error:
-        raise Problem(f"the database {url.render_as_string()} cannot be used", str(error)) from error
+        raise CliError(f"the database {url.render_as_string()} cannot be used", str(error)) from error
     say("database", url.render_as_string())
     try:
         open_artifacts(settings.artifacts).check()
     except (OSError, ValueError) as error:
-        raise Problem(f"the artifact store {settings.artifacts} cannot be used", str(error)) from error
+        raise CliError(f"the artifact store {settings.artifacts} cannot be used", str(error)) from error
     say("artifacts", settings.artifacts)
 
 
 def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
-    """In the order in which they start. The control plane waits for nothing, and is up while Ray starts."""
+    """The parts in start order. The control plane needs no other part, and is ready while Ray still starts."""
     logs = settings.home / "logs"
     ready_file = settings.home / "orchestrator.ready"
 
@@ -104,7 +107,7 @@ def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
         )
         parts.append(head)
     elif settings.ray_address is not None:
-        say("ray", f"{settings.ray_address} (started elsewhere)")
+        say("ray", f"{settings.ray_address} (external)")
     orchestrator = Part(
         name="orchestrator",
         ready=ready_file.exists,
@@ -136,22 +139,22 @@ def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """What every part is started with."""
+    """The environment of every part."""
     environment = settings.environment() | {
-        # The packages are named `service`, `api`, …: such folders in the working directory must not win.
+        # Folders in the working directory named like our packages (`service`, `api`, …) must not shadow them.
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Threads that spin while they wait halve the speed of everything beside them on a small machine.
+        # Spinning OpenMP threads halve the speed of all other processes on a small machine.
         "OMP_WAIT_POLICY": "PASSIVE",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    environment.pop("RAY_ADDRESS", None)  # it would win over the address that is meant
+    environment.pop("RAY_ADDRESS", None)  # it would override the address in the settings
     return environment
 
 
 def _orchestrator_environment(ready_file: Path, ray: LocalRay | None) -> dict[str, str]:
-    """What it is told by whoever starts it and, where that is so, ends its Ray."""
+    """Tells the orchestrator which file to create when ready, and whether `up` stops its Ray after it."""
     environment = {"PATHSWITCH_READY_FILE": str(ready_file)}
     return environment | ({"PATHSWITCH_RAY_ENDS": "1"} if ray else {})
 

@@ -1,7 +1,7 @@
-"""Keeps the parts running: started when what they need is ready, again when they die, ended when nothing needs them.
+"""Supervises the parts of `up`: starts each one when its needs are ready, restarts it when it dies, stops it at the end.
 
-One loop on the main thread, since children are tied to the thread that starts them. Each pass looks at every
-part as it is now and closes the difference.
+There is one loop on the main thread, because children end with the thread that started them. Each pass compares the
+actual state of every part with the desired one and takes the next step.
 """
 
 import os
@@ -13,28 +13,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import processes
 from api.cli.up.processes import Process
-from api.cli.up.record import Record
+from api.cli.up.record import ProcessRecord
 
 TICK_SECONDS = 0.2
 WATCH_SECONDS = 1.0
 START_SECONDS = 240.0  # Ray alone took 24 s on two busy cores
-STARTS_BEFORE_GIVING_UP = 3
-LONGEST_BACKOFF_SECONDS = 30.0
-STEADY_SECONDS = 60.0
+MAX_STARTS = 3
+MAX_BACKOFF_SECONDS = 30.0
+STABLE_SECONDS = 60.0
 TAIL_LINES = 15
-ABANDONED_SECONDS = 2.0
-STRAYS_SECONDS = 1.0
+UNMET_NEED_GRACE_SECONDS = 2.0
+STRAY_GRACE_SECONDS = 1.0
 
 Say = Callable[[str, str], None]
-"""Prints a line about a part: its name, and a text."""
+"""Prints a line about a part. Takes its name and a text."""
 
 
 @dataclass(eq=False)
 class Part:
-    """What runs as a child process, or, without a `command`, as a child of another part."""
+    """A part of the service. It runs as a child process or, without a `command`, inside another part."""
 
     name: str
     ready: Callable[[], bool]
@@ -42,16 +42,16 @@ class Part:
     log: Path
     command: Callable[[], Sequence[str]] | None = None
     environment: Callable[[], Mapping[str, str]] = dict
-    prepare: Callable[[], None] = lambda: None  # before every start
+    prepare: Callable[[], None] = lambda: None  # called before every start
     needs: tuple["Part", ...] = ()
     grace_seconds: float = 10.0
 
-    # What it is doing now.
+    # Its current state.
     child: subprocess.Popen[bytes] | None = None
     process: Process | None = None
     tree: set[Process] = field(
         default_factory=set
-    )  # what descends from it, also through parents that have ended
+    )  # all descendants, including those whose parents have ended
     started_with: Mapping[str, str] = field(default_factory=dict)
     log_start: int = 0
     started_at: float = 0.0
@@ -61,9 +61,11 @@ class Part:
 
 
 class Supervisor:
-    """Runs the parts until a signal. `parts` are in the order in which they start."""
+    """Runs the parts until a signal comes. `parts` are in start order."""
 
-    def __init__(self, parts: Sequence[Part], record: Record, say: Say, announce: Callable[[], None]) -> None:
+    def __init__(
+        self, parts: Sequence[Part], record: ProcessRecord, say: Say, announce: Callable[[], None]
+    ) -> None:
         self._parts = parts
         self._record = record
         self._say = say
@@ -75,7 +77,7 @@ class Supervisor:
         self._once_complete = False
 
     def run(self) -> None:
-        """Return after SIGTERM, SIGINT or SIGHUP, all ended. Raises Problem where a part will not start."""
+        """Run until SIGTERM, SIGINT or SIGHUP, then end all parts. Raises CliError if a part does not start."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         processes.adopt_orphans()
@@ -95,10 +97,10 @@ class Supervisor:
         self._stopping.set()
 
     def _tend(self, part: Part) -> None:
-        """One part, one step nearer to running and ready."""
+        """Take a part one step closer to running and ready."""
         if not all(need.is_ready for need in part.needs):
-            # What it would bring to an end is gone with what it needs, and it would wait for that to answer.
-            self._end(part, grace_seconds=ABANDONED_SECONDS)
+            # It cannot finish its work without what it needs, and would only wait for it.
+            self._end(part, grace_seconds=UNMET_NEED_GRACE_SECONDS)
         elif part.command is None or self._runs(part):
             part.started_at = part.started_at or time.monotonic()
             if part.is_ready:
@@ -110,13 +112,13 @@ class Supervisor:
                 self._note_failure(part, f"is not ready after {START_SECONDS:.0f} s")
 
     def _runs(self, part: Part) -> bool:
-        """Whether it runs as it should. Starts it where it does not, unless it has to wait."""
+        """Whether the part runs with its current environment. Starts it if it does not, once its backoff is over."""
         if part.child is None:
             if time.monotonic() >= part.start_at:
                 self._start(part)
         elif (code := part.child.poll()) is not None:
-            how = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
-            self._note_failure(part, f"ended with {how}")
+            cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"status {code}"
+            self._note_failure(part, f"ended with {cause}")
         elif part.environment() != part.started_with:
             self._end(part)
         else:
@@ -130,24 +132,24 @@ class Supervisor:
         part.log_start = part.log.stat().st_size if part.log.exists() else 0
         part.child = processes.spawn(part.command(), part.started_with, part.log)
         found = processes.status(part.child.pid)
-        assert found is not None, "a child is there until it is waited for"
+        assert found is not None, "a child exists until it is waited for"
         part.process = found.process
         part.started_at = time.monotonic()
         self._watch()
 
     def _note_failure(self, part: Part, what: str) -> None:
-        """End what is left of it, to be started again after a while. Raises Problem if it never worked."""
-        lived = time.monotonic() - part.started_at
-        part.failures = 1 if part.is_ready and lived > STEADY_SECONDS else part.failures + 1
-        if not self._once_complete and part.failures >= STARTS_BEFORE_GIVING_UP:
-            raise Problem(f"{part.name} {what}", self._tail(part))
-        wait = min(2.0 ** (part.failures - 1), LONGEST_BACKOFF_SECONDS)
-        self._say(part.name, f"{what}; starting it again in {wait:.0f} s (log: {part.log})")
+        """End the part and schedule its restart. Raises CliError if the service never became ready and it failed too often."""
+        uptime = time.monotonic() - part.started_at
+        part.failures = 1 if part.is_ready and uptime > STABLE_SECONDS else part.failures + 1
+        if not self._once_complete and part.failures >= MAX_STARTS:
+            raise CliError(f"{part.name} {what}", self._tail(part))
+        wait = min(2.0 ** (part.failures - 1), MAX_BACKOFF_SECONDS)
+        self._say(part.name, f"{what}; restarting in {wait:.0f} s (log: {part.log})")
         self._end(part)
         part.start_at = time.monotonic() + wait
 
     def _end(self, *parts: Part, grace_seconds: float | None = None) -> None:
-        """End them at once, with everything below them. What needs them is ended by its own step."""
+        """End these parts together, with all their descendants. Parts that need them are ended by their own step."""
         roots = [part.process for part in parts if part.process is not None]
         if roots:
             processes.end(
@@ -163,6 +165,7 @@ class Supervisor:
                 part.child, part.process, part.tree = None, None, set()
 
     def _note_completeness(self) -> None:
+        """Announce it whenever all parts have become ready."""
         complete = all(part.is_ready for part in self._parts)
         if complete and not self._complete:
             self._announce()
@@ -170,40 +173,40 @@ class Supervisor:
         self._once_complete |= complete
 
     def _watch(self) -> None:
-        """Follow what descends from each part, write it down, and clear away adopted children that ended."""
+        """Update and record the descendants of each part, and reap adopted children that have ended."""
         table = processes.all_processes()
         running = {part.name: part.process for part in self._parts if part.process is not None}
         for part in self._parts:
             if part.process is not None:
-                part.tree = {one for one in part.tree if processes.in_table(one, table)}
-                pids = [part.process.pid, *(one.pid for one in part.tree)]
+                part.tree = {process for process in part.tree if processes.in_table(process, table)}
+                pids = [part.process.pid, *(process.pid for process in part.tree)]
                 part.tree |= processes.descendants(pids, table)
-        # What was lost by its parent before anyone looked has come to this process, and ends with it.
+        # Orphans that no pass has seen below a part were adopted by this process, and are recorded too.
         self._record.write(running, processes.descendants([os.getpid()], table) - set(running.values()))
         processes.reap_orphans(table, {process.pid for process in running.values()})
         self._watched_at = time.monotonic()
 
     def _stop(self) -> None:
-        """End everything: at once what nothing needs, and what that needed afterwards."""
+        """End everything: first the parts that no other part needs, together, then those that they needed."""
         self._watch()
-        left = [part for part in reversed(self._parts) if part.child is not None]
-        while left:
-            needed = {need for part in left for need in part.needs}
-            ending = [part for part in left if part not in needed]
+        remaining = [part for part in reversed(self._parts) if part.child is not None]
+        while remaining:
+            needed = {need for part in remaining for need in part.needs}
+            ending = [part for part in remaining if part not in needed]
             for part in ending:
                 self._say(part.name, "stopping")
             self._end(*ending)
-            left = [part for part in left if part in needed]
+            remaining = [part for part in remaining if part in needed]
         strays = processes.descendants([os.getpid()], processes.all_processes())
-        processes.end(strays, STRAYS_SECONDS, hurry=lambda: self._signals > 1)
+        processes.end(strays, STRAY_GRACE_SECONDS, hurry=lambda: self._signals > 1)
         processes.reap_orphans(processes.all_processes(), ())
         self._record.remove()
 
     def _tail(self, part: Part) -> str:
-        """The end of what it wrote since it started."""
+        """The last lines of the part's log since its last start."""
         if not part.log.exists():
             return ""
         with part.log.open("rb") as file:
             file.seek(part.log_start)
             lines = file.read().decode(errors="replace").splitlines()
-        return "\n".join([*lines[-TAIL_LINES:], f"(all of it: {part.log})"])
+        return "\n".join([*lines[-TAIL_LINES:], f"(full log: {part.log})"])

@@ -1,4 +1,4 @@
-"""Updates as the control plane answers them, to render."""
+"""Sample updates as the control plane returns them, for rendering tests."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,11 +10,11 @@ from api.schemas.updates import MetricPoint, Update
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def rendered(what: RenderableType) -> str:
-    """As a terminal of 120 columns without colours shows it."""
+def rendered(renderable: RenderableType) -> str:
+    """Render as on a terminal of 120 columns without colours."""
     console = Console(width=120, color_system=None)
     with console.capture() as capture:
-        console.print(what)
+        console.print(renderable)
     return capture.get()
 
 

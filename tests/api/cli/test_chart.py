@@ -1,10 +1,10 @@
-"""Charts in braille, and where their dots lie."""
+"""Braille charts and the positions of their dots."""
 
 from api.cli.chart import Series, chart
 
 
 def plot(*series: Series, from_zero: bool = False) -> list[str]:
-    """The rows of a small plot: four cells wide, two high."""
+    """The rows of a small plot, four cells wide and two high."""
     return [line.plain[9:] for line in chart("loss", series, 13, 2, from_zero=from_zero)[1:-1]]
 
 
@@ -12,7 +12,7 @@ def test_a_rising_line_goes_from_the_lower_left_to_the_upper_right() -> None:
     assert plot(Series([(0, 0.0), (7, 1.0)])) == ["⠀⠀⡠⠊", "⡠⠊⠀⠀"]
 
 
-def test_a_flat_line_and_a_single_point_have_their_place() -> None:
+def test_a_flat_line_and_a_single_point_are_centred() -> None:
     assert plot(Series([(0, 1.0), (7, 1.0)])) == ["⣀⣀⣀⣀", "⠀⠀⠀⠀"]
     assert plot(Series([(3, 2.0)])) == ["⡀⠀⠀⠀", "⠀⠀⠀⠀"]
 
@@ -21,14 +21,14 @@ def test_from_zero_shows_a_constant_rate_at_the_top() -> None:
     assert plot(Series([(0, 2e-3), (7, 2e-3)]), from_zero=True) == ["⠉⠉⠉⠉", "⠀⠀⠀⠀"]
 
 
-def test_every_line_has_the_width_that_was_asked_for() -> None:
+def test_every_line_has_the_requested_width() -> None:
     lines = chart("rate", [Series([(0, 0.0), (1000, 1.0)])], 30, 3)
     assert [len(line.plain) for line in lines[1:]] == [30] * 4
     assert lines[1].plain.startswith("       1 ")
     assert lines[-1].plain == "         step 0" + " " * 10 + "1,000"
 
 
-def test_nothing_to_show_is_an_empty_chart() -> None:
+def test_no_points_give_an_empty_chart() -> None:
     assert [line.plain.strip() for line in chart("loss", [], 20, 2)] == ["loss", "", "", ""]
 
 

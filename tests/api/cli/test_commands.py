@@ -1,4 +1,4 @@
-"""The commands against a control plane that answers: what they print, and how they end."""
+"""Commands against a running control plane: their output and exit status."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line against the control plane."""
+    """A function that runs a command line against the control plane."""
 
     def run(*arguments: str, url: str = plane.url) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["pathswitch", "--api", url, *arguments])
@@ -53,14 +53,14 @@ def run(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    """Two versions, the second compressed."""
+    """Files of two data versions, the second one compressed."""
     first, second = tmp_path / "1.ndjson", tmp_path / "2.jsonl.gz"
     first.write_bytes(ndjson(*(f"the first version says {number}" for number in range(20))))
     second.write_bytes(gzip.compress(ndjson(*(f"the second version says {number}" for number in range(20)))))
     return [str(first), str(second)]
 
 
-def test_datasets_are_made_pushed_to_and_listed(run: Run, name: str, files: list[str]) -> None:
+def test_datasets_are_created_pushed_to_and_listed(run: Run, name: str, files: list[str]) -> None:
     assert run("dataset", "create", name, "--description", "news").out == f"created dataset {name}\n"
     pushed = run("dataset", "push", name, *files, "--json")
     assert (pushed.status, pushed.err) == (0, "")
@@ -74,10 +74,10 @@ def test_datasets_are_made_pushed_to_and_listed(run: Run, name: str, files: list
     )
     again = run("dataset", "push", name, files[0])
     assert again.status == 0
-    assert "the same content is version 1 already" in again.err
+    assert "already registered as data version 1" in again.err
 
 
-def test_a_bad_line_is_named_with_its_file(run: Run, name: str, tmp_path: Path, files: list[str]) -> None:
+def test_a_bad_line_is_reported_with_its_file(run: Run, name: str, tmp_path: Path, files: list[str]) -> None:
     run("dataset", "create", name)
     bad = tmp_path / "bad.ndjson"
     bad.write_text('{"text": "good"}\n{"title": "no text"}\n')
@@ -92,7 +92,7 @@ def test_a_bad_line_is_named_with_its_file(run: Run, name: str, tmp_path: Path, 
 @pytest.mark.parametrize(
     "arguments", [("--label", "x", "a", "b"), ("--format", "csv", "a"), ("nothing.ndjson",)]
 )
-def test_what_cannot_be_pushed_is_a_word_not_a_traceback(
+def test_a_push_that_fails_prints_an_error_and_no_traceback(
     run: Run, name: str, arguments: tuple[str, ...]
 ) -> None:
     run("dataset", "create", name)
@@ -113,7 +113,7 @@ def test_standard_input_needs_a_format(
             assert run("dataset", "push", name, "-", *arguments).status == status
 
 
-def test_a_model_is_made_trained_watched_and_rolled_back(
+def test_a_model_is_created_trained_watched_and_rolled_back(
     run: Run, plane: ControlPlane, name: str, files: list[str]
 ) -> None:
     run("dataset", "create", name, "--holdout", "0.2")
@@ -163,13 +163,15 @@ def test_a_model_is_made_trained_watched_and_rolled_back(
     assert (branch.json["one_off"], branch.json["paradigm"]["decay"]["shape"]) == (True, "linear")
     other = run(*start, "--paradigm", '{"name": "from_scratch"}', "--json")
     assert other.json["paradigm"]["name"] == "from_scratch"
-    assert run(*start, "--paradigm", "from_scratch").err.startswith("pathswitch: --paradigm is not JSON")
+    assert run(*start, "--paradigm", "from_scratch").err.startswith(
+        "pathswitch: --paradigm is not valid JSON"
+    )
     assert run(*start, "--paradigm", "[]").status == 1
     for update in (branch, other):
         run("update", "cancel", update.json["id"])
 
     back = run("model", "rollback", name, "--reason", "worse", "--no-wait")
-    assert (back.status, back.out) == (0, f"version 1 of {name} will be served\n")
+    assert (back.status, back.out) == (0, f"version 1 of {name} is being rolled out\n")
     forward = run("model", "release", name, "2", "--no-wait", "--json")
     assert forward.json["version"] == 2
     canary = ("--rollout", "canary", "--set", "share=0.5", "--set", "seconds=0")
@@ -186,13 +188,13 @@ def test_a_model_is_made_trained_watched_and_rolled_back(
     assert run("model", "serving", name, "--json").json["pending"] == 2
 
     out = run("dataset", "exclude", name, "2", "--reason", "spam").out
-    assert out.startswith(f"version 2 of {name} is excluded")
+    assert out.startswith(f"excluded data version 2 of {name}")
     assert f"{name}" in out.splitlines()[-1]
     again = run("dataset", "exclude", name, "2", "--reason", "spam", "--json").json
     assert again["affected_versions"] == [{"model": name, "number": 2, "state": "released"}]
 
 
-def test_an_update_that_is_cancelled_is_not_a_success(run: Run, name: str, files: list[str]) -> None:
+def test_watching_a_cancelled_update_fails(run: Run, name: str, files: list[str]) -> None:
     run("dataset", "create", name)
     run("dataset", "push", name, files[0])
     run("model", "create", name, "--dataset", name, "--set", "auto_update=false")
@@ -217,14 +219,14 @@ def test_a_model_from_a_file_with_one_change(run: Run, name: str, tmp_path: Path
     assert "peak_lr" in refused.err
 
 
-def test_nobody_there_is_told_with_the_address(run: Run) -> None:
+def test_an_unreachable_control_plane_is_reported_with_its_address(run: Run) -> None:
     done = run("dataset", "list", url="http://127.0.0.1:9")
     assert done.status == 1
     assert done.err.startswith("pathswitch: the control plane does not answer at http://127.0.0.1:9")
     assert "pathswitch up" in done.err
 
 
-def test_an_unknown_model_is_told_in_one_line_and_its_detail(run: Run) -> None:
+def test_an_unknown_model_is_reported_with_status_and_detail(run: Run) -> None:
     done = run("model", "versions", "nobody")
     assert done.status == 1
     assert "(404)" in done.err.splitlines()[0]
@@ -234,13 +236,13 @@ def test_an_unknown_model_is_told_in_one_line_and_its_detail(run: Run) -> None:
 @pytest.mark.parametrize(
     "arguments", [("--help",), ("dataset", "push", "--help"), ("update", "watch", "--help")]
 )
-def test_help_is_there(run: Run, arguments: tuple[str, ...]) -> None:
+def test_help_is_printed(run: Run, arguments: tuple[str, ...]) -> None:
     done = run(*arguments)
     assert done.status == 0
     assert "Usage" in done.out
 
 
-def test_garbage_is_told_and_removed_when_asked(run: Run, tmp_path: Path) -> None:
+def test_garbage_is_listed_and_deleted_on_request(run: Run, tmp_path: Path) -> None:
     home = tmp_path / "home"
     upgrade(Settings(home=home).database)
     artifacts = open_artifacts(Settings(home=home).artifacts)
@@ -249,11 +251,11 @@ def test_garbage_is_told_and_removed_when_asked(run: Run, tmp_path: Path) -> Non
             (directory / "content").write_bytes(b"x" * 20_000)
             artifacts.publish(key, directory, {})
     os.utime(artifacts.root / "pack/old/manifest.json", (0, 0))
-    told = run("gc", "--home", str(home), "--keys")
-    assert told.status == 0, told.err
-    assert "pack/old" in told.out
-    assert "young" not in told.out
-    assert "would be removed: 20.2 kB" in told.out
+    listed = run("gc", "--home", str(home), "--keys")
+    assert listed.status == 0, listed.err
+    assert "pack/old" in listed.out
+    assert "young" not in listed.out
+    assert "would be removed: 20.2 kB" in listed.out
     assert artifacts.manifest("pack/old") is not None
     assert run("gc", "--home", str(home), "--delete").out.endswith("removed: 20.2 kB\n")
     assert artifacts.keys("pack") == ["pack/young"]

@@ -1,4 +1,4 @@
-"""`pathswitch demo` as a newcomer runs it."""
+"""`pathswitch demo`, as a new user runs it."""
 
 import json
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.demo import Figures, demo
-from api.cli.problems import Problem
+from api.cli.demo import Measurements, demo
+from api.cli.errors import CliError
 
 
 @pytest.mark.slow
@@ -25,11 +25,11 @@ def test_three_versions_are_released_under_load_and_no_request_fails(tmp_path: P
     assert measured["costs"]["ratio_to_from_scratch"] < 0.65
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "something").touch()
-    with pytest.raises(Problem, match="is not empty"):
+    with pytest.raises(CliError, match="is not empty"):
         demo(tmp_path, keep=False, json_file=None)
 
 
-def test_nothing_released_is_no_success() -> None:
-    assert Figures().num_released == 0
+def test_measurements_start_with_no_released_version() -> None:
+    assert Measurements().num_released == 0

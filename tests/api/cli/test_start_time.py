@@ -1,4 +1,4 @@
-"""Help is there at once: it imports nothing that it does not need."""
+"""The command line starts fast, because it imports only what it needs."""
 
 import subprocess
 import sys

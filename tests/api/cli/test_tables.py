@@ -1,11 +1,11 @@
-"""Costs and forgetting as tables."""
+"""Tables of costs, serving and forgetting."""
 
 from rich.table import Table
 
 from api.cli import tables
 from api.schemas.costs import Amount, Costs, Estimate, Forecast, Totals, VersionCost
 from api.schemas.models import Forgetting
-from api.schemas.releases import Serving
+from api.schemas.releases import ServingStatus
 from service.core.forgetting import Measure
 from tests.api.cli.documents import rendered
 
@@ -38,7 +38,7 @@ def costs(**changes: object) -> Costs:
     return Costs.model_validate(values | changes)
 
 
-def test_costs_show_every_version_beside_the_other_ways() -> None:
+def test_costs_show_every_version_and_the_alternatives() -> None:
     text = rendered(tables.costs(costs()))
     version, total = (line.split() for line in text.splitlines() if line.strip().startswith(("1 ", "all")))
     assert version == ["1", "1", "100", "k", "40.0", "k", "900", "G", "19", "s", "200", "k", "50%"]
@@ -46,7 +46,7 @@ def test_costs_show_every_version_beside_the_other_ways() -> None:
     assert "continual" in text
 
 
-def test_costs_in_words_tell_the_ratio_waste_and_the_forecast() -> None:
+def test_costs_in_words_give_the_ratio_the_waste_and_the_forecast() -> None:
     forecast = Forecast(
         new_tokens=50_000,
         tokens=65_000,
@@ -58,9 +58,9 @@ def test_costs_in_words_tell_the_ratio_waste_and_the_forecast() -> None:
     wasted = costs().totals.model_copy(update={"wasted": Amount(tokens=12_345, flops=0, device_seconds=3)})
     words = tables.costs_in_words(costs(forecast=forecast, totals=wasted))
     assert "57.0%" in words
-    assert "wasted: 12.3 k tokens" in words
-    assert "65.0 k tokens and 30 s" in words
-    assert tables.costs_in_words(costs(ratio_to_from_scratch=None)) == "No version has been trained yet."
+    assert "Additional wasted work: 12.3 k tokens" in words
+    assert "trains 65.0 k tokens in 30 s" in words
+    assert tables.costs_in_words(costs(ratio_to_from_scratch=None)) == "This model has no version yet."
 
 
 FORGETTING = Forgetting(
@@ -74,7 +74,7 @@ FORGETTING = Forgetting(
 )
 
 
-def test_serving_shows_what_every_replica_holds_and_what_is_on_its_way() -> None:
+def test_serving_shows_the_versions_of_every_replica_and_the_rollout() -> None:
     counts = {
         "requests": 1_200,
         "failures": 1,
@@ -93,14 +93,14 @@ def test_serving_shows_what_every_replica_holds_and_what_is_on_its_way() -> None
         ],
     }
     values = {"model": "m", "spec": {}, "version": 2, "pending": 3, "in_step": True, "observed_at": None}
-    found = Serving.model_validate(values | {"replicas": [replica]})
+    found = ServingStatus.model_validate(values | {"replicas": [replica]})
     lines = rendered(tables.serving(found)).strip().splitlines()
     states = [line.split()[2] for line in lines if line.split()[0] == "a1"]
     assert states == ["answers", "ready", "failed"]
     assert "not finite" in lines[-1]
     assert tables.serving_in_words(found) == (
-        "Version 2 is released; every replica answers with it. Version 3 is on its way. "
-        "Replicas have not been asked yet."
+        "Version 2 is released and every replica answers with it. Version 3 is being rolled out. "
+        "No replica has reported yet."
     )
 
 
@@ -108,7 +108,7 @@ def cells_of(table: Table) -> list[list[object]]:
     return [list(column.cells) for column in table.columns]
 
 
-def test_forgetting_marks_the_best_of_every_slice_and_shows_what_was_not_measured() -> None:
+def test_forgetting_marks_the_best_version_of_every_slice_and_missing_values() -> None:
     assert cells_of(tables.forgetting(FORGETTING)) == [
         ["1", "2"],
         ["[bold]6.2500[/bold]", "6.5000"],
@@ -117,11 +117,11 @@ def test_forgetting_marks_the_best_of_every_slice_and_shows_what_was_not_measure
     ]
 
 
-def test_forgetting_shows_the_measure_that_is_asked_for() -> None:
+def test_forgetting_shows_the_requested_measure() -> None:
     perplexity = tables.forgetting(FORGETTING, Measure.PERPLEXITY)
     assert cells_of(perplexity)[1:3] == [["[bold]518.00[/bold]", "665.12"], ["–", "[bold]1,148.40[/bold]"]]
     bits = tables.forgetting(FORGETTING, Measure.BITS_PER_BYTE)
     assert cells_of(bits)[1:3] == [["[bold]2.5000[/bold]", "2.6000"], ["–", "[bold]2.0000[/bold]"]]
-    # Backward transfer is of the loss, whatever is shown beside it.
+    # Backward transfer is always measured on the loss.
     assert cells_of(perplexity)[-1] == cells_of(bits)[-1] == ["–", "+0.2500"]
     assert "Perplexity on every slice" in rendered(perplexity)

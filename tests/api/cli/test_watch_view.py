@@ -1,4 +1,4 @@
-"""How an update looks while it runs, on a terminal and in lines."""
+"""The view of a running update, on a terminal and as lines."""
 
 from datetime import timedelta
 
@@ -12,7 +12,7 @@ from tests.api.cli.documents import PROGRESS, START, points, rendered, stage_doc
 NOW = START + timedelta(seconds=65)
 
 
-def test_a_running_update_shows_stages_progress_and_both_curves() -> None:
+def test_a_running_update_shows_stages_progress_and_both_charts() -> None:
     update = update_document(
         "running",
         stage_document("pack-2", "pack", "succeeded", reused=True),
@@ -27,14 +27,14 @@ def test_a_running_update_shows_stages_progress_and_both_curves() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_a_failed_stage_says_why() -> None:
+def test_a_failed_stage_shows_its_error() -> None:
     error = {"code": "diverged", "detail": "the loss is not finite at step 7", "stage": "trunk"}
     failed = stage_document("trunk", "train_trunk", "failed", error=error)
     text = rendered(view(update_document("failed", failed, error=error), {}, NOW, 120))
     assert text.count("trunk: diverged: the loss is not finite at step 7") == 1
 
 
-def test_a_branch_is_joined_to_the_end_of_its_trunk() -> None:
+def test_the_curve_of_a_branch_starts_at_the_end_of_its_trunk() -> None:
     update = update_document(
         "running",
         stage_document("trunk", "train_trunk", "succeeded"),
@@ -47,17 +47,17 @@ def test_a_branch_is_joined_to_the_end_of_its_trunk() -> None:
     ]
 
 
-def test_a_line_says_what_is_known() -> None:
+def test_a_line_shows_everything_known_about_a_stage() -> None:
     running = stage_document("trunk", "train_trunk", "running", progress=PROGRESS, attempt=2)
     assert line(update_document("running", running).stages[0], NOW) == (
-        "trunk · running · attempt 2 · step 45/90 · loss 5.2500 · rate 2.00e-3 · 12.3 k tokens/s"
-        " · 1 min 15 s to go"
+        "trunk · running · attempt 2 · step 45/90 · loss 5.2500 · lr 2.00e-3 · 12.3 k tokens/s"
+        " · 1 min 15 s left"
     )
     done = update_document("running", stage_document("pack-2", "pack", "succeeded")).stages[0]
     assert line(done, NOW) == "pack-2 · succeeded · 20 s"
 
 
-def test_lines_come_only_with_changes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_printed_only_on_changes(capsys: pytest.CaptureFixture[str]) -> None:
     screen = LineScreen(Console(width=200))
 
     def shown(state: str, step: int, update_state: str = "running") -> list[str]:

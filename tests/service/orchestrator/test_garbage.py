@@ -161,8 +161,7 @@ def test_an_unfinished_update_keeps_its_checkpoints_until_it_is_cancelled(harnes
 def test_keep_versions_removes_old_checkpoints_and_unreleased_exports(harness: Harness) -> None:
     model = harness.add_model(versions=4)
     for number in (1, 2, 3, 4):
-        loss = 9.0 if number == 2 else 3.0
-        harness.executor.losses = partial(constant_loss, loss)
+        harness.executor.losses = partial(constant_loss, 9.0 if number == 2 else 3.0)
         harness.finish(harness.orchestrator(), harness.add_update(model, number))
     with harness.database.reading() as session:
         rows = session.scalars(sa.select(ModelVersion).order_by(ModelVersion.number)).all()

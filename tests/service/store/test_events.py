@@ -1,4 +1,4 @@
-"""Events: their ids rise in the order in which they become visible."""
+"""Events become visible in the order of their ids."""
 
 import threading
 
@@ -8,7 +8,7 @@ from service.store import events
 from service.store.database import Database
 
 
-def test_events_are_read_in_the_order_they_were_appended(database: Database) -> None:
+def test_events_are_read_in_the_order_of_appending(database: Database) -> None:
     with database.transaction() as session:
         for number in range(3):
             events.append(session, "counted", number=number)
@@ -22,7 +22,7 @@ def test_events_are_read_in_the_order_they_were_appended(database: Database) -> 
         assert [row.id for row in events.page(session, rows[1].id, 1)] == [rows[2].id]
 
 
-def test_nothing_is_left_of_a_transaction_that_failed(database: Database) -> None:
+def test_a_failed_transaction_leaves_no_events(database: Database) -> None:
     def fail() -> None:
         with database.transaction() as session:
             events.append(session, "never")
@@ -36,15 +36,15 @@ def test_nothing_is_left_of_a_transaction_that_failed(database: Database) -> Non
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
-def test_a_transaction_that_ends_later_gets_the_higher_id(database: Database) -> None:
-    """Else a reader that has seen the higher one would never see the lower one."""
-    appended, go_on = threading.Event(), threading.Event()
+def test_the_transaction_that_commits_later_gets_the_higher_id(database: Database) -> None:
+    """Otherwise a reader that has seen the higher id would miss the lower one."""
+    appended, may_commit = threading.Event(), threading.Event()
 
     def slow() -> None:
         with database.transaction() as session:
             events.append(session, "slow")
             appended.set()
-            assert go_on.wait(30)
+            assert may_commit.wait(30)
 
     thread = threading.Thread(target=slow)
     thread.start()
@@ -53,13 +53,13 @@ def test_a_transaction_that_ends_later_gets_the_higher_id(database: Database) ->
         events.append(session, "fast")
     with database.reading() as session:
         assert [row.type for row in events.page(session, 0, 10)] == ["fast"]
-    go_on.set()
+    may_commit.set()
     thread.join()
     with database.reading() as session:
         assert [row.type for row in events.page(session, 0, 10)] == ["fast", "slow"]
 
 
-def test_reading_is_one_snapshot(database: Database) -> None:
+def test_a_reading_session_sees_one_snapshot(database: Database) -> None:
     with database.reading() as session:
         assert events.latest(session) == 0
         with database.transaction() as other:

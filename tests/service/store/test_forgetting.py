@@ -1,4 +1,4 @@
-"""What was measured, as the store holds it: of which slices, and by which versions of the line."""
+"""The forgetting matrix as read from the store: its slices and its versions."""
 
 from sqlalchemy.orm import Session
 
@@ -12,7 +12,7 @@ from tests.support.rows import add_dataset, add_model, add_running_update
 def add_version(
     session: Session, model: Model, number: int, data_version: int, one_off: bool = False, **losses: float
 ) -> None:
-    """A version of an update that has ended, measured on the slices of ``losses``."""
+    """Add a version of a succeeded update with ``losses`` by slice."""
     update = add_running_update(session, model, datasets.version(session, model.dataset_id, data_version))
     update.one_off = one_off
     session.flush()
@@ -38,19 +38,19 @@ def add_version(
     session.flush()
 
 
-def test_slices_are_in_order_of_data_and_unknown_ones_last(database: Database) -> None:
+def test_slices_are_sorted_by_data_version_with_unknown_slices_last(database: Database) -> None:
     with database.transaction() as session:
         model = add_model(session, add_dataset(session, versions=3))
         add_version(session, model, 1, 2, gone=1.0, v2=3.0, v1=4.0)
         found = forgetting.of_model(session, model)
-    # The third data version has no column: nothing was measured on it.
+    # The third data version has no column, because no version was evaluated on it.
     assert found.slices == ("v1", "v2", "gone")
     assert found.loss == ((4.0, 3.0, 1.0),)
     assert found.perplexity == ((None, None, None),)
     assert found.bits_per_byte == ((1.0, 1.0, 1.0),)
 
 
-def test_a_slice_the_dataset_does_not_have_does_not_enter_backward_transfer(database: Database) -> None:
+def test_an_unknown_slice_does_not_enter_backward_transfer(database: Database) -> None:
     with database.transaction() as session:
         model = add_model(session, add_dataset(session, versions=2))
         add_version(session, model, 1, 1, v1=4.0, gone=1.0)
@@ -58,7 +58,7 @@ def test_a_slice_the_dataset_does_not_have_does_not_enter_backward_transfer(data
         assert forgetting.of_model(session, model).backward_transfers == (None, 0.5)
 
 
-def test_a_one_off_version_does_not_say_how_a_slice_was_when_new(database: Database) -> None:
+def test_a_one_off_version_is_no_reference_for_backward_transfer(database: Database) -> None:
     with database.transaction() as session:
         model = add_model(session, add_dataset(session, versions=2))
         add_version(session, model, 1, 1, one_off=True, v1=9.0)

@@ -1,4 +1,4 @@
-"""Lists and curves that are long: an index leads to a page, and the database thins without reading all points."""
+"""Long lists and curves: an index finds a page, and the database thins a curve without reading all points."""
 
 import time
 
@@ -23,7 +23,7 @@ def _plans(session: Session, statements: list[tuple[str, object]]) -> list[str]:
     ]
 
 
-def test_a_page_is_found_by_an_index_and_is_not_sorted(sqlite: Database) -> None:
+def test_an_index_finds_a_page_without_sorting_the_list(sqlite: Database) -> None:
     statements: list[tuple[str, object]] = []
 
     def note(_c: object, _u: object, text: str, parameters: object, _x: object, many: bool) -> None:
@@ -45,7 +45,7 @@ def test_a_page_is_found_by_an_index_and_is_not_sorted(sqlite: Database) -> None
         plans = _plans(session, statements)
     assert len(statements) == 6
     assert all(plan.startswith(("SEARCH", "USE TEMP B-TREE")) for plan in plans), plans
-    # The few updates and stages of a page are sorted; the list itself must not be.
+    # SQLite may sort the few updates and stages of a page, but not the whole list.
     pages = [statement for statement in statements if "LIMIT" in statement[0]]
     assert len(pages) == 2
     with sqlite.reading() as session:
@@ -85,7 +85,7 @@ def _stage_with_points(database: Database, steps: list[int]) -> Stage:
 
 
 @pytest.mark.parametrize("count", [11, 12, 25, 100])
-def test_points_without_gaps_are_thinned_as_by_their_numbers(database: Database, count: int) -> None:
+def test_points_without_gaps_are_thinned_evenly(database: Database, count: int) -> None:
     stage = _stage_with_points(database, list(range(5, 5 + count)))
     with database.reading() as session:
         steps = [point.step for point in thinned_points(session, stage, 10)]
@@ -94,7 +94,7 @@ def test_points_without_gaps_are_thinned_as_by_their_numbers(database: Database,
     assert len(steps) == 10
 
 
-def test_points_with_gaps_are_thinned_too_and_few_are_all_there(database: Database) -> None:
+def test_points_with_gaps_are_thinned_and_short_curves_are_kept_whole(database: Database) -> None:
     gaps = [*range(1, 30), *range(1001, 1030)]
     stage = _stage_with_points(database, gaps)
     with database.reading() as session:
@@ -103,7 +103,7 @@ def test_points_with_gaps_are_thinned_too_and_few_are_all_there(database: Databa
         assert [point.step for point in thinned_points(session, stage, 58)] == gaps
 
 
-def test_a_long_curve_is_not_read_to_be_thinned(database: Database) -> None:
+def test_thinning_does_not_read_a_long_curve(database: Database) -> None:
     count = 100_000
     stage = _stage_with_points(database, [])
     with database.transaction() as session:
@@ -118,5 +118,5 @@ def test_a_long_curve_is_not_read_to_be_thinned(database: Database) -> None:
         points = thinned_points(session, stage, 2000)
         seconds = time.monotonic() - began
     assert (len(points), points[0].step, points[-1].step) == (2000, 1, count)
-    # 15 ms. To look through all marks for each point takes ten seconds.
+    # It takes 15 ms. Searching all marks for each point would take ten seconds.
     assert seconds < 2

@@ -1,4 +1,4 @@
-"""Migrations make exactly the tables that the code expects, go back, keep the rows, and are carried out once."""
+"""Migrations create exactly the expected tables, can be reverted, keep all rows, and run once."""
 
 import os
 import subprocess
@@ -11,26 +11,26 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.script import ScriptDirectory
 
+from service.store.base import Base
 from service.store.database import Database
 from service.store.migrate import alembic_config, downgrade, head, revision_of, upgrade
-from service.store.tables import Base
 from tests.support.rows import fill
 
 Rows = dict[str, Sequence[dict[str, Any]]]
 
 
 def revisions() -> list[str]:
-    """From the first to the head."""
+    """All revisions, from the first to the head."""
     scripts = ScriptDirectory.from_config(alembic_config("")).walk_revisions()
     return [script.revision for script in scripts][::-1]
 
 
 def schema_of(database: Database) -> sa.MetaData:
-    """The tables as they are now, without Alembic's own."""
+    """The current tables, without Alembic's own."""
     schema = sa.MetaData()
     schema.reflect(database.engine)
     schema.remove(schema.tables["alembic_version"])
-    database.close()  # what is prepared on its connections is for the tables as they are
+    database.close()  # its connections have prepared statements for the current tables
     return schema
 
 
@@ -46,28 +46,28 @@ def rows_of(database: Database, schema: sa.MetaData) -> Rows:
 
 
 def filled(database: Database) -> Rows:
-    """Put rows into every table of the newest revision; what they are."""
+    """Add rows to every table of the newest revision. Returns them."""
     with database.transaction() as session:
         fill(session)
     rows = rows_of(database, schema_of(database))
     assert rows.keys() == Base.metadata.tables.keys()
-    assert all(rows.values()), "a table without rows: tests/support/rows.py"
+    assert all(rows.values()), "a table has no rows: add some in tests/support/rows.py"
     return rows
 
 
 def common(rows: Rows, other: Rows) -> Rows:
-    """``rows`` in those tables and columns that ``other`` has too."""
+    """``rows``, limited to the tables and columns that ``other`` has too."""
     return {
         table: [{name: row[name] for name in row.keys() & other[table][0].keys()} for row in rows[table]]
         for table in rows.keys() & other.keys()
     }
 
 
-def test_the_tables_and_the_migrations_agree(database):
+def test_the_migrations_create_the_declared_tables(database: Database) -> None:
     command.check(alembic_config(database.url))
 
 
-def test_down_to_nothing_and_up_again(database):
+def test_all_migrations_can_be_reverted_and_repeated(database: Database) -> None:
     database.close()
     downgrade(database.url, "base")
     assert set(sa.inspect(database.engine).get_table_names()) <= {"alembic_version"}
@@ -75,11 +75,11 @@ def test_down_to_nothing_and_up_again(database):
     assert "stages" in sa.inspect(database.engine).get_table_names()
 
 
-def test_revisions_are_numbered_one_after_another():
+def test_revisions_are_numbered_consecutively() -> None:
     assert revisions() == [f"{number:04d}" for number in range(1, len(revisions()) + 1)]
 
 
-def test_rows_survive_every_revision_down_and_up(database):
+def test_rows_survive_every_downgrade_and_upgrade(database: Database) -> None:
     before = filled(database)
     for revision in [*revisions()[-2::-1], *revisions()[1:]]:
         database.close()
@@ -92,7 +92,7 @@ def test_rows_survive_every_revision_down_and_up(database):
     command.check(alembic_config(database.url))
 
 
-def test_rows_that_a_migration_would_leave_dangling_are_told_and_nothing_is_changed(sqlite):
+def test_a_migration_with_dangling_rows_fails_and_changes_nothing(sqlite: Database) -> None:
     filled(sqlite)
     with sqlite.engine.connect() as connection:
         raw: Any = connection.connection.dbapi_connection
@@ -104,11 +104,11 @@ def test_rows_that_a_migration_would_leave_dangling_are_told_and_nothing_is_chan
     assert revision_of(sqlite) == head()
 
 
-def test_upgrades_at_once_take_turns(database):
+def test_concurrent_upgrades_take_turns(database: Database) -> None:
     filled(database)
     database.close()
     downgrade(database.url, revisions()[0])
-    # Processes: Alembic has one migration at a time in each.
+    # Separate processes, because Alembic runs one migration at a time per process.
     commands = [
         subprocess.Popen(
             [sys.executable, "-m", "api.cli.main", "db", "upgrade"],
@@ -126,8 +126,8 @@ def test_upgrades_at_once_take_turns(database):
 
 @pytest.mark.slow
 @pytest.mark.postgres
-def test_an_upgrade_waits_ten_seconds_for_a_table_in_use(postgres_url):
-    """Whoever waits for a lock on a table has all others wait behind it."""
+def test_an_upgrade_waits_ten_seconds_for_a_table_in_use(postgres_url: str) -> None:
+    """While it waits for a table lock, all later queries on that table wait behind it."""
     upgrade(postgres_url, revisions()[0])
     database = Database(postgres_url)
     with database.transaction() as session:

@@ -1,10 +1,12 @@
-"""Two versions of the code on one database: a migration leaves alone what the code before it relies on.
+"""Two releases of the code on one database: a migration must not break the code before it.
 
-While a version is rolled out, processes of the one before go on with a database that has been migrated under them. So a
-revision may add what the old code need not know, and not take away, rename or narrow what it uses.
+During a rolling upgrade, processes of the previous release continue on the migrated database. A revision may therefore
+add to the schema, but must not remove, rename or narrow what the previous release uses.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,16 +19,16 @@ from service.store.database import Database
 from service.store.migrate import check, downgrade, head, revision_of, upgrade
 from tests.service.store.test_migrations import Rows, filled, revisions, rows_of, schema_of
 
-# What a revision takes away all the same, by revision, because the release before it has stopped using it: the second half
-# of a change in two releases.
+# Intended removals by revision. They are the second half of a change over two releases: the previous release no longer
+# uses what they remove.
 CONTRACTED: dict[str, set[str]] = {}
 
-# What holds all that the old type does.
+# (old type, new type) where the new type holds every value of the old one.
 WIDER = {("INTEGER", "BIGINT"), ("FLOAT", "DOUBLE PRECISION")}
 
 
 def breaches(connection: Connection, old: sa.MetaData, rows: Rows) -> set[str]:
-    """What code for the tables ``old`` with those rows could not do any more. Everything is rolled back."""
+    """What code for the tables ``old`` with ``rows`` can no longer do. Rolls everything back."""
     new = sa.MetaData()
     new.reflect(connection)
     missing = {table for table in old.tables if table not in new.tables}
@@ -35,7 +37,7 @@ def breaches(connection: Connection, old: sa.MetaData, rows: Rows) -> set[str]:
         if table.name not in missing:
             found |= set(_narrowed(connection, table, new.tables[table.name]))
     if not found:
-        found |= _refused(connection, old, rows)
+        found |= _rejected(connection, old, rows)
     connection.rollback()
     return found
 
@@ -51,10 +53,10 @@ def _narrowed(connection: Connection, old: sa.Table, new: sa.Table) -> Iterator[
         if types[0] != types[1] and types not in WIDER:
             yield f"{name} is {types[1]}"
         if column.nullable and not now.nullable:
-            yield f"{name} must be there"
+            yield f"{name} is required"
     for column in new.columns:
         if column.name not in old.columns and not column.nullable and column.server_default is None:
-            yield f"{old.name}.{column.name} must be there"
+            yield f"{old.name}.{column.name} is required"
     for columns in _unique(new) - _unique(old):
         if columns <= set(old.columns.keys()):
             yield f"{old.name}: {', '.join(sorted(columns))} must be unique"
@@ -64,17 +66,18 @@ def _narrowed(connection: Connection, old: sa.Table, new: sa.Table) -> Iterator[
 
 
 def _unique(table: sa.Table) -> set[frozenset[str]]:
-    constraints = [one for one in table.constraints if isinstance(one, sa.UniqueConstraint)]
-    indexes = [one for one in table.indexes if one.unique]
-    return {frozenset(one.columns.keys()) for one in [*constraints, *indexes]}
+    constraints = [each for each in table.constraints if isinstance(each, sa.UniqueConstraint)]
+    indexes = [index for index in table.indexes if index.unique]
+    columns = [constraint.columns for constraint in constraints] + [index.columns for index in indexes]
+    return {frozenset(each.keys()) for each in columns}
 
 
 def _checks(table: sa.Table) -> set[str]:
-    return {str(one.sqltext) for one in table.constraints if isinstance(one, sa.CheckConstraint)}
+    return {str(each.sqltext) for each in table.constraints if isinstance(each, sa.CheckConstraint)}
 
 
-def _refused(connection: Connection, old: sa.MetaData, rows: Rows) -> set[str]:
-    """Do with every table what the old code does: read, write over, delete and insert all rows."""
+def _rejected(connection: Connection, old: sa.MetaData, rows: Rows) -> set[str]:
+    """Read, update, delete and insert all rows of every table, as the old code does."""
     try:
         for table in reversed(old.sorted_tables):
             connection.execute(sa.select(table)).all()
@@ -89,7 +92,7 @@ def _refused(connection: Connection, old: sa.MetaData, rows: Rows) -> set[str]:
     return set()
 
 
-def test_every_revision_leaves_the_code_before_it_working(database):
+def test_no_revision_breaks_the_code_before_it(database: Database) -> None:
     filled(database)
     schemas: dict[str, tuple[sa.MetaData, Rows]] = {}
     for revision in revisions()[-2::-1]:
@@ -102,21 +105,23 @@ def test_every_revision_leaves_the_code_before_it_working(database):
         upgrade(database.url, revision)
         with database.engine.connect() as connection:
             found = breaches(connection, *schemas[before])
-        assert found == CONTRACTED.get(revision, set()), f"revision {revision} breaks the code of {before}"
+        assert found == CONTRACTED.get(revision, set()), (
+            f"revision {revision} breaks the code of revision {before}"
+        )
 
 
 Change = Callable[[Operations], object]
 
 
 def _required(op: Operations) -> None:
-    """As one does where there are rows."""
+    """Add a required column to a table that has rows."""
     op.add_column("releases", sa.Column("who", sa.String(), nullable=True))
     op.execute("UPDATE releases SET who = 'x'")
     with op.batch_alter_table("releases") as table:
         table.alter_column("who", nullable=False)
 
 
-def _altered(**changes: object) -> Change:
+def _altered(**changes: Any) -> Change:
     def change(op: Operations) -> None:
         with op.batch_alter_table("releases") as table:
             table.alter_column("error", **changes)
@@ -130,7 +135,7 @@ def _stricter(op: Operations) -> None:
 
 
 def _related(op: Operations) -> None:
-    """A CHECK that holds for new rows, and not for those which the old code writes."""
+    """Add a CHECK that new code satisfies, but the old code's rows do not."""
     op.add_column("releases", sa.Column("who", sa.String(), nullable=True))
     op.execute("UPDATE releases SET who = by")
     with op.batch_alter_table("releases") as table:
@@ -143,15 +148,17 @@ def _related(op: Operations) -> None:
         (lambda op: op.drop_column("releases", "reason"), "releases.reason is gone"),
         (_altered(new_column_name="problem"), "releases.error is gone"),
         (lambda op: op.rename_table("metric_points", "points"), "metric_points is gone"),
-        (_required, "releases.who must be there"),
-        (lambda op: (op.execute("UPDATE releases SET error = ''"), _altered(nullable=False)(op)), "releases.error must be there"),
+        (_required, "releases.who is required"),
+        (lambda op: (op.execute("UPDATE releases SET error = ''"), _altered(nullable=False)(op)), "releases.error is required"),
         (_altered(type_=sa.String(20)), "releases.error is VARCHAR(20)"),
         (lambda op: op.create_index("uq_releases", "releases", ["reason"], unique=True), "releases: reason must be unique"),
         (_stricter, "by <> 'nobody'"),
         (_related, ""),
     ],
 )  # fmt: skip
-def test_a_revision_that_breaks_the_code_before_it_is_found(database, change: Change, breach: str):
+def test_a_revision_that_breaks_the_code_before_it_is_found(
+    database: Database, change: Change, breach: str
+) -> None:
     rows = filled(database)
     old = schema_of(database)
     with database.engine.connect() as connection:
@@ -162,7 +169,7 @@ def test_a_revision_that_breaks_the_code_before_it_is_found(database, change: Ch
     assert breach in found.pop().replace("::text", "")
 
 
-def _more(op: Operations) -> None:
+def _additions(op: Operations) -> None:
     op.add_column("releases", sa.Column("who", sa.String(), nullable=True))
     op.add_column("updates", sa.Column("urgent", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.create_table("notes", sa.Column("id", sa.String(), primary_key=True))
@@ -170,16 +177,16 @@ def _more(op: Operations) -> None:
     op.create_index("uq_releases_who", "releases", ["who"], unique=True)
 
 
-def test_what_is_only_more_is_none_of_the_old_codes_business(database):
+def test_additions_do_not_break_the_old_code(database: Database) -> None:
     rows = filled(database)
     old = schema_of(database)
     with database.engine.connect() as connection:
-        _more(Operations(MigrationContext.configure(connection)))
+        _additions(Operations(MigrationContext.configure(connection)))
         connection.commit()
         assert breaches(connection, old, rows) == set()
 
 
-def test_an_empty_database_is_behind(sqlite, tmp_path):
+def test_an_empty_database_is_behind(sqlite: Database, tmp_path: Path) -> None:
     empty = Database(f"sqlite:///{tmp_path}/empty.db")
     with pytest.raises(DatabaseBehind, match="the database has no tables of ours"):
         check(empty)
@@ -190,7 +197,7 @@ def test_an_empty_database_is_behind(sqlite, tmp_path):
         check(sqlite)
 
 
-def test_a_database_that_is_ahead_is_left_as_it_is(database):
+def test_a_database_that_is_ahead_is_left_unchanged(database: Database) -> None:
     with database.transaction() as session:
         session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     check(database)
@@ -198,7 +205,7 @@ def test_a_database_that_is_ahead_is_left_as_it_is(database):
     assert revision_of(database) == "9999"
 
 
-def test_a_database_that_is_behind_is_told_with_what_to_do(database):
+def test_the_error_for_an_old_database_says_how_to_upgrade(database: Database) -> None:
     database.close()
     downgrade(database.url, revisions()[-2])
     reason = f"at revision {revisions()[-2]}, and this version needs {head()}: run `pathswitch db upgrade`"

@@ -1,8 +1,9 @@
-"""The claim and the fence, on both databases: nothing is held twice, and nobody writes under an epoch that has passed."""
+"""Claims and fences on both databases: a stage has one holder, and writes under an old epoch fail."""
 
 import threading
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,36 +16,45 @@ from service.store.tables import MetricPoint, Stage
 from tests.support.rows import add_dataset, add_model, add_ready_stages, add_running_update, ready_stage
 
 
-def claim(database, *ids, owner="a", lease=30.0, run_id="run-1"):
+def claim(
+    database: Database, *ids: str, owner: str = "a", lease: float = 30.0, run_id: str = "run-1"
+) -> list[Stage] | None:
     with database.transaction() as session:
         return stages.claim(session, ids, owner=owner, lease_seconds=lease, run_id=run_id)
 
 
-def reread(database, stage_id):
+def reread(database: Database, stage_id: str) -> Stage:
     with database.reading() as session:
         return stages.get(session, stage_id)
 
 
-def test_a_claim_counts_an_attempt_and_an_epoch_and_sets_the_lease_by_the_databases_clock(database):
+def test_a_claim_raises_attempt_and_epoch_and_takes_the_lease_from_the_databases_clock(
+    database: Database,
+) -> None:
     stage = ready_stage(database)
-    (claimed,) = claim(database, stage.id)
+    claimed_stages = claim(database, stage.id)
+    assert claimed_stages is not None
+    (claimed,) = claimed_stages
     assert (claimed.attempt, claimed.epoch, claimed.owner, claimed.state) == (1, 1, "a", StageState.RUNNING)
     with database.reading() as session:
-        left = (stages.get(session, stage.id).lease_until - now(session)).total_seconds()
-    assert 28 < left <= 30
+        lease_until = stages.get(session, stage.id).lease_until
+        assert lease_until is not None
+        remaining = (lease_until - now(session)).total_seconds()
+    assert 28 < remaining <= 30
 
 
-def test_what_is_claimed_is_not_claimed_again(database):
+def test_a_claimed_stage_cannot_be_claimed_again(database: Database) -> None:
     stage = ready_stage(database)
     assert claim(database, stage.id)
     assert claim(database, stage.id, owner="b") is None
 
 
-def test_of_many_claiming_at_once_one_gets_it(database):
+def test_one_of_many_concurrent_claims_succeeds(database: Database) -> None:
     stage = ready_stage(database)
-    winners, start = [], threading.Barrier(8)
+    winners: list[str] = []
+    start = threading.Barrier(8)
 
-    def contend(owner):
+    def contend(owner: str) -> None:
         own = Database(database.url)
         start.wait()
         if claim(own, stage.id, owner=owner):
@@ -61,7 +71,7 @@ def test_of_many_claiming_at_once_one_gets_it(database):
     assert reread(database, stage.id).epoch == 1
 
 
-def test_a_chain_is_claimed_whole_or_not_at_all(database):
+def test_a_chain_is_claimed_whole_or_not_at_all(database: Database) -> None:
     with database.transaction() as session:
         dataset = add_dataset(session)
         update = add_running_update(
@@ -73,7 +83,8 @@ def test_a_chain_is_claimed_whole_or_not_at_all(database):
     assert reread(database, first.id).state == StageState.READY
 
 
-def two_models_with_one_key(database):
+def two_models_with_one_key(database: Database) -> list[str]:
+    """Add two models whose pack stages have the same key. Returns the ids of the stages."""
     with database.transaction() as session:
         dataset = add_dataset(session)
         version = datasets.version(session, dataset.id, 1)
@@ -87,7 +98,7 @@ def two_models_with_one_key(database):
         ]
 
 
-def test_equal_keys_run_one_at_a_time(database):
+def test_stages_with_equal_keys_run_one_at_a_time(database: Database) -> None:
     first, second = two_models_with_one_key(database)
     assert claim(database, first)
     with database.reading() as session:
@@ -96,7 +107,7 @@ def test_equal_keys_run_one_at_a_time(database):
     assert reread(database, second).state == StageState.READY
 
 
-def test_an_expired_lease_is_taken_over_under_a_new_epoch_and_the_same_attempt_and_run(database):
+def test_a_takeover_raises_the_epoch_and_keeps_the_attempt_and_the_run(database: Database) -> None:
     stage = ready_stage(database)
     claim(database, stage.id, lease=0.01)
     time.sleep(0.05)
@@ -107,7 +118,7 @@ def test_an_expired_lease_is_taken_over_under_a_new_epoch_and_the_same_attempt_a
         assert stages.take_over_expired(session, owner="c", lease_seconds=30) == []
 
 
-def test_a_zombie_is_fenced(database):
+def test_a_write_under_an_old_epoch_is_fenced(database: Database) -> None:
     stage = ready_stage(database)
     claim(database, stage.id, lease=0.01)
     time.sleep(0.05)
@@ -118,7 +129,7 @@ def test_a_zombie_is_fenced(database):
     assert reread(database, stage.id).result is None
 
 
-def test_renewing_tells_what_is_not_held_any_more(database):
+def test_renew_returns_the_stages_that_are_no_longer_held(database: Database) -> None:
     stage = ready_stage(database)
     claim(database, stage.id)
     with database.transaction() as session:
@@ -126,7 +137,7 @@ def test_renewing_tells_what_is_not_held_any_more(database):
         assert stages.renew(session, {stage.id: 7}, 30) == [stage.id]
 
 
-def test_a_stage_that_waits_for_its_next_attempt_is_not_ready(database):
+def test_a_stage_that_waits_for_its_next_attempt_is_not_ready(database: Database) -> None:
     stage = ready_stage(database)
     with database.transaction() as session:
         session.execute(sa.update(Stage).values(ready_at=now(session) + timedelta(minutes=1)))
@@ -136,7 +147,7 @@ def test_a_stage_that_waits_for_its_next_attempt_is_not_ready(database):
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "values",
     [
         {"state": "succeeded"},  # without finished_at
         {"state": "running"},  # without a lease
@@ -144,16 +155,16 @@ def test_a_stage_that_waits_for_its_next_attempt_is_not_ready(database):
         {"finished_at": sa.func.now()},
     ],
 )
-def test_the_database_refuses_nonsense(database, nonsense):
+def test_the_database_rejects_inconsistent_stages(database: Database, values: dict[str, Any]) -> None:
     stage = ready_stage(database)
     with pytest.raises(IntegrityError), database.transaction() as session:
-        session.execute(sa.update(Stage).where(Stage.id == stage.id).values(**nonsense))
+        session.execute(sa.update(Stage).where(Stage.id == stage.id).values(**values))
 
 
-def test_points_measured_again_are_overwritten(database):
+def test_points_measured_again_are_overwritten(database: Database) -> None:
     stage = ready_stage(database)
 
-    def point(step, loss):
+    def point(step: int, loss: float) -> dict[str, Any]:
         return {"step": step, "loss": loss, "learning_rate": 0.1, "grad_norm": 1.0, "tokens_per_second": 9.0}
 
     with database.transaction() as session:
@@ -164,7 +175,7 @@ def test_points_measured_again_are_overwritten(database):
         assert [row.loss for row in metrics.points(session, stage.id)[:3]] == [5.0, 5.0, 3.0]
 
 
-def test_reading_keeps_nothing(database):
+def test_a_reading_session_does_not_commit(database: Database) -> None:
     stage = ready_stage(database)
     if database.engine.dialect.name == "sqlite":
         with database.reading() as session:

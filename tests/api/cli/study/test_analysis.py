@@ -1,4 +1,4 @@
-"""What the lines of a study are said to show, on numbers that a reader can follow."""
+"""The analysis of a study, on numbers that a reader can check."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import pytest
 
 from api.cli.study.analysis import Analysis, Spread
 from api.cli.study.config import StudyConfig
-from api.cli.study.lines import Line
+from api.cli.study.lines import StudyLine
 from api.cli.study.results import Results
 from tests.support.study import (
     FIXED,
@@ -35,7 +35,7 @@ def analysed(config: StudyConfig, versions: int, quality: Quality) -> Analysis:
 
 
 def by_row(perplexities: Mapping[str, float]) -> Quality:
-    """The same on every slice of every version."""
+    """The same perplexity on every slice of every version."""
     return lambda line, version, on: perplexities[line.row.name]
 
 
@@ -52,8 +52,8 @@ def mean_of(spread: Spread | None) -> float:
 # --- quality ---
 
 
-def test_every_version_has_the_better_baseline_of_its_own_by_the_mean_over_seeds() -> None:
-    """Under the first seed alone the other one would be the better."""
+def test_each_version_has_its_own_better_baseline_by_the_mean_over_seeds() -> None:
+    """With the first seed alone, the other baseline would be better."""
     at = {"scratch": {1: (90, 130), 2: (100, 100)}, "cosine": {1: (100, 100), 2: (80, 110)}}
     analysis = analysed(
         two_baselines(seeds=[0, 1]), 2, lambda line, version, on: at[line.row.name][version][line.seed]
@@ -66,8 +66,8 @@ def test_every_version_has_the_better_baseline_of_its_own_by_the_mean_over_seeds
     assert analysis.baselines == ("cosine", "scratch")
 
 
-def test_a_gap_is_beside_the_better_baseline_under_the_same_seed() -> None:
-    """Seeds differ by far more than the row from its baseline, and in the gap that does not show."""
+def test_a_gap_compares_with_the_better_baseline_with_the_same_seed() -> None:
+    """Seeds differ far more than rows, and the gap must not show it."""
     base = {0: 100.0, 1: 200.0, 2: 400.0}
     factors = {
         "path": (1.1, 1.1, 1.1),
@@ -89,12 +89,12 @@ def test_a_gap_is_beside_the_better_baseline_under_the_same_seed() -> None:
     assert summary(analysis, "path").seeds == (0, 1, 2)
 
 
-def test_one_seed_has_no_deviation() -> None:
+def test_a_single_seed_has_no_standard_deviation() -> None:
     analysis = analysed(study_of(PATH), 1, by_row({"scratch": 100, "path": 90}))
     assert summary(analysis, "path").final.gap == Spread(pytest.approx(-0.1), None)
 
 
-def test_gaps_are_of_means_over_slices_and_of_every_slice() -> None:
+def test_there_are_gaps_of_the_mean_over_slices_and_of_each_slice() -> None:
     at = {"scratch": (100.0, 50.0), "path": (110.0, 40.0)}
     analysis = analysed(study_of(PATH), 2, lambda line, version, on: at[line.row.name][on - 1])
     final = summary(analysis, "path").final
@@ -109,10 +109,10 @@ def test_gaps_are_of_means_over_slices_and_of_every_slice() -> None:
     assert list(first.slice_gaps) == list(first.slice_perplexities) == ["v1"]
 
 
-def test_backward_transfer_is_above_zero_where_old_text_is_forgotten() -> None:
-    """By the loss: +0.3 on v1 and +0.1 on v2 since each was new; the other row only gets better."""
+def test_backward_transfer_is_positive_if_old_text_is_forgotten() -> None:
+    """The loss of one row rises by 0.3 on v1 and 0.1 on v2 since each was new. The other row only improves."""
 
-    def quality(line: Line, version: int, on: int) -> float:
+    def quality(line: StudyLine, version: int, on: int) -> float:
         if line.row.name == "path":
             return math.exp(4 - 0.1 * (version - on))
         return math.exp(4 + (0.3 if (version, on) == (3, 1) else 0.1 * (version - on)))
@@ -127,8 +127,8 @@ def test_backward_transfer_is_above_zero_where_old_text_is_forgotten() -> None:
 # --- cost ---
 
 
-def test_the_cost_is_of_all_versions_so_far_over_those_from_scratch() -> None:
-    """In hundreds of steps: 1, 2, 3, 4 from scratch; 1, 1.6, 1.6, 1.6 along the path; 1, 1, 1, 1 going on."""
+def test_the_cost_ratio_covers_all_versions_so_far() -> None:
+    """In hundreds of steps: 1, 2, 3, 4 from scratch; 1, 1.6, 1.6, 1.6 path switching; 1, 1, 1, 1 continual."""
     analysis = analysed(study_of(PATH, CONTINUAL), 4, by_row({"scratch": 100, "path": 100, "continual": 100}))
     ratios = {row.row.name: [version.cost_ratio for version in row.versions] for row in analysis.rows}
     assert ratios["scratch"] == [1, 1, 1, 1]
@@ -137,7 +137,7 @@ def test_the_cost_is_of_all_versions_so_far_over_those_from_scratch() -> None:
 
 
 @pytest.mark.parametrize(("fraction", "versions", "ratio"), [(0.6, 4, 0.58), (0.2, 4, 0.46), (0.6, 1, 1.0)])
-def test_the_closed_form_of_path_switching_is_what_the_ledger_has(
+def test_the_closed_form_of_path_switching_equals_the_actual_cost(
     fraction: float, versions: int, ratio: float
 ) -> None:
     decay = {"length": {"rule": "fixed", "fraction": fraction}}
@@ -157,8 +157,8 @@ def test_the_closed_form_of_path_switching_is_what_the_ledger_has(
         ({"replay_fraction": 0.2, "replay_budget": "grown"}, 0.2, 225 + 60),
     ],
 )
-def test_what_is_replayed_is_in_the_closed_form(decay: dict[str, Any], trunk: float, steps: int) -> None:
-    """Of 300 from scratch: the second version's 100 steps are 125 where a fifth of them is old."""
+def test_the_closed_form_includes_replay(decay: dict[str, Any], trunk: float, steps: int) -> None:
+    """From scratch it is 300. The second version's 100 steps become 125 if a fifth of them are replay."""
     row = {
         "name": "path",
         "paradigm": {"name": "path_switching", "decay": FIXED["decay"] | decay},
@@ -168,7 +168,7 @@ def test_what_is_replayed_is_in_the_closed_form(decay: dict[str, Any], trunk: fl
     assert analysis.closed_form_ratio("path") == pytest.approx(steps / 300)
 
 
-def test_no_other_paradigm_has_that_closed_form() -> None:
+def test_other_paradigms_have_no_closed_form() -> None:
     analysis = analysed(study_of(MERGE), 2, lambda line, version, on: 100.0)
     assert analysis.closed_form_ratio("merge") is analysis.closed_form_ratio("scratch") is None
 
@@ -180,8 +180,8 @@ def reached(analysis: Analysis) -> list[tuple[tuple[str, ...], str | None]]:
     return [(target.reached, target.nearest) for target in analysis.targets()]
 
 
-def test_targets_are_reached_by_rows_that_are_good_and_cheap_enough() -> None:
-    """Path switching at 58 % may reach the first and third, at 50 % nothing; going on costs 40 %, and is worse."""
+def test_rows_that_are_good_and_cheap_enough_reach_targets() -> None:
+    """Path switching costs 58 %, too much for the second target. Continual training costs 40 % but is worse."""
     analysis = analysed(study_of(PATH, CONTINUAL), 4, by_row({"scratch": 100, "path": 99, "continual": 101}))
     assert reached(analysis) == [(("path",), None), ((), "continual (+1.0%)"), (("path",), None)]
     assert analysis.all_targets() == ()
@@ -192,13 +192,13 @@ def test_targets_are_reached_by_rows_that_are_good_and_cheap_enough() -> None:
     assert reached(analysis) == [
         (("path", "continual"), None),
         (("continual",), None),
-        (("continual",), None),  # equal is not better
+        (("continual",), None),  # an equal perplexity is not better
     ]
     assert analysis.all_targets() == ("continual",)
 
 
-def test_one_slice_or_one_version_that_is_worse_misses_a_target() -> None:
-    def quality(line: Line, version: int, on: int) -> float:
+def test_one_worse_slice_or_version_misses_a_target() -> None:
+    def quality(line: StudyLine, version: int, on: int) -> float:
         if line.row.name == "scratch":
             return 100
         worse = {"path": (4, 1), "continual": (3, 3)}[line.row.name]
@@ -209,13 +209,13 @@ def test_one_slice_or_one_version_that_is_worse_misses_a_target() -> None:
     assert analysis.all_targets() == ()
 
 
-# --- what is not there ---
+# --- missing and non-finite results ---
 
 
-def test_what_is_not_finite_has_no_number_and_breaks_no_other() -> None:
-    """One row is not finite on the first slice of the final version under one seed."""
+def test_a_non_finite_value_is_none_and_affects_no_other() -> None:
+    """One row is not finite on the first slice of the final version, with one seed."""
 
-    def quality(line: Line, version: int, on: int) -> float | None:
+    def quality(line: StudyLine, version: int, on: int) -> float | None:
         return None if (line.row.name, line.seed, version, on) == ("path", 1, 2, 1) else 100.0
 
     analysis = analysed(study_of(PATH, CONTINUAL, seeds=[0, 1]), 2, quality)
@@ -230,8 +230,8 @@ def test_what_is_not_finite_has_no_number_and_breaks_no_other() -> None:
     assert analysis.targets()[0].nearest is None
 
 
-def test_a_baseline_that_is_not_finite_is_not_the_better() -> None:
-    def quality(line: Line, version: int, on: int) -> float | None:
+def test_a_baseline_that_is_not_finite_is_never_the_better_one() -> None:
+    def quality(line: StudyLine, version: int, on: int) -> float | None:
         return None if line.row.name == "scratch" and version == 2 else 100.0
 
     assert analysed(two_baselines(), 2, quality).baselines[1] == "cosine"
@@ -259,7 +259,7 @@ def test_rows_and_seeds_that_are_not_trained_yet_are_left_out() -> None:
     assert [(row.row.name, row.seeds) for row in analysis.rows] == [("scratch", (0,)), ("path", (0, 1))]
     assert summary(analysis, "path").final.gap == Spread(
         pytest.approx(0.5), None
-    )  # of the seed that both have
+    )  # of the only seed that both have
     assert mean_of(summary(analysis, "path").final.perplexity) == 300
     assert analysis.line("continual") is None
     assert analysis.closed_form_ratio("continual") is None
@@ -276,7 +276,7 @@ def test_without_a_baseline_there_are_costs_and_no_gaps() -> None:
     assert reached(analysis) == [((), None)] * 3
 
 
-def test_lines_that_failed_half_way_are_left_out() -> None:
+def test_lines_that_failed_are_left_out() -> None:
     config = study_of(PATH, seeds=[0, 1])
     results = trained(no_results(config), measuring(by_row({"scratch": 100, "path": 100}), 2))
     half = {
@@ -288,7 +288,7 @@ def test_lines_that_failed_half_way_are_left_out() -> None:
     assert summary(Analysis(with_lines(results, half)), "path").seeds == (1,)
 
 
-def test_with_no_results_there_is_nothing_to_say() -> None:
+def test_without_results_there_are_no_rows() -> None:
     analysis = Analysis(no_results(study_of(PATH)))
     assert (analysis.rows, analysis.baselines) == ((), (None, None))
     assert reached(analysis) == [((), None)] * 3

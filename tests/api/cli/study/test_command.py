@@ -1,4 +1,4 @@
-"""`pathswitch study` beside a service that runs: what it writes, what it tells, and how it goes on."""
+"""`pathswitch study` with a running service: what it writes and prints, and how it continues."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study import runner
 from api.cli.study.command import Options, study
 from api.cli.study.results import read_results
@@ -19,8 +19,8 @@ from tests.support.study import FIXED, plain_study, write_documents
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The command takes SIGTERM for the process it is of, which is the tests' here."""
+def _restore_sigterm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore the SIGTERM handler, which the command replaces in this process."""
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
     before = signal.getsignal(signal.SIGTERM)
     yield
@@ -28,7 +28,7 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def options(plane: ControlPlane, folder: Path, name: str, minutes: float | None = 1) -> Options:
-    """A study of two rows on text that no other test has."""
+    """Options of a study of two rows, on text that no other test uses."""
     (folder / "study.json").write_text(
         json.dumps(plain_study({"name": "path", "paradigm": FIXED}, name=name))
     )
@@ -49,43 +49,43 @@ def options(plane: ControlPlane, folder: Path, name: str, minutes: float | None 
     )
 
 
-def test_a_study_tells_every_line_and_reports_and_goes_on_where_it_stopped(
+def test_a_study_prints_every_line_writes_a_report_and_continues_where_it_stopped(
     plane: ControlPlane, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(CliError) as caught:
         study(options(plane, tmp_path, name, minutes=0))
-    assert caught.value.title == "0 of 2 lines are trained"
+    assert caught.value.title == "only 0 of 2 lines are trained"
     assert str(tmp_path / "out") in caught.value.detail
     assert capsys.readouterr().out == ""
 
     plane.executor.fail[StageKind.TRAIN_BRANCH].append(RunError("", "worker_lost", "gone", retryable=False))
     with plane.orchestrated():
-        with pytest.raises(Problem) as failed:
+        with pytest.raises(CliError) as failed:
             study(options(plane, tmp_path, name))
-        [(model, why)] = failed.value.errors
+        [(model, reason)] = failed.value.errors
         assert re.fullmatch(r"path\.s0\.[0-9a-f]{8}", model)
-        assert why == "worker_lost: gone"
-        told = capsys.readouterr().out.splitlines()
-        assert len(told) == 4
-        lines = {re.sub(r"^[\d:]+ ", "", line) for line in told[:2]}
+        assert reason == "worker_lost: gone"
+        output = capsys.readouterr().out.splitlines()
+        assert len(output) == 4
+        lines = {re.sub(r"^[\d:]+ ", "", line) for line in output[:2]}
         assert {line.partition(" ")[0] for line in lines} == {"1/2", "2/2"}
         assert {line.partition(" ")[2] for line in lines} == {
             "path, seed 0, peak 0.002: worker_lost: gone",
-            "scratch, seed 0, peak 0.002: mean perplexity 20.00, trained for 2.0 s",
+            "scratch, seed 0, peak 0.002: mean perplexity 20.00, trained in 2.0 s",
         }
         report = tmp_path / "out" / "report.md"
-        assert told[2] == f"The report is {report}, and report.html beside it."
-        assert told[3] == f"{model}: {why}"
+        assert output[2] == f"Wrote {report} and report.html in the same folder."
+        assert output[3] == f"{model}: {reason}"
         first = report.read_text()
 
         study(options(plane, tmp_path, name))
-        [line, said] = capsys.readouterr().out.splitlines()
-        assert "2/2 path, seed 0, peak 0.002: mean perplexity 20.00, trained for" in line
-        assert said == told[2]
+        [line, wrote] = capsys.readouterr().out.splitlines()
+        assert "2/2 path, seed 0, peak 0.002: mean perplexity 20.00, trained in" in line
+        assert wrote == output[2]
         study(options(plane, tmp_path, name))
-        assert capsys.readouterr().out.splitlines() == [said]
+        assert capsys.readouterr().out.splitlines() == [wrote]
     assert "| path |" not in first
     assert "| path |" in report.read_text()
     results = read_results(tmp_path / "out" / "results.json")
     assert [part.lines for part in results.parts] == [2, 1]
-    assert report.read_text().count(f"`{results.parts[0].command}` made ") == 2
+    assert report.read_text().count(f"`{results.parts[0].command}` trained ") == 2

@@ -1,4 +1,4 @@
-"""Which lines a study trains, in which order, and which results of an earlier part still stand."""
+"""The lines of a study: which are trained, in which order, and which earlier results are kept."""
 
 import math
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study.config import StudyConfig, load_config
 from api.cli.study.lines import (
-    Line,
+    StudyLine,
     missing_lines,
     num_lines,
     peak_of,
@@ -18,7 +18,7 @@ from api.cli.study.lines import (
     tuned_peaks,
     tuning_lines,
 )
-from api.cli.study.results import LineResult, Part, Results, open_results, save_results
+from api.cli.study.results import CommandRun, LineResult, Results, open_results, save_results
 from tests.support.study import data_of, measuring, no_results, result_of, study_of, trained, with_lines
 
 PEAKS = (0.001, 0.002, 0.004)
@@ -35,11 +35,11 @@ def study(**changes: Any) -> StudyConfig:
     return study_of(*ROWS, **({"seeds": [0, 1], "tuning": tuning} | changes))
 
 
-def told(lines: list[Line]) -> list[tuple[str, int, float]]:
+def told(lines: list[StudyLine]) -> list[tuple[str, int, float]]:
     return [(line.row.name, line.seed, line.peak_lr) for line in lines]
 
 
-def missing(results: Results) -> list[Line]:
+def missing(results: Results) -> list[StudyLine]:
     return list(missing_lines(results.config, results))
 
 
@@ -48,7 +48,7 @@ def best_at(peak_lr: float) -> dict[float, float]:
 
 
 def tuned_row(results: Results, row: str, perplexities: dict[float, float | None]) -> Results:
-    """With the results of the row's tuning lines, of these perplexities; None: it diverges after a first version."""
+    """Add results of the row's tuning lines with these perplexities; None: the line diverges after version 1."""
     lines = {}
     for line in tuning_lines(results.config, results):
         if line.row.name == row and line.peak_lr in perplexities:
@@ -62,7 +62,7 @@ def tuned_row(results: Results, row: str, perplexities: dict[float, float | None
 # --- order ---
 
 
-def test_tuning_comes_first_and_rows_wait_for_the_peak_they_take() -> None:
+def test_tuning_comes_first_and_rows_wait_for_the_peak_rate_they_use() -> None:
     config = study()
     results = no_results(config)
     grid = [(row, 0, peak) for row in ("scratch", "path") for peak in PEAKS]
@@ -73,7 +73,7 @@ def test_tuning_comes_first_and_rows_wait_for_the_peak_they_take() -> None:
         "scratch",
         "path",
         "other",
-    }  # a peak is still out
+    }  # one peak rate has no result yet
 
     results = tuned_row(results, "path", best_at(0.002))
     assert told(missing(results)) == [
@@ -86,12 +86,12 @@ def test_tuning_comes_first_and_rows_wait_for_the_peak_they_take() -> None:
     ]
 
 
-def test_every_row_has_the_first_seed_before_any_has_the_second() -> None:
+def test_all_rows_train_with_the_first_seed_before_any_with_the_second() -> None:
     config = study_of(*ROWS[:2], seeds=[7, 3])
     assert [line.seed for line in study_lines(config, no_results(config))] == [7, 7, 7, 3, 3, 3]
 
 
-def test_without_tuning_a_row_has_its_own_peak_or_the_studys() -> None:
+def test_without_tuning_a_row_has_its_own_peak_rate_or_that_of_the_study() -> None:
     config = study_of(
         {"name": "path"},
         {"name": "other", "training": {"peak_lr": 0.02}},
@@ -106,7 +106,7 @@ def test_without_tuning_a_row_has_its_own_peak_or_the_studys() -> None:
 
 
 def test_the_best_peak_has_the_lowest_mean_perplexity_of_the_final_version() -> None:
-    """Neither the lowest on one slice, nor of an earlier version."""
+    """Not the lowest on one slice, nor of an earlier version."""
     final = {0.001: (1.0, 99.0), 0.002: (45.0, 45.0), 0.004: (90.0, 10.0)}
     config = study()
     results = no_results(config)
@@ -135,7 +135,7 @@ def test_a_line_that_diverged_or_is_not_finite_is_never_the_best() -> None:
 
 
 def widening(widen: int, optimum: float, **changes: Any) -> tuple[StudyConfig, Results]:
-    """A tuned study at its end, whose best peak is the one nearest to ``optimum``."""
+    """A finished study, in which the best peak rate is the one closest to ``optimum``."""
     tuning = {"rows": ["scratch", "path"], "peak_lrs": (0.004, 0.001, 0.002), "widen": widen} | changes
     config = study(tuning=tuning)
     make_up = measuring(lambda line, version, on: 50 + abs(math.log(line.peak_lr / optimum)), 2)
@@ -145,14 +145,14 @@ def widening(widen: int, optimum: float, **changes: Any) -> tuple[StudyConfig, R
 @pytest.mark.parametrize(
     ("optimum", "peaks", "best"),
     [
-        (0.002, [0.001, 0.002, 0.004], 0.002),  # no end of the grid
+        (0.002, [0.001, 0.002, 0.004], 0.002),  # not at an end of the grid
         (0.001, [0.0005, 0.001, 0.002, 0.004], 0.001),
         (0.0004, [0.00025, 0.0005, 0.001, 0.002, 0.004], 0.0005),
-        (0.0001, [0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004], 0.000125),  # three times is the most
+        (0.0001, [0.000125, 0.00025, 0.0005, 0.001, 0.002, 0.004], 0.000125),  # at most three times
         (0.008, [0.001, 0.002, 0.004, 0.008, 0.016], 0.008),
     ],
 )
-def test_a_grid_goes_on_past_the_end_at_which_the_best_lies(
+def test_a_grid_is_extended_at_the_end_that_has_the_best_rate(
     optimum: float, peaks: list[float], best: float
 ) -> None:
     config, results = widening(3, optimum)
@@ -171,12 +171,12 @@ def test_each_row_widens_its_own_grid_and_waits_for_it() -> None:
     assert ("path", 0, 0.0005) in told(missing(results))
 
 
-def test_a_grid_ends_where_no_peak_is_a_valid_one() -> None:
+def test_a_grid_stops_at_the_largest_valid_rate() -> None:
     config, results = widening(16, 1.0, peak_lrs=(0.125, 0.25))
     assert list(tuned(config, "path", results)) == [0.125, 0.25, 0.5, 1.0]
 
 
-def test_a_grid_whose_every_line_diverged_goes_on_downwards() -> None:
+def test_a_grid_of_diverged_lines_is_extended_downwards() -> None:
     config, _ = widening(1, 0.002)
     results = tuned_row(no_results(config), "path", dict.fromkeys(PEAKS))
     assert list(tuned(config, "path", results)) == [0.0005, *PEAKS]
@@ -185,7 +185,7 @@ def test_a_grid_whose_every_line_diverged_goes_on_downwards() -> None:
 # --- trained once ---
 
 
-def test_a_tuned_line_is_the_studys_own_but_from_scratch_which_tunes_on_the_newest_version_only() -> None:
+def test_tuning_lines_are_reused_except_from_scratch_ones_which_train_only_the_newest_version() -> None:
     config = study()
     results = no_results(config)
     for row in ("scratch", "path"):
@@ -205,17 +205,17 @@ def test_a_tuned_line_is_the_studys_own_but_from_scratch_which_tunes_on_the_newe
     [
         study(),
         study_of(*ROWS[:2], seeds=[0, 1]),
-        study(seeds=[1, 2]),  # the tuning's is none of them
+        study(seeds=[1, 2]),  # the tuning seed is not one of them
         study(tuning={"rows": ["path"], "peak_lrs": PEAKS, "seed": 1}),
         load_config(STUDIES / "smoke.json"),
         load_config(STUDIES / "paradigms.json"),
     ],
 )
-def test_as_many_lines_are_trained_as_were_said_and_none_twice(config: StudyConfig) -> None:
+def test_the_announced_number_of_lines_is_trained_and_none_twice(config: StudyConfig) -> None:
     make_up = measuring(lambda line, version, on: 40 + abs(line.peak_lr - 0.003), 1)
     asked: list[str] = []
 
-    def noted(line: Line) -> LineResult:
+    def noted(line: StudyLine) -> LineResult:
         asked.append(line.name)
         return make_up(line)
 
@@ -229,10 +229,10 @@ def test_as_many_lines_are_trained_as_were_said_and_none_twice(config: StudyConf
     assert {(row.name, seed) for row in config.rows for seed in config.seeds} <= own
 
 
-# --- what an earlier part leaves ---
+# --- results of earlier runs ---
 
 
-def test_what_would_fail_again_is_not_tried_again_and_other_failures_are() -> None:
+def test_diverged_lines_are_not_retried_and_other_failures_are() -> None:
     config = study_of({"name": "path"})
     results = no_results(config)
     scratch, path = missing(results)
@@ -242,7 +242,7 @@ def test_what_would_fail_again_is_not_tried_again_and_other_failures_are() -> No
         assert missing(with_lines(results, {path.name: result_of(path, error=error)})) == [scratch, path]
 
 
-def test_a_changed_row_is_trained_anew_and_the_others_keep_their_results() -> None:
+def test_a_changed_row_is_trained_again_and_other_rows_keep_their_results() -> None:
     make_up = measuring(lambda line, version, on: 50.0, 2)
     before = trained(no_results(study()), make_up)
     changed = {"name": "shared", "paradigm": {"name": "merge", "k": 3}, "peak_of": "path"}
@@ -252,12 +252,12 @@ def test_a_changed_row_is_trained_anew_and_the_others_keep_their_results() -> No
     assert missing(before) == []
 
 
-def test_results_are_read_as_they_were_written_and_stay_under_a_changed_configuration(tmp_path: Path) -> None:
+def test_results_survive_a_round_trip_and_a_changed_configuration(tmp_path: Path) -> None:
     data = data_of(["a"], ["b"], slices=[["c"], ["d"]])
     fresh = open_results(tmp_path, study(), data)
     assert (fresh.labels, fresh.lines, fresh.parts) == (("v1", "v2"), {}, ())
     results = trained(fresh, measuring(lambda line, version, on: None if on == 2 else 1 / 3, 2))
-    part = Part(command="pathswitch study", began="then", ended="later", lines=3, machine="2 CPU cores")
+    part = CommandRun(command="pathswitch study", began="then", ended="later", lines=3, machine="2 CPU cores")
     results = results.model_copy(update={"parts": (part,)})
     save_results(tmp_path / "deep" / "er", results)
     assert open_results(tmp_path / "deep" / "er", study(), data) == results
@@ -278,18 +278,18 @@ def test_results_of_other_data_are_refused(tmp_path: Path) -> None:
         data_of(["a"], slices=[["c"]]),
     ]
     for other in others:
-        with pytest.raises(Problem, match="has the results of other data"):
+        with pytest.raises(CliError, match="has results for other data"):
             open_results(tmp_path, study(), other)
 
 
-def test_a_file_that_holds_no_results_is_a_problem_not_a_fresh_start(tmp_path: Path) -> None:
+def test_an_invalid_results_file_is_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"lines"')
-    with pytest.raises(Problem, match="has no results of a study"):
+    with pytest.raises(CliError, match="has no valid study results"):
         open_results(tmp_path, study(), data_of(["a"]))
 
 
-def test_a_row_waits_for_a_peak_whose_line_was_lost() -> None:
-    """A worker that died says nothing of the peak: the next part tries it again, and no row settles for the rest meanwhile."""
+def test_a_row_waits_for_a_peak_rate_whose_line_failed() -> None:
+    """A dead worker says nothing about the rate. The next run retries it, and rows must not use another rate meanwhile."""
     results = tuned_row(no_results(study()), "path", best_at(0.002))
     [line] = [
         one for one in tuning_lines(results.config, results) if (one.row.name, one.peak_lr) == ("path", 0.002)

@@ -1,4 +1,4 @@
-"""The report: Markdown whose tables are tables, and the same as one page that stands for itself."""
+"""The report of a study: Markdown with valid tables, and a self-contained HTML page."""
 
 import re
 from collections import Counter
@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from api.cli.study.config import StudyConfig
-from api.cli.study.lines import Line
+from api.cli.study.lines import StudyLine
 from api.cli.study.report import write_report
-from api.cli.study.results import Part, Results
+from api.cli.study.results import CommandRun, Results
 from tests.support.study import (
     FIXED,
     Quality,
@@ -46,20 +46,22 @@ def study(**changes: Any) -> StudyConfig:
     )
 
 
-def quality(line: Line, version: int, on: int) -> float:
-    """Two rows are so far off that their heat maps are alike."""
+def quality(line: StudyLine, version: int, on: int) -> float:
+    """Two rows are so bad that their heat maps are identical."""
     far = {"continual": 2.0, "low": 3.0}.get(line.row.name, 1.0)
     return far * (100 + 7 * version - 5 * on + len(line.row.name) + line.seed)
 
 
 def whole(make_up: Quality = quality, config: StudyConfig | None = None) -> Results:
-    part = Part(command="pathswitch study a|b.json", began="then", ended="later", lines=17, machine="2 cores")
+    part = CommandRun(
+        command="pathswitch study a|b.json", began="then", ended="later", lines=17, machine="2 cores"
+    )
     results = trained(no_results(config or study(), VERSIONS), measuring(make_up, VERSIONS))
     return results.model_copy(update={"parts": (part,)})
 
 
-class Page(HTMLParser):
-    """What a page refers to, its ids, and how many figures it has."""
+class HtmlPage(HTMLParser):
+    """The references, ids and tags of an HTML page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class Page(HTMLParser):
 
 
 def tables(markdown: str) -> list[list[list[str]]]:
-    """Lines of cells of every table."""
+    """Every table of the Markdown, as rows of cells."""
     found: list[list[list[str]]] = [[]]
     for line in markdown.splitlines():
         if line.startswith("|"):
@@ -91,7 +93,7 @@ def tables(markdown: str) -> list[list[list[str]]]:
 
 
 def lines_of(markdown: str, heading: str) -> dict[str, list[str]]:
-    """The table under a heading: the cells of every row by its name."""
+    """The table under a heading, as cells by name of the row."""
     [table, *_] = tables(markdown.partition(f"\n## {heading}")[2])
     column = table[0].index("row")
     return {cells[column]: cells for cells in table[2:]}
@@ -105,13 +107,13 @@ def written(folder: Path, results: Results) -> str:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a whole study."""
+    """The folder with the report of a complete study."""
     folder = tmp_path_factory.mktemp("report")
     written(folder, whole())
     return folder
 
 
-def test_a_report_is_two_texts_and_the_figures_that_they_show(report: Path) -> None:
+def test_a_report_consists_of_two_texts_and_their_figures(report: Path) -> None:
     files = {path.relative_to(report).as_posix() for path in report.rglob("*") if path.is_file()}
     assert files == {"report.md", "report.html", *(f"figures/{name}.svg" for name in ALL_FIGURES)}
     shown = re.findall(r"!\[[^\]]+\]\(figures/(\w+)\.svg\)", (report / "report.md").read_text())
@@ -122,41 +124,41 @@ def test_a_report_is_two_texts_and_the_figures_that_they_show(report: Path) -> N
 
 def test_the_page_needs_no_other_file(report: Path) -> None:
     text = (report / "report.html").read_text()
-    page = Page(text)
+    page = HtmlPage(text)
     assert page.tags["figure"] == page.tags["svg"] == len(ALL_FIGURES)
     assert not page.tags.keys() & {"img", "script", "link", "iframe", "object", "embed"}
     inside = [
         reference for reference in page.references if not reference.startswith("data:image/png;base64,")
     ]
-    assert len(inside) < len(page.references)  # heat maps are pictures
+    assert len(inside) < len(page.references)  # heat maps are embedded images
     assert all(reference.startswith("#") for reference in inside)
     assert "@import" not in text
-    # What is referred to is there, in the same figure; no two figures share an id.
+    # Every reference has a target, and ids are unique.
     assert {reference[1:] for reference in inside} <= set(page.ids)
     assert [name for name, count in Counter(page.ids).items() if count > 1] == []
 
 
-def test_what_a_study_says_of_itself_stays_text(report: Path) -> None:
+def test_texts_of_the_configuration_are_escaped(report: Path) -> None:
     text = (report / "report.html").read_text()
     assert "Made up: &lt;script&gt;1&lt;/script&gt; &amp; more." in text
     assert "no decay &lt;b&gt;&amp; such&lt;/b&gt;" in text
     assert "<title>made-up</title>" in text
 
 
-def test_every_line_of_a_table_has_as_many_cells(report: Path) -> None:
+def test_all_rows_of_a_table_have_the_same_number_of_cells(report: Path) -> None:
     text = (report / "report.md").read_text()
     found = tables(text)
     assert len(found) == 4
     for table in found:
         assert {len(cells) for cells in table} == {len(table[0])}, table[0]
         assert all(re.fullmatch("-+:?", cell) for cell in table[1])
-    page = Page((report / "report.html").read_text())
+    page = HtmlPage((report / "report.html").read_text())
     assert page.tags["table"] == len(found)
     assert page.tags["tr"] == sum(len(table) - 1 for table in found)
 
 
-def test_tables_have_the_numbers(report: Path) -> None:
-    """The better from-scratch is the only one: v3's mean is (100 + 21 - 10 + 7) of seed 0, 1 more of seed 1."""
+def test_tables_show_the_measurements(report: Path) -> None:
+    """There is one baseline. Its mean on v3 is 100 + 21 - 10 + 7 with seed 0, and 1 more with seed 1."""
     text = (report / "report.md").read_text()
     final = lines_of(text, "The final version, v3")
     assert list(final) == ["scratch", "path", "merge", "continual", "low", "wsd-s"]
@@ -171,13 +173,13 @@ def test_tables_have_the_numbers(report: Path) -> None:
         f"{100 * mean:+.1f} ± {100 * sd:.1f} %",
     ]
     assert final["path"][-1].startswith("+0.")  # every slice gets worse
-    assert lines_of(text, "As versions come")["path"][3::3] == ["100.0 %", "86.7 %", "70.0 %"]
+    assert lines_of(text, "By version")["path"][3::3] == ["100.0 %", "86.7 %", "70.0 %"]
     assert lines_of(text, "Peak learning rates") == {
         "scratch": ["scratch", "118.0", "118.0"],
         "path": ["path", "115.0", "115.0"],
     }
-    assert "path 70.0 % (70.0 % in the ledger)." in text
-    assert "`pathswitch study a|b.json` made 17 lines on 2 cores from then to later." in text
+    assert "path 70.0 % (actual 70.0 %)." in text
+    assert "`pathswitch study a|b.json` trained 17 lines on 2 cores from then to later." in text
 
 
 def test_writing_it_again_gives_the_same_bytes(report: Path, tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_writing_it_again_gives_the_same_bytes(report: Path, tmp_path: Path) -> 
         assert (tmp_path / path.relative_to(report)).read_bytes() == path.read_bytes(), path.name
 
 
-# --- what is not there yet, or not finite ---
+# --- missing and non-finite results ---
 
 
 def test_without_a_complete_line_there_is_no_report(tmp_path: Path) -> None:
@@ -194,10 +196,10 @@ def test_without_a_complete_line_there_is_no_report(tmp_path: Path) -> None:
     assert not (tmp_path / "report").exists()
 
 
-def test_what_is_not_finite_is_a_dash(tmp_path: Path) -> None:
-    """And a tuned line that diverged says so."""
+def test_non_finite_values_are_dashes(tmp_path: Path) -> None:
+    """A tuning line that diverged says so."""
 
-    def make_up(line: Line, version: int, on: int) -> float | None:
+    def make_up(line: StudyLine, version: int, on: int) -> float | None:
         bad = line.row.name == "path" and line.seed == 1 and (version, on) == (VERSIONS, 2)
         return None if bad else quality(line, version, on)
 
@@ -212,18 +214,18 @@ def test_what_is_not_finite_is_a_dash(tmp_path: Path) -> None:
     path = lines_of(text, "The final version, v3")["path"]
     assert path[5:7] == ["–", "–"]
     assert [cell == "–" for cell in path[7:10]] == [False, True, False]
-    assert lines_of(text, "As versions come")["path"][-3:-1] != ["–", "–"]
-    assert lines_of(text, "As versions come")["path"][-3] == "–"
+    assert lines_of(text, "By version")["path"][-3:-1] != ["–", "–"]
+    assert lines_of(text, "By version")["path"][-3] == "–"
     assert lines_of(text, "Peak learning rates")["scratch"] == ["scratch", "118.0", "diverged"]
     assert "nan" not in text
     assert "inf" not in text
 
 
-def test_the_table_of_peaks_says_what_was_not_tried_and_what_was_not_finite(tmp_path: Path) -> None:
-    """A row whose grid went on has a peak that another's has not."""
+def test_the_tuning_table_shows_untried_rates_and_non_finite_results(tmp_path: Path) -> None:
+    """One row has an extended grid, and so a rate that the other lacks."""
     tuning = {"rows": ["scratch", "path"], "peak_lrs": [0.001, 0.002], "widen": 1}
 
-    def make_up(line: Line, version: int, on: int) -> float | None:
+    def make_up(line: StudyLine, version: int, on: int) -> float | None:
         bad = line.row.name == "path" and line.peak_lr == 0.001
         return None if bad else 1000 * line.peak_lr + 90
 
@@ -243,8 +245,8 @@ def test_the_table_of_peaks_says_what_was_not_tried_and_what_was_not_finite(tmp_
         {"scratch", "low"},
     ],
 )
-def test_a_part_of_a_study_has_a_report_too(tmp_path: Path, kept: set[str]) -> None:
-    """Of some rows under the first seed alone; warnings of what draws the figures are errors here."""
+def test_an_incomplete_study_has_a_report(tmp_path: Path, kept: set[str]) -> None:
+    """With some rows of the first seed only. Warnings of matplotlib are errors here."""
     lines = {
         name: line
         for name, line in whole().lines.items()
@@ -257,15 +259,15 @@ def test_a_part_of_a_study_has_a_report_too(tmp_path: Path, kept: set[str]) -> N
     figures = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert figures == set(re.findall(r"\(figures/(\w+)\.svg\)", text))
     assert {"quality", "forgetting"} & figures == ({"quality", "forgetting"} if "scratch" in kept else set())
-    assert Page((tmp_path / "report.html").read_text()).tags["img"] == 0
+    assert HtmlPage((tmp_path / "report.html").read_text()).tags["img"] == 0
 
 
-def test_one_version_without_tuning_and_without_curves_has_a_report_too(tmp_path: Path) -> None:
+def test_a_single_version_without_tuning_and_curves_has_a_report(tmp_path: Path) -> None:
     config = study_of(PATH)
     results = no_results(config, 1)
     make_up = measuring(quality, 1)
 
-    def bare(line: Line) -> Any:
+    def bare(line: StudyLine) -> Any:
         return result_of(
             line, *(version.model_copy(update={"curves": ()}) for version in make_up(line).versions)
         )
@@ -275,7 +277,7 @@ def test_one_version_without_tuning_and_without_curves_has_a_report_too(tmp_path
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"forgetting"}
 
 
-def test_a_study_none_of_whose_lines_is_finite_has_a_report_too(tmp_path: Path) -> None:
+def test_a_study_without_finite_lines_has_a_report(tmp_path: Path) -> None:
     config = study_of(PATH, {"name": "merge", "paradigm": {"name": "merge"}})
     text = written(tmp_path, whole(lambda line, version, on: None, config))
     assert {cells[5] for cells in lines_of(text, "The final version, v3").values()} == {"–"}

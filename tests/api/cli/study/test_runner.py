@@ -1,4 +1,4 @@
-"""A study beside a service whose stages are scripted: what is asked of it, and what is asked again."""
+"""Running a study with a service whose stages are scripted: requests, retries and results."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.study import runner
 from api.cli.study.config import StudyConfig
 from api.cli.study.data import StudyData
 from api.cli.study.results import LineResult, Results
-from api.cli.study.runner import Progress, StudyRun
+from api.cli.study.runner import StudyProgress, StudyRun
 from api.client import ApiError, Client
 from api.schemas.models import Model
 from api.schemas.updates import MetricPoint, Update
@@ -29,7 +29,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Study:
-    """Of two rows on two data versions that no other test has. ``results``: of all runs so far."""
+    """A study of two rows on two data versions that no other test uses. ``results`` are those of all runs so far."""
 
     def __init__(self, plane: ControlPlane, name: str) -> None:
         self.plane = plane
@@ -37,7 +37,7 @@ class Study:
         texts = [[f"{name} {version} {n}" for n in range(9)] for version in "ab"]
         self.data: StudyData = data_of(*texts, slices=[[f"{name} a"], [f"{name} b"]])
         self.results: Results = no_results(self.config)
-        self.shown: list[Progress] = []
+        self.shown: list[StudyProgress] = []
 
     def run(self, client: Client | None = None, *, seconds: float = 60) -> bool:
         run = StudyRun(
@@ -55,7 +55,7 @@ class Study:
         self.results = results
 
     def updates(self) -> dict[str, list[Update]]:
-        """By row, in the order in which they were asked for."""
+        """Updates by row, in order of creation."""
         models = [model.name for model in self.plane.client.models() if f".{self.data.digest}." in model.name]
         return {model.split(".")[2]: list(self.plane.client.updates(model)) for model in models}
 
@@ -75,7 +75,7 @@ def study(plane: ControlPlane, name: str) -> Iterator[Study]:
 COMPLETE = {"scratch": None, "path": None}
 
 
-def test_every_line_has_every_version_and_nothing_is_asked_for_twice(study: Study) -> None:
+def test_every_line_has_every_version_and_no_update_is_requested_twice(study: Study) -> None:
     with study.plane.orchestrated():
         assert study.run()
         assert study.errors() == COMPLETE
@@ -86,7 +86,7 @@ def test_every_line_has_every_version_and_nothing_is_asked_for_twice(study: Stud
         }
         for line in study.lines():
             assert [list(version.perplexities) for version in line.versions] == [["v1"], ["v1", "v2"]]
-        # In a fresh results file, too: what the service has is taken as it is.
+        # An empty results file makes no difference, because the service has everything already.
         measured, study.results = study.results, no_results(study.config)
         assert study.run()
         assert study.results == measured
@@ -95,7 +95,7 @@ def test_every_line_has_every_version_and_nothing_is_asked_for_twice(study: Stud
     assert all(0 <= share <= 1 for progress in study.shown for share in progress.active.values())
 
 
-def test_a_line_that_tunes_from_scratch_makes_the_newest_version_only(study: Study) -> None:
+def test_a_from_scratch_tuning_line_trains_only_the_newest_version(study: Study) -> None:
     tuning = {"rows": ["scratch"], "peak_lrs": [0.001, 0.002]}
     study.config = study_of(name=study.config.name, tuning=tuning)
     with study.plane.orchestrated():
@@ -104,8 +104,8 @@ def test_a_line_that_tunes_from_scratch_makes_the_newest_version_only(study: Stu
     assert sorted(made) == [(False, [1, 2]), (True, [2]), (True, [2])]
 
 
-def test_what_is_left_in_flight_at_the_deadline_is_gone_on_with(study: Study) -> None:
-    """Nothing moves in the first part: nobody orchestrates."""
+def test_lines_in_flight_at_the_deadline_are_continued(study: Study) -> None:
+    """The first run makes no progress, because no orchestrator is running."""
     assert not study.run(seconds=2)
     assert study.results.lines == {}
     assert [len(found) for found in study.updates().values()] == [1, 1]
@@ -113,10 +113,10 @@ def test_what_is_left_in_flight_at_the_deadline_is_gone_on_with(study: Study) ->
         assert study.run()
         assert study.errors() == COMPLETE
         assert [len(found) for found in study.updates().values()] == [2, 2]
-        assert study.run(seconds=-1)  # past the deadline, and all have their results
+        assert study.run(seconds=-1)  # past the deadline, but all lines have results
 
 
-def test_a_failure_is_written_down_and_tried_again_in_the_next_part(study: Study) -> None:
+def test_a_failure_is_recorded_and_retried_in_the_next_run(study: Study) -> None:
     error = RunError("", "worker_lost", "the process is gone", retryable=False)
     study.plane.executor.fail[StageKind.TRAIN_BRANCH].append(error)
     with study.plane.orchestrated():
@@ -127,7 +127,7 @@ def test_a_failure_is_written_down_and_tried_again_in_the_next_part(study: Study
     assert [len(found) for found in study.updates().values()] == [2, 2]
 
 
-def test_a_line_that_diverged_is_not_tried_again_and_keeps_the_versions_before(study: Study) -> None:
+def test_a_line_that_diverged_is_not_retried_and_keeps_its_earlier_versions(study: Study) -> None:
     assert not study.run(seconds=2)
     for [update] in study.updates().values():
         study.plane.finish(update.model)
@@ -143,7 +143,7 @@ def test_a_line_that_diverged_is_not_tried_again_and_keeps_the_versions_before(s
     assert versions == {"scratch": [1], "path": [1, 2]}
 
 
-def test_a_cancelled_update_is_asked_for_anew(study: Study) -> None:
+def test_a_cancelled_update_is_replaced_by_a_new_one(study: Study) -> None:
     assert not study.run(seconds=2)
     [update] = study.updates()["path"]
     study.plane.client.cancel_update(update.id)
@@ -155,7 +155,7 @@ def test_a_cancelled_update_is_asked_for_anew(study: Study) -> None:
 
 
 class Interrupted(Client):
-    """The first time that it creates a model, starts an update and reads metrics, the answer does not come through."""
+    """A client that loses the answer when it first creates a model, starts an update and reads metrics."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -179,10 +179,10 @@ class Interrupted(Client):
     def _lose(self, *what: str) -> None:
         if (key := " ".join(what)) not in self.lost:
             self.lost.add(key)
-            raise httpx.ReadTimeout("the answer does not come through")
+            raise httpx.ReadTimeout("the answer is lost")
 
 
-def test_a_service_that_is_away_for_a_moment_costs_no_line_and_nothing_is_trained_twice(study: Study) -> None:
+def test_a_short_outage_loses_no_line_and_trains_nothing_twice(study: Study) -> None:
     with study.plane.orchestrated(), Interrupted(study.plane.url) as client:
         assert study.run(client)
         assert len(client.lost) == 4
@@ -190,7 +190,7 @@ def test_a_service_that_is_away_for_a_moment_costs_no_line_and_nothing_is_traine
     assert [len(found) for found in study.updates().values()] == [2, 2]
 
 
-def test_an_answer_that_will_not_change_ends_the_run(study: Study) -> None:
+def test_a_final_error_ends_the_run(study: Study) -> None:
     base = {"architecture": {"base": "/no/such/base"}}
     study.config = study_of({"name": "path"}, name=study.config.name, model=base)
     with pytest.raises(ApiError) as caught:
@@ -200,10 +200,10 @@ def test_an_answer_that_will_not_change_ends_the_run(study: Study) -> None:
 
 def test_a_dataset_of_the_same_name_with_other_data_is_refused(study: Study) -> None:
     assert not study.run(seconds=-1)
-    assert not study.run(seconds=-1)  # with its own
+    assert not study.run(seconds=-1)  # the dataset has its own data
     other = Study(study.plane, f"{study.config.name}-other")
     dataset = f"{other.config.name}.{other.data.digest}"
     study.plane.client.create_dataset(dataset, holdout_fraction=0.0)
     study.plane.push(dataset, "another's").raise_for_status()
-    with pytest.raises(Problem, match="v1 is data version 2 there, not 1"):
+    with pytest.raises(CliError, match="has v1 as data version 2, not 1"):
         other.run(seconds=-1)

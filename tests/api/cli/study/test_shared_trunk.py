@@ -1,4 +1,4 @@
-"""A trunk that several rows share, put together from what each of them trained of it."""
+"""A trunk that several rows share, assembled from the parts that each of them trained."""
 
 from api.cli.study.analysis import Analysis
 from api.cli.study.lines import missing_lines
@@ -10,8 +10,8 @@ PATH = {"name": "path", "paradigm": FIXED}
 CONTINUAL = {"name": "continual", "paradigm": {"name": "continual"}}
 
 
-def test_a_trunk_is_whole_and_nothing_of_it_is_twice_whoever_trained_it() -> None:
-    """The row itself has only the last stretch: the one before is another's, which shares the trunk."""
+def test_a_shared_trunk_is_complete_and_has_no_part_twice() -> None:
+    """The row itself trained only the last part. Another row, which shares the trunk, trained the part before."""
     config = study_of(PATH, {"name": "merge", "paradigm": {"name": "merge"}}, CONTINUAL)
     results = no_results(config)
     lines: dict[str, LineResult] = {}
@@ -32,7 +32,7 @@ def test_a_trunk_is_whole_and_nothing_of_it_is_twice_whoever_trained_it() -> Non
     assert analysis.trunk("continual") == analysis.trunk("scratch") == []
 
 
-def test_a_trunk_of_another_seed_peak_or_training_is_another_trunk() -> None:
+def test_lines_with_another_seed_peak_rate_or_training_have_another_trunk() -> None:
     """The row's own line is the only one without curves."""
     config = study_of(
         PATH,
@@ -58,8 +58,8 @@ def test_a_trunk_of_another_seed_peak_or_training_is_another_trunk() -> None:
     assert Analysis(with_lines(results, bare)).trunk("path") == []
 
 
-def test_what_a_row_was_before_it_changed_is_in_no_trunk() -> None:
-    """Its results stay in the file, and had the same seed, peak and training."""
+def test_results_of_a_row_before_it_changed_are_in_no_trunk() -> None:
+    """They are still in the file, and had the same seed, peak rate and training."""
     config = study_of(PATH, {"name": "other", "paradigm": FIXED | {"decay": {"floor": 0.1}}})
     results = trained(no_results(config), measuring(lambda line, version, on: 100.0, 2))
     [path] = [name for name, line in results.lines.items() if line.row == "path"]

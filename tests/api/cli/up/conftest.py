@@ -10,6 +10,6 @@ from tests.support.up import kill_leftovers
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
-    """A home of whose processes none outlives the test, also where that fails."""
+    """A home. Its processes end with the test, even if the test fails."""
     yield tmp_path / "home"
     kill_leftovers(tmp_path / "home")

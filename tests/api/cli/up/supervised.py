@@ -1,25 +1,24 @@
-"""Two small parts under a supervisor, as a process of its own: ``python -m tests.api.cli.up.supervised <home>``.
+"""Runs a supervisor with two small parts: ``python -m tests.api.cli.up.supervised <home>``.
 
-``base`` has a child, and starts another in a session of its own whose parent ends at once. ``upper`` needs
-``base``.
+``base`` has a child process and an orphan in a session of its own. ``upper`` needs ``base``.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from api.cli.problems import Problem
-from api.cli.up.record import Record
+from api.cli.errors import CliError
+from api.cli.up.record import ProcessRecord
 from api.cli.up.supervisor import Part, Supervisor
 
-# Tells that it is ready by a file, after it has started a child, and one that loses its parent.
+# Starts a child and an orphan, whose parent has ended, and then creates a file to report that it is ready.
 BASE = """
 import subprocess, sys, time
 from pathlib import Path
 sleeping = [sys.executable, "-c", "import time; time.sleep(120)"]
-losing = f"import subprocess; subprocess.Popen({sleeping!r}, start_new_session=True)"
+orphaning = f"import subprocess; subprocess.Popen({sleeping!r}, start_new_session=True)"
 subprocess.Popen(sleeping)
-subprocess.run([sys.executable, "-c", losing], check=True)
+subprocess.run([sys.executable, "-c", orphaning], check=True)
 Path(sys.argv[1]).touch()
 time.sleep(120)
 """
@@ -50,9 +49,9 @@ def main(home: Path, broken: bool) -> None:
         print(f"{name}: {text}", flush=True)
 
     try:
-        Supervisor([base, upper], Record(home), say, lambda: say("all", "ready")).run()
-    except Problem as problem:
-        print(problem.block(), flush=True)
+        Supervisor([base, upper], ProcessRecord(home), say, lambda: say("all", "ready")).run()
+    except CliError as error:
+        print(error.block(), flush=True)
         sys.exit(1)
 
 

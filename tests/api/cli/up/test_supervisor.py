@@ -1,4 +1,4 @@
-"""Parts are kept running, and end with all they started, whatever happens."""
+"""The supervisor keeps parts running, and ends them with all their descendants in every case."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class Supervised:
         found = []
         while not found or text not in found[-1]:
             line = self.lines.readline()
-            assert line, f"it ended after {found}"
+            assert line, f"the process ended after {found}"
             found.append(line.rstrip())
         return found
 
@@ -60,14 +60,14 @@ def wait_until(holds: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def test_parts_start_in_the_order_of_their_needs(supervised: Supervised) -> None:
+def test_a_part_starts_after_what_it_needs(supervised: Supervised) -> None:
     assert supervised.read_until("all") == ["base: is up", "upper: is up", "all: ready"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_everything_in_reverse_order(supervised: Supervised, number: signal.Signals) -> None:
     supervised.read_until("all")
-    wait_until(lambda: len(supervised.recorded()[1]) == 2)  # the orphan has been seen
+    wait_until(lambda: len(supervised.recorded()[1]) == 2)  # the supervisor has seen the orphan
     parts, below = supervised.recorded()
     supervised.process.send_signal(number)
     assert supervised.process.wait(PATIENCE_SECONDS) == 0
@@ -76,45 +76,45 @@ def test_a_signal_ends_everything_in_reverse_order(supervised: Supervised, numbe
     assert not (supervised.home / "processes.json").exists()
 
 
-def test_what_was_lost_a_moment_ago_ends_too(supervised: Supervised) -> None:
-    """Before anybody has looked where it went."""
+def test_a_new_orphan_ends_too(supervised: Supervised) -> None:
+    """Even if the supervisor has not seen it below its part."""
     supervised.read_until("base")
-    mine = processes.descendants([supervised.process.pid], processes.all_processes())
+    below = processes.descendants([supervised.process.pid], processes.all_processes())
     supervised.process.send_signal(signal.SIGTERM)
     assert supervised.process.wait(PATIENCE_SECONDS) == 0
-    assert len(mine) >= 2
-    assert not any(processes.alive(one) for one in mine)
+    assert len(below) >= 2
+    assert not any(processes.alive(process) for process in below)
 
 
-def test_a_part_that_dies_is_started_again_and_what_needs_it_too(supervised: Supervised) -> None:
+def test_a_part_that_dies_is_restarted_with_the_parts_that_need_it(supervised: Supervised) -> None:
     supervised.read_until("all")
     wait_until(lambda: len(supervised.recorded()[1]) == 2)
     parts, _ = supervised.recorded()
     below = processes.descendants([parts["base"].pid], processes.all_processes())
     os.kill(parts["base"].pid, signal.SIGKILL)
     lines = supervised.read_until("all")
-    assert lines[0].startswith("base: ended with signal SIGKILL; starting it again in 1 s (log: ")
+    assert lines[0].startswith("base: ended with signal SIGKILL; restarting in 1 s (log: ")
     assert lines[1:] == ["base: is up", "upper: is up", "all: ready"]
     assert len(below) == 1
     assert not any(processes.alive(one) for one in (*parts.values(), *below))
 
 
-def test_after_kill_9_the_next_owner_finds_what_is_left(supervised: Supervised) -> None:
+def test_after_kill_9_the_next_owner_ends_the_leftovers(supervised: Supervised) -> None:
     supervised.read_until("all")
     wait_until(lambda: len(supervised.recorded()[1]) == 2)
     parts, below = supervised.recorded()
     supervised.process.kill()
     supervised.process.wait()
-    assert any(processes.alive(one) for one in below), "the orphan is tied to nobody"
+    assert any(processes.alive(one) for one in below), "the orphan must outlive the supervisor"
     assert end_leftovers(supervised.home) >= 1
     assert not any(processes.alive(one) for one in (*parts.values(), *below))
 
 
-def test_a_part_that_never_starts_is_given_up_with_its_last_words(tmp_path: Path) -> None:
+def test_a_part_that_never_starts_is_given_up_with_the_end_of_its_log(tmp_path: Path) -> None:
     running = Supervised(tmp_path, "broken")
     assert running.process.wait(PATIENCE_SECONDS) == 1
     lines = running.lines.read().splitlines()
     running.lines.close()
-    assert len([line for line in lines if "starting it again" in line]) == 2
+    assert len([line for line in lines if "restarting in" in line]) == 2
     assert "pathswitch: base ended with status 1" in lines
     assert "  there is no such thing" in lines

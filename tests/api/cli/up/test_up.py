@@ -1,4 +1,4 @@
-"""`pathswitch up` for real: started, stopped, killed, started again on what it had left."""
+"""`pathswitch up` for real: it starts, stops, and restarts on the home of one that was killed."""
 
 import signal
 import socket
@@ -14,12 +14,12 @@ from tests.support.up import Up, assert_nothing_is_left, up_that_ends
 
 
 @pytest.mark.ray
-def test_up_starts_carries_on_after_kill_9_and_leaves_nothing(home: Path) -> None:
+def test_up_continues_after_kill_9_and_leaves_no_process(home: Path) -> None:
     first = Up(home)
     lines = first.wait_until_ready()
     parts = {line.removeprefix("pathswitch: ")[:15].strip() for line in lines}
     assert parts == {"database", "artifacts", "ray", "orchestrator", "control plane", "serve", "ready"}
-    assert len(first.started) > 10, "Ray alone is more"
+    assert len(first.started) > 10, "Ray alone has more processes"
     assert (home / "ray-token").stat().st_mode & 0o777 == 0o600
     with Client(first.urls["api"]) as client:
         assert client.ready().parts == ("database", "artifacts", "ray")
@@ -27,7 +27,7 @@ def test_up_starts_carries_on_after_kill_9_and_leaves_nothing(home: Path) -> Non
     assert httpx.get(f"{first.urls['serve']}/models").json()["data"] == []
     other = up_that_ends("--home", str(home))
     assert other.returncode == 1
-    assert f"another `pathswitch up` (process {first.process.pid}) runs on the home" in other.stderr
+    assert f"another `pathswitch up` (process {first.process.pid}) is running on the home" in other.stderr
 
     first.kill()
     time.sleep(2)
@@ -57,17 +57,17 @@ def test_up_without_ray_ends_on_ctrl_c(home: Path) -> None:
     assert not (home / "ray-token").exists()
 
 
-def test_a_port_in_use_is_told_before_anything_starts(home: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_starts(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         done = up_that_ends("--home", str(home), "--api-port", str(port))
     assert done.returncode == 1
-    assert f"port {port} of 127.0.0.1, where the control plane should listen, is in use" in done.stderr
+    assert f"port {port} on 127.0.0.1, meant for the control plane, is in use" in done.stderr
     assert "--api-port or PATHSWITCH_API_PORT" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["PATHSWITCH_API_PORT", "PATHSWITCH_EXECUTOR"])
-def test_a_setting_that_cannot_be_is_named(home: Path, name: str) -> None:
+def test_an_invalid_setting_is_named(home: Path, name: str) -> None:
     done = up_that_ends("--home", str(home), **{name: "nonsense"})
     assert done.returncode == 1
     assert f"{name}: " in done.stderr

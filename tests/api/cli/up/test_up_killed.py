@@ -1,4 +1,4 @@
-"""`pathswitch up` is killed with -9 and started 2 s later on the same ports, again and again: it works every time."""
+"""`pathswitch up` starts on the same ports 2 s after kill -9, every time."""
 
 import time
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ from tests.support.stopping import (
 from tests.support.story import DATASET
 from tests.support.up import Up
 
-PAUSE_SECONDS = 2.0  # what was killed is still about then, and holds ports
+PAUSE_SECONDS = 2.0  # killed processes still exist then, and hold ports
 OFTEN: dict[str, Any] = LONG | {"training": LONG["training"] | {"checkpoint_every": 10}}
 
 
 class Killed:
-    """Starts `up` after `up` on one home and the same two ports; each is killed at the end of its block."""
+    """Starts `up` repeatedly on one home and two ports, and kills it at the end of each block."""
 
     def __init__(self, home: Path, executor: str) -> None:
         self._home, self._executor = home, executor
@@ -57,7 +57,7 @@ def database(home: Path) -> Iterator[Database]:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_it_starts_after_every_kill_and_leaves_nothing_of_the_one_before(home: Path) -> None:
+def test_up_starts_after_every_kill_and_leaves_no_earlier_process(home: Path) -> None:
     killed, before = Killed(home, "ray"), set()
     for number in range(1, 7):
         with killed.up() as up, Client(up.urls["api"]) as client:
@@ -73,10 +73,10 @@ def test_it_starts_after_every_kill_and_leaves_nothing_of_the_one_before(home: P
 @pytest.mark.parametrize(
     ("executor", "kills"), [("local", MAX_ATTEMPTS + 1), pytest.param("ray", 2, marks=pytest.mark.ray)]
 )
-def test_training_goes_on_however_often_it_is_killed_in_the_middle(
+def test_training_continues_after_any_number_of_kills(
     home: Path, database: Database, executor: str, kills: int
 ) -> None:
-    """More often than a stage is tried that gets no further."""
+    """Even after more kills than a stage has attempts, because each attempt makes progress."""
     killed = Killed(home, executor)
     with killed.up() as up, Client(up.urls["api"]) as client:
         client.create_dataset(DATASET, holdout_fraction=0.1)

@@ -1,4 +1,4 @@
-"""`pathswitch up` is asked to stop in the middle of everything: 30 s later it is gone, and nothing was cut off or lost."""
+"""`pathswitch up` stops under load within 30 s, without breaking a request or losing anything."""
 
 import signal
 import threading
@@ -30,7 +30,7 @@ from tests.support.stopping import (
 from tests.support.story import DATASET
 from tests.support.up import Up, assert_nothing_is_left
 
-# Over Ray points arrive twice a second, and a step is asked to be the last one as rarely.
+# Over Ray, progress and stop requests travel only twice a second, so training must last longer.
 LONGER: dict[str, Any] = LONG | {"training": LONG["training"] | {"epochs": 24}}
 LATE_SECONDS = 2.0
 
@@ -43,7 +43,7 @@ LATE_SECONDS = 2.0
         pytest.param("ray", LONGER, marks=pytest.mark.ray, id="over Ray"),
     ],
 )
-def test_up_lets_everything_in_flight_finish_and_goes_on_training_where_it_stopped(
+def test_up_finishes_everything_in_flight_and_resumes_training_where_it_stopped(
     home: Path, tmp_path: Path, executor: str, model: dict[str, Any]
 ) -> None:
     settings = Settings(home=home)
@@ -97,5 +97,5 @@ def test_up_lets_everything_in_flight_finish_and_goes_on_training_where_it_stopp
     assert_resumed_exactly(database, 2, reached)
     database.close()
     assert again.ended_with(signal.SIGTERM)[-1] == "pathswitch: stopped"
-    if executor == "ray":  # without it, the orchestrator's own story has compared them
+    if executor == "ray":  # without Ray, the orchestrator's own tests compare them
         assert exports == undisturbed(tmp_path / "undisturbed", model, 2)

@@ -1,10 +1,10 @@
-"""What went wrong, in one readable block on stderr, for the person at the terminal."""
+"""Errors of the command line: what a command prints on stderr instead of a traceback."""
 
 from collections.abc import Sequence
 
 
-class Problem(Exception):
-    """What is wrong, what is known or can be done about it, and where there are several findings, each."""
+class CliError(Exception):
+    """An error for the user: what is wrong, details or a remedy, and (location, message) of several errors."""
 
     def __init__(self, title: str, detail: str = "", errors: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(title)
@@ -13,6 +13,7 @@ class Problem(Exception):
         self.errors = tuple(errors)
 
     def block(self) -> str:
+        """The text for stderr: the title, then indented details."""
         lines = [f"pathswitch: {self.title}"]
         lines += [f"  {line}" for line in self.detail.splitlines()]
         lines += [
@@ -21,11 +22,11 @@ class Problem(Exception):
         return "\n".join(lines)
 
 
-def explain(error: Exception) -> Problem | None:
-    """The error as a problem; None where it is a defect of ours, which deserves its traceback."""
-    if isinstance(error, Problem):
+def explain(error: Exception) -> CliError | None:
+    """Translate an exception for the user; None for a bug, which should show its traceback."""
+    if isinstance(error, CliError):
         return error
-    # Here, so that a command that goes well does not pay for what it never used.
+    # Imported here, so that successful commands do not pay for these imports.
     import httpx
     from pydantic import ValidationError
 
@@ -34,43 +35,43 @@ def explain(error: Exception) -> Problem | None:
 
     if isinstance(error, ApiError):
         problem = error.problem
-        findings = [(item.location, item.message) for item in problem.errors or ()]
-        return Problem(f"{problem.title} ({problem.status})", problem.detail, findings)
+        errors = [(item.location, item.message) for item in problem.errors or ()]
+        return CliError(f"{problem.title} ({problem.status})", problem.detail, errors)
     if isinstance(error, httpx.TransportError):
         return _unreachable(error)
     if isinstance(error, ValidationError):
         return _invalid(error)
     if isinstance(error, PathswitchError):
-        return Problem(error.detail, errors=error.errors)
+        return CliError(error.detail, errors=error.errors)
     if isinstance(error, OSError) and error.filename is not None:
-        return Problem(f"{error.filename}: {error.strerror}")
+        return CliError(f"{error.filename}: {error.strerror}")
     return None
 
 
-def _unreachable(error: Exception) -> Problem:
+def _unreachable(error: Exception) -> CliError:
     import httpx
 
     try:
-        where = str(error.request.url.join("/")) if isinstance(error, httpx.RequestError) else ""
-    except RuntimeError:  # it was not raised by a request
-        where = ""
-    return Problem(
-        f"the control plane does not answer{' at ' + where if where else ''}",
+        url = str(error.request.url.join("/")) if isinstance(error, httpx.RequestError) else ""
+    except RuntimeError:  # the error does not come from a request
+        url = ""
+    return CliError(
+        f"the control plane does not answer{' at ' + url if url else ''}",
         f"{error or type(error).__name__}\n"
-        "Start it with `pathswitch up`, or say where it is with --api or PATHSWITCH_API_URL.",
+        "Start it with `pathswitch up`, or give its URL with --api or PATHSWITCH_API_URL.",
     )
 
 
-def _invalid(error: Exception) -> Problem:
-    """Settings that cannot be: everything else that is validated here was made here."""
+def _invalid(error: Exception) -> CliError:
+    """Invalid settings, named by their environment variables, or another invalid model."""
     from pydantic import ValidationError
 
     assert isinstance(error, ValidationError)
-    what = "a setting is not valid" if error.title == "Settings" else f"not a valid {error.title}"
+    title = "invalid setting" if error.title == "Settings" else f"invalid {error.title}"
     prefix = "PATHSWITCH_" if error.title == "Settings" else ""
-    findings = [
+    errors = [
         (prefix + ".".join(str(part) for part in item["loc"]).upper(), item["msg"]) if prefix
         else (".".join(str(part) for part in item["loc"]), item["msg"])
         for item in error.errors(include_url=False)
     ]  # fmt: skip
-    return Problem(what, errors=findings)
+    return CliError(title, errors=errors)

@@ -1,4 +1,4 @@
-"""A `pathswitch up` of one's own: a child on free ports, its lines passed on, stopped with all it started."""
+"""Runs `pathswitch up` as a child process, on free ports, and stops it at the end. For `demo` and `study`."""
 
 import json
 import os
@@ -10,24 +10,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from api.cli.problems import Problem
+from api.cli.errors import CliError
 from api.cli.up import processes
 
 READY = "pathswitch: ready"
 START_SECONDS = 300.0
 
 
-class Service:
-    """Runs while the block does. Raises Problem where it does not become ready."""
+class ChildService:
+    """Runs the service for the length of a block. Raises CliError if it does not become ready."""
 
     def __init__(
-        self, home: Path, tell: Callable[[str], None], settings: Mapping[str, str] | None = None
+        self, home: Path, on_line: Callable[[str], None], settings: Mapping[str, str] | None = None
     ) -> None:
-        """``settings``: environment variables of its own beside this process's."""
+        """``on_line`` gets each line of output. ``settings`` are environment variables to add to this process's."""
         self._home = home
-        self._tell = tell
+        self._on_line = on_line
         self._settings = dict(settings or {})
-        self._settled = threading.Event()  # it is ready, or it has ended
+        self._started = threading.Event()  # set when the service is ready or has ended
         self.api_url = ""
         self.inference_url = ""
 
@@ -54,28 +54,31 @@ class Service:
         self._stop()
 
     def wait(self) -> None:
-        """Until it ends by itself, or KeyboardInterrupt."""
+        """Wait until the service ends, or KeyboardInterrupt."""
         self._child.wait()
 
     def _wait_until_ready(self) -> None:
-        if not self._settled.wait(START_SECONDS):
-            raise Problem(f"the service is not ready after {START_SECONDS:.0f} s")
+        if not self._started.wait(START_SECONDS):
+            raise CliError(
+                f"the service is not ready after {START_SECONDS:.0f} s",
+                f"Its logs are in {self._home / 'logs'}.",
+            )
         if self._child.poll() is not None:
-            raise Problem("the service did not start", f"Its logs are in {self._home / 'logs'}.")
+            raise CliError("the service did not start", f"Its logs are in {self._home / 'logs'}.")
         urls = json.loads((self._home / "processes.json").read_text())["urls"]
         self.api_url, self.inference_url = urls["api"], urls["serve"]
 
     def _relay(self, descriptor: int) -> None:
         with os.fdopen(descriptor, errors="replace") as lines:
             for line in lines:
-                self._tell(line.rstrip("\n"))
+                self._on_line(line.rstrip("\n"))
                 if line.startswith(READY):
-                    self._settled.set()
+                    self._started.set()
         self._child.wait()
-        self._settled.set()
+        self._started.set()
 
     def _stop(self) -> None:
-        """As patient as `up` itself is. Ctrl-C meanwhile has it end at once."""
+        """Send SIGTERM and wait for `up` to end. Each Ctrl-C sends it again; the second one makes `up` kill its parts."""
         while self._child.poll() is None:
             try:
                 self._child.send_signal(signal.SIGTERM)
@@ -86,7 +89,7 @@ class Service:
 
 
 def raise_on_sigterm() -> None:
-    """Have SIGTERM unwind the stack, as Ctrl-C does, so that what runs in a block is stopped at its end."""
+    """Make SIGTERM unwind the stack, as Ctrl-C does, so that context managers clean up."""
 
     def leave(number: int, frame: object) -> None:
         sys.exit(128 + number)

@@ -1,6 +1,7 @@
 """Traffic counts of two versions, and the verdict on the one that is on trial."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -93,7 +94,7 @@ def test_errors_end_a_trial_early_but_a_single_one_does_not() -> None:
 @pytest.mark.parametrize(
     ("slow", "what"), [({"first": 0.2}, "to the first token"), ({"token": 0.04}, "per token")]
 )
-def test_a_version_slower_than_the_ratio_allows_is_rejected(slow: dict[str, float], what: str) -> None:
+def test_a_version_slower_than_the_ratio_allows_is_rejected(slow: dict[str, Any], what: str) -> None:
     verdict = judge(SPEC, traffic(100, **slow), traffic(1000), 60)
     assert verdict is not None
     assert [what in reason for reason in verdict.reasons] == [True]

@@ -1,6 +1,7 @@
 """Steps and rows of the stream: how many new rows each step reads."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ LEDGERS = st.tuples(
 )
 
 
-def made(batches, batch_rows, epochs, replay):
+def made(batches: Any, batch_rows: Any, epochs: Any, replay: Any) -> Any:
     line = line_spec(batch_rows=batch_rows, epochs=epochs)
     return line, ledger_of(*batches, batch_rows=batch_rows, epochs=epochs, replay=replay)
 
@@ -34,12 +35,14 @@ def made(batches, batch_rows, epochs, replay):
     ("rows", "replay", "expected"),
     [(160, 0.0, 10), (160, 0.5, 20), (160, 0.15, 12), (1, 0.0, 1), (161, 0.0, 11)],
 )
-def test_replay_lengthens_a_version_by_one_over_one_minus_its_fraction(rows, replay, expected):
+def test_replay_lengthens_a_version_by_one_over_one_minus_its_fraction(
+    rows: int, replay: float, expected: int
+) -> None:
     assert steps_of(rows, 16, 1, replay) == expected
 
 
 @given(LEDGERS)
-def test_new_rows_are_spread_evenly_and_all_are_read(ledger_parts):
+def test_new_rows_are_spread_evenly_and_all_are_read(ledger_parts: Any) -> None:
     line, ledger = made(*ledger_parts)
     end = total_steps(ledger)
     counts = [new_rows_before(line, ledger, step) for step in range(end + 1)]
@@ -52,14 +55,14 @@ def test_new_rows_are_spread_evenly_and_all_are_read(ledger_parts):
 
 
 @given(LEDGERS, st.data())
-def test_the_smallest_number_of_last_steps_with_the_rows_is_found(ledger_parts, data):
+def test_the_smallest_number_of_last_steps_with_the_rows_is_found(ledger_parts: Any, data: Any) -> None:
     line, ledger = made(*ledger_parts)
     end = total_steps(ledger)
     everything = new_rows_before(line, ledger, end)
     rows = data.draw(st.integers(1, everything))
     steps = steps_that_end_with(line, ledger, rows)
 
-    def held(last):
+    def held(last: Any) -> Any:
         return everything - new_rows_before(line, ledger, end - last)
 
     assert held(steps) >= rows
@@ -67,7 +70,7 @@ def test_the_smallest_number_of_last_steps_with_the_rows_is_found(ledger_parts, 
 
 
 @given(LEDGERS, st.sampled_from([0.1, 0.5, 0.75]))
-def test_a_kept_budget_never_replaces_more_rows_than_a_batch_has(ledger_parts, fraction):
+def test_a_kept_budget_never_replaces_more_rows_than_a_batch_has(ledger_parts: Any, fraction: Any) -> None:
     line, ledger = made(*ledger_parts)
     total = 0
     for k in range(1, total_steps(ledger) + 1):

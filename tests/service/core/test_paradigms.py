@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from service.core.paradigm_specs import (
     FixedLength,
     FromScratchSpec,
     MergeSpec,
+    ParadigmSpec,
     PathSwitchingSpec,
     WsdSSpec,
 )
@@ -33,7 +35,7 @@ from tests.support.specs import ledger_of, line_spec, plan_context
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 HALF_REPLAYED = DecaySpec(length=FixedLength(fraction=0.6), replay_fraction=0.25)
-ALL = {
+ALL: dict[str, ParadigmSpec] = {
     "path_switching": PathSwitchingSpec(decay=BranchSpec(**HALF_REPLAYED.model_dump())),
     "from_scratch": FromScratchSpec(schedule="wsd"),
     "continual": ContinualSpec(restart="rewarm", optimizer_state="reset"),
@@ -45,7 +47,7 @@ BY_EXAMPLE = settings(max_examples=30)
 BATCHES = st.lists(st.integers(1, 900), min_size=1, max_size=64)
 
 
-def make_line(paradigm, batches, *, replay=0.0, **line):
+def make_line(paradigm: Any, batches: Any, *, replay: float = 0.0, **line: Any) -> Any:
     """The training stages of every version of a line in turn, each plan starting where the last one ended."""
     trunk_step, previous, versions = 0, None, []
     for count in range(1, len(batches) + 1):
@@ -68,12 +70,12 @@ def make_line(paradigm, batches, *, replay=0.0, **line):
     return versions
 
 
-def steps_trained(versions):
+def steps_trained(versions: Any) -> Any:
     return sum(stage.total_steps for trained in versions for stage in trained)
 
 
 @pytest.mark.parametrize("name", PARADIGMS)
-def test_the_plan_equals_the_golden_plan(name):
+def test_the_plan_equals_the_golden_plan(name: Any) -> None:
     context = plan_context(
         ledger_of(100, 80),
         ALL[name],
@@ -90,7 +92,7 @@ def test_the_plan_equals_the_golden_plan(name):
 
 @BY_EXAMPLE
 @given(BATCHES)
-def test_from_scratch_costs_the_sum_of_all_ends(batches):
+def test_from_scratch_costs_the_sum_of_all_ends(batches: Any) -> None:
     ends = [sum(batches[:n]) for n in range(1, len(batches) + 1)]
     for schedule in ("cosine", "wsd"):
         assert steps_trained(make_line(FromScratchSpec(schedule=schedule), batches)) == from_scratch(ends)
@@ -98,7 +100,7 @@ def test_from_scratch_costs_the_sum_of_all_ends(batches):
 
 @BY_EXAMPLE
 @given(BATCHES, st.sampled_from([0.0, 0.15, 0.5]))
-def test_continual_costs_every_step_of_the_stream_once(batches, replay):
+def test_continual_costs_every_step_of_the_stream_once(batches: Any, replay: Any) -> None:
     end = total_steps(ledger_of(*batches, replay=replay))
     for restart in ("reset", "rewarm", "low"):
         paradigm = ContinualSpec(restart=restart)
@@ -107,14 +109,14 @@ def test_continual_costs_every_step_of_the_stream_once(batches, replay):
 
 @BY_EXAMPLE
 @given(BATCHES, st.sampled_from([0.0, 0.15, 0.5]), st.sampled_from(["1-sqrt", "mean"]))
-def test_merging_costs_every_step_of_the_stream_once(batches, replay, weights):
+def test_merging_costs_every_step_of_the_stream_once(batches: Any, replay: Any, weights: Any) -> None:
     end = total_steps(ledger_of(*batches, replay=replay))
     assert steps_trained(make_line(MergeSpec(weights=weights), batches, replay=replay)) == continual([end])
 
 
 @BY_EXAMPLE
 @given(BATCHES, st.sampled_from([0.0, 0.5]))
-def test_wsd_s_costs_the_stream_once_plus_replay_in_its_decays(batches, replay):
+def test_wsd_s_costs_the_stream_once_plus_replay_in_its_decays(batches: Any, replay: Any) -> None:
     ledger = ledger_of(*batches, replay=replay)
     assert steps_trained(make_line(WsdSSpec(), batches, replay=replay)) == total_steps(ledger)
     grown = WsdSSpec(decay=DecaySpec(replay_fraction=0.5))
@@ -126,8 +128,8 @@ def test_wsd_s_costs_the_stream_once_plus_replay_in_its_decays(batches, replay):
 @BY_EXAMPLE
 @given(BATCHES, st.sampled_from([0.1, 0.6]), st.sampled_from([0.0, 0.25]), st.sampled_from(["grown", "kept"]))
 def test_path_switching_costs_the_stream_once_plus_earlier_branches_plus_replay(
-    batches, fraction, in_branch, budget
-):
+    batches: Any, fraction: Any, in_branch: Any, budget: Any
+) -> None:
     decay = BranchSpec(length=FixedLength(fraction=fraction), replay_fraction=in_branch, replay_budget=budget)
     versions = make_line(PathSwitchingSpec(decay=decay), batches)
     branches = [trained[-1] for trained in versions]
@@ -140,14 +142,14 @@ def test_path_switching_costs_the_stream_once_plus_earlier_branches_plus_replay(
 
 @BY_EXAMPLE
 @given(BATCHES, st.integers(1, 3))
-def test_the_cost_of_from_scratch_excludes_replay(batches, epochs):
+def test_the_cost_of_from_scratch_excludes_replay(batches: Any, epochs: Any) -> None:
     line = line_spec(epochs=epochs)
     ledger = ledger_of(*batches, epochs=epochs, replay=0.5)
     assert own_steps(line, ledger) == epochs * sum(batches)
 
 
 @pytest.mark.parametrize("restart", ["reset", "rewarm", "low"])
-def test_continual_continues_from_the_previous_version(restart):
+def test_continual_continues_from_the_previous_version(restart: str) -> None:
     first, second = make_line(ContinualSpec(restart=restart, floor=0.2), [100, 80])
     assert (first[0].from_step, first[0].to_step, first[0].start_key) == (0, 100, None)
     assert (second[0].from_step, second[0].to_step) == (100, 180)
@@ -166,7 +168,7 @@ def test_continual_continues_from_the_previous_version(restart):
     )
 
 
-def test_a_data_version_without_an_update_is_read_by_the_next_update():
+def test_a_data_version_without_an_update_is_read_by_the_next_update() -> None:
     context = plan_context(
         ledger_of(100, 80, 60), ContinualSpec(), previous=LineEnd(checkpoint_key="train/t1", data_version=1)
     )
@@ -175,7 +177,7 @@ def test_a_data_version_without_an_update_is_read_by_the_next_update():
 
 
 @pytest.mark.parametrize("paradigm", [ContinualSpec(), WsdSSpec(), MergeSpec()])
-def test_a_ledger_without_unread_data_has_no_plan(paradigm):
+def test_a_ledger_without_unread_data_has_no_plan(paradigm: Any) -> None:
     context = plan_context(
         ledger_of(100),
         paradigm,
@@ -189,7 +191,7 @@ def test_a_ledger_without_unread_data_has_no_plan(paradigm):
 @pytest.mark.parametrize(
     "paradigm", [ContinualSpec(), WsdSSpec(), WsdSSpec(decay=DecaySpec(length=FixedLength(fraction=1.0)))]
 )
-def test_continuing_without_optimizer_state_starts_a_fresh_optimizer(paradigm):
+def test_continuing_without_optimizer_state_starts_a_fresh_optimizer(paradigm: Any) -> None:
     """A one-off on a path-switching line does this, because a branch ends without optimizer state."""
     end = LineEnd(checkpoint_key="branch/b1", data_version=1, resumable=False)
     plan = PARADIGMS[paradigm.name](plan_context(ledger_of(100, 80), paradigm, previous=end))
@@ -198,7 +200,7 @@ def test_continuing_without_optimizer_state_starts_a_fresh_optimizer(paradigm):
     assert [stage.path.fresh_optimizer for stage in trained] == [True] + [False] * (len(trained) - 1)
 
 
-def test_from_scratch_always_starts_from_initial_weights():
+def test_from_scratch_always_starts_from_initial_weights() -> None:
     context = plan_context(
         ledger_of(100), FromScratchSpec(), previous=LineEnd(checkpoint_key="train/t1", data_version=1)
     )
@@ -206,7 +208,7 @@ def test_from_scratch_always_starts_from_initial_weights():
     assert (stage.from_step, stage.to_step, stage.start_key) == (0, 100, None)
 
 
-def test_wsd_s_continues_at_the_peak_from_the_decayed_weights():
+def test_wsd_s_continues_at_the_peak_from_the_decayed_weights() -> None:
     first, second = make_line(WsdSSpec(), [100, 80])
     assert [(s.from_step, s.to_step) for s in first] == [(0, 90), (90, 100)]
     assert [(s.from_step, s.to_step) for s in second] == [(100, 162), (162, 180)]
@@ -216,7 +218,7 @@ def test_wsd_s_continues_at_the_peak_from_the_decayed_weights():
     assert decay.path.resumable
 
 
-def test_merge_points_are_spread_evenly_over_the_span():
+def test_merge_points_are_spread_evenly_over_the_span() -> None:
     points, weights = merge_points(100, 40, 4, "1-sqrt")
     assert points == (60, 70, 80, 90, 100)
     assert sum(weights) == pytest.approx(1)
@@ -226,7 +228,7 @@ def test_merge_points_are_spread_evenly_over_the_span():
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.integers(0, 400))
-def test_merge_weights_scale_the_updates_as_a_decay_would(span, k, before):
+def test_merge_weights_scale_the_updates_as_a_decay_would(span: Any, k: Any, before: Any) -> None:
     points, weights = merge_points(before + span, span, k, "1-sqrt")
     intervals = len(points) - 1
     assert intervals == min(k, span)
@@ -237,7 +239,7 @@ def test_merge_weights_scale_the_updates_as_a_decay_would(span, k, before):
         assert sum(weights[j:]) == pytest.approx(1 - math.sqrt(j / (intervals + 1)))
 
 
-def test_a_merge_uses_trunk_checkpoints_from_the_current_step_on():
+def test_a_merge_uses_trunk_checkpoints_from_the_current_step_on() -> None:
     context = plan_context(ledger_of(100, 10), MergeSpec(k=2, span=FixedLength(fraction=1.0)), trunk_step=104)
     plan = PARADIGMS["merge"](context)
     assert [stage.name for stage in plan.stages] == [
@@ -261,12 +263,12 @@ def test_a_merge_uses_trunk_checkpoints_from_the_current_step_on():
         {"paradigm": {"name": "unheard_of"}},
     ],
 )
-def test_settings_that_a_paradigm_cannot_honour_are_rejected(wrong):
+def test_settings_that_a_paradigm_cannot_honour_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ModelSpec.model_validate({"name": "m", "dataset": "d", **wrong})
 
 
 @pytest.mark.parametrize("name", PARADIGMS)
-def test_a_paradigm_needs_only_its_name(name):
+def test_a_paradigm_needs_only_its_name(name: Any) -> None:
     spec = ModelSpec.model_validate({"name": "m", "dataset": "d", "paradigm": {"name": name}})
     assert ModelSpec.model_validate(spec.model_dump(mode="json")) == spec

@@ -1,5 +1,7 @@
 """The arithmetic of path switching: lengths, clamps, tiny versions, replay, and the cost of N versions."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from tests.support.specs import ledger_of, line_spec, plan_context
 LINE = line_spec()
 
 
-def walk(decay, *batches, replay=0.0):
+def walk(decay: Any, *batches: Any, replay: float = 0.0) -> Any:
     """The branch geometries of a line that makes a version of every data version."""
     geometries, trunk = [], 0
     for count in range(1, len(batches) + 1):
@@ -26,7 +28,7 @@ def walk(decay, *batches, replay=0.0):
     return geometries
 
 
-def trained_steps(geometries):
+def trained_steps(geometries: Any) -> Any:
     """Steps of the whole line: the trunk to the last branch point, and every branch."""
     return geometries[-1].point + sum(geometry.steps for geometry in geometries)
 
@@ -42,14 +44,14 @@ def trained_steps(geometries):
         (DecaySpec(length=ProportionalLength(fraction=0.1), replay_fraction=0.5), 0.48),
     ],
 )
-def test_four_equal_versions_cost_the_papers_share_of_from_scratch(decay, ratio):
+def test_four_equal_versions_cost_the_papers_share_of_from_scratch(decay: Any, ratio: float) -> None:
     steps = [1000] * 4
     from_scratch = sum(sum(steps[:n]) for n in range(1, 5))
     assert trained_steps(walk(decay, *steps)) / from_scratch == pytest.approx(ratio, abs=1e-9)
 
 
 @pytest.mark.parametrize(("versions", "percent"), [(2, 75.4), (4, 50.9), (8, 32.2), (16, 18.2)])
-def test_the_defaults_cost_half_of_from_scratch_for_four_versions(versions, percent):
+def test_the_defaults_cost_half_of_from_scratch_for_four_versions(versions: int, percent: float) -> None:
     """15 % of the trunk's rows are replayed, and a branch's replay fits into its length."""
     steps = [1000] * versions
     from_scratch = sum(sum(steps[:n]) for n in range(1, versions + 1))
@@ -58,7 +60,7 @@ def test_the_defaults_cost_half_of_from_scratch_for_four_versions(versions, perc
 
 
 @pytest.mark.parametrize(("versions", "percent"), [(10, 28.0), (20, 15.0)])
-def test_the_papers_rule_gets_cheaper_with_every_version(versions, percent):
+def test_the_papers_rule_gets_cheaper_with_every_version(versions: int, percent: float) -> None:
     steps = [1000] * versions
     from_scratch = sum(sum(steps[:n]) for n in range(1, versions + 1))
     cost = trained_steps(walk(DecaySpec(length=FixedLength(fraction=0.6)), *steps))
@@ -66,14 +68,14 @@ def test_the_papers_rule_gets_cheaper_with_every_version(versions, percent):
 
 
 @pytest.mark.parametrize(("versions", "percent"), [(4, 46.0), (10, 23.6), (20, 12.9)])
-def test_a_proportional_length_is_capped_at_two_fifths_of_the_version(versions, percent):
+def test_a_proportional_length_is_capped_at_two_fifths_of_the_version(versions: int, percent: float) -> None:
     steps = [1000] * versions
     from_scratch = sum(sum(steps[:n]) for n in range(1, versions + 1))
     assert 100 * trained_steps(walk(DecaySpec(), *steps)) / from_scratch == pytest.approx(percent, abs=0.05)
 
 
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=64), st.sampled_from([0.1, 0.3, 0.6, 1.0]))
-def test_unequal_versions_cost_all_steps_once_and_earlier_branches_again(steps, fraction):
+def test_unequal_versions_cost_all_steps_once_and_earlier_branches_again(steps: Any, fraction: Any) -> None:
     geometries = walk(DecaySpec(length=FixedLength(fraction=fraction)), *steps)
     again = sum(geometry.steps for geometry in geometries[:-1])
     assert trained_steps(geometries) == sum(steps) + again
@@ -85,7 +87,9 @@ def test_unequal_versions_cost_all_steps_once_and_earlier_branches_again(steps, 
     st.sampled_from([0.0, 0.25, 0.5, 0.9]),
     st.sampled_from(["grown", "kept"]),
 )
-def test_the_trunk_never_turns_back_and_every_branch_reads_to_the_end(steps, length, replay, budget):
+def test_the_trunk_never_turns_back_and_every_branch_reads_to_the_end(
+    steps: Any, length: Any, replay: Any, budget: Any
+) -> None:
     decay = DecaySpec(length=length, replay_fraction=replay, replay_budget=budget)
     trunk, end = 0, 0
     for count, geometry in enumerate(walk(decay, *steps), start=1):
@@ -96,7 +100,7 @@ def test_the_trunk_never_turns_back_and_every_branch_reads_to_the_end(steps, len
         trunk = geometry.point
 
 
-def test_fractions_are_exact_decimals():
+def test_fractions_are_exact_decimals() -> None:
     # 0.1 * 30 is 3.0000000000000004 in binary, whose ceiling would be 4.
     assert branch_length(FixedLength(fraction=0.1), 300, 300) == (30, None)
 
@@ -113,11 +117,11 @@ def test_fractions_are_exact_decimals():
         (1, 1000, (1, "max")),
     ],
 )
-def test_a_bounded_length_names_its_bound(version, total, expected):
+def test_a_bounded_length_names_its_bound(version: int, total: int, expected: Any) -> None:
     assert branch_length(DecaySpec().length, version, total) == expected
 
 
-def test_a_small_version_after_a_large_history_clamps_a_branch_that_may_be_longer_than_it():
+def test_a_small_version_after_a_large_history_clamps_a_branch_that_may_be_longer_than_it() -> None:
     decay = DecaySpec(length=ProportionalLength(fraction=0.1, max=100.0))
     first, second = walk(decay, 10_000, 20)
     assert (first.point, first.steps, first.clamped) == (9000, 1000, False)
@@ -127,13 +131,13 @@ def test_a_small_version_after_a_large_history_clamps_a_branch_that_may_be_longe
     assert (third.point, third.steps, third.clamped) == (10_012, 18, True)
 
 
-def test_replay_has_nothing_to_draw_from_in_the_first_version():
+def test_replay_has_nothing_to_draw_from_in_the_first_version() -> None:
     first, second = walk(DecaySpec(replay_fraction=0.5), 1000, 1000)
     assert first.replay_fraction == 0
     assert (second.steps, second.stream_steps, second.point) == (200, 100, 1900)
 
 
-def test_a_kept_budget_leaves_rows_unread_and_counts_them():
+def test_a_kept_budget_leaves_rows_unread_and_counts_them() -> None:
     decay = DecaySpec(replay_fraction=0.5, replay_budget="kept")
     plan = PARADIGMS["path_switching"](plan_context(ledger_of(1000, 1000), decay, trunk_step=900))
     assert plan.branch_point == 1800
@@ -148,7 +152,9 @@ def test_a_kept_budget_leaves_rows_unread_and_counts_them():
     st.sampled_from([0.15, 0.5]),
     st.sampled_from(["grown", "kept"]),
 )
-def test_with_replay_on_the_trunk_a_branch_reads_every_new_row(batches, length, in_branch, on_trunk, budget):
+def test_with_replay_on_the_trunk_a_branch_reads_every_new_row(
+    batches: Any, length: Any, in_branch: Any, on_trunk: Any, budget: Any
+) -> None:
     decay = DecaySpec(length=length, replay_fraction=in_branch, replay_budget=budget)
     for count, geometry in enumerate(walk(decay, *batches, replay=on_trunk), start=1):
         ledger = ledger_of(*batches[:count], replay=on_trunk)
@@ -164,14 +170,14 @@ def test_with_replay_on_the_trunk_a_branch_reads_every_new_row(batches, length, 
             assert geometry.steps == geometry.stream_steps
 
 
-def test_replay_on_the_trunk_makes_every_version_but_the_first_longer():
+def test_replay_on_the_trunk_makes_every_version_but_the_first_longer() -> None:
     first, second = walk(DecaySpec(length=FixedLength(fraction=0.2)), 800, 800, replay=0.2)
     assert (first.point, first.steps) == (640, 160)
     # T_2 = 800 / (1 - 0.2) = 1000
     assert (second.point, second.steps) == (1600, 200)
 
 
-def test_old_rows_that_the_trunk_replays_count_towards_a_kept_branchs_share():
+def test_old_rows_that_the_trunk_replays_count_towards_a_kept_branchs_share() -> None:
     decay = DecaySpec(length=FixedLength(fraction=0.2), replay_fraction=0.5, replay_budget="kept")
     ledger = ledger_of(800, 800, replay=0.2)
     plan = PARADIGMS["path_switching"](plan_context(ledger, decay, trunk_step=640))
@@ -179,25 +185,25 @@ def test_old_rows_that_the_trunk_replays_count_towards_a_kept_branchs_share():
     assert plan.notes["unread_rows"] == pytest.approx(200 * 16 * 0.3, abs=32)
 
 
-def test_a_trunk_past_the_end_of_the_ledger_has_no_plan():
+def test_a_trunk_past_the_end_of_the_ledger_has_no_plan() -> None:
     with pytest.raises(StageInputInvalid, match="past the last step 100"):
         PARADIGMS["path_switching"](plan_context(ledger_of(100), DecaySpec(), trunk_step=100))
 
 
-def test_a_version_of_one_step_gets_initial_weights_as_its_trunk_and_a_branch_of_one_step():
+def test_a_version_of_one_step_gets_initial_weights_as_its_trunk_and_a_branch_of_one_step() -> None:
     plan = PARADIGMS["path_switching"](plan_context(ledger_of(1), DecaySpec()))
     trunk, branch = (TrainStage.model_validate(stage.spec) for stage in plan.stages[:2])
     assert (trunk.from_step, trunk.to_step) == (0, 0)
     assert (branch.from_step, branch.to_step) == (0, 1)
 
 
-def test_a_trunk_at_the_branch_point_needs_no_segment():
+def test_a_trunk_at_the_branch_point_needs_no_segment() -> None:
     plan = PARADIGMS["path_switching"](plan_context(ledger_of(1000), DecaySpec(), trunk_step=900))
     assert plan.stages[0].kind == StageKind.TRAIN_BRANCH
     assert plan.stages[0].needs == ("pack-1",)
 
 
-def test_two_branch_lengths_share_the_trunk_up_to_the_earlier_branch_point():
+def test_two_branch_lengths_share_the_trunk_up_to_the_earlier_branch_point() -> None:
     ledger = ledger_of(1000)
     keys = set()
     for fraction in (0.6, 0.2):

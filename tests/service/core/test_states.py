@@ -1,6 +1,7 @@
 """The table of moves: complete, closed, and obeyed by the database for every pair of states."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -32,17 +33,17 @@ LEGAL = {
 
 
 @pytest.mark.parametrize(("enum", "a", "b"), PAIRS, ids=[f"{e.__name__}-{a}-{b}" for e, a, b in PAIRS])
-def test_exactly_the_listed_moves_are_legal(enum, a, b):
+def test_exactly_the_listed_moves_are_legal(enum: Any, a: Any, b: Any) -> None:
     assert (b in MOVES[enum][a]) == (f"{a}>{b}" in LEGAL[enum].split())
 
 
 @pytest.mark.parametrize("enum", ENUMS)
-def test_sources_invert_the_table_of_moves(enum):
+def test_sources_invert_the_table_of_moves(enum: Any) -> None:
     for target in enum:
         assert sources(target) == {state for state in enum if target in MOVES[enum][state]}
 
 
-def test_finished_rows_move_only_on_a_retry_or_a_repair():
+def test_finished_rows_move_only_on_a_retry_or_a_repair() -> None:
     for state in FINISHED_UPDATES - {UpdateState.FAILED}:
         assert not MOVES[UpdateState][state]
     assert {StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED} == FINISHED_STAGES

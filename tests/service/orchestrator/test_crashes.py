@@ -1,6 +1,8 @@
 """After a kill at any moment and a restart, an update ends as if undisturbed, and nothing is done twice."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,7 @@ from service.core.stage_specs import StageKind
 from service.core.states import UpdateState
 from service.store import lines, models, releases
 from service.store.database import Database
+from tests.service.orchestrator.conftest import Harness
 
 TICKS_TO_TRAINING = 10  # enough ticks to reach a training stage that is held, and to stay there
 
@@ -19,12 +22,12 @@ class Killed(BaseException):
 class MortalDatabase(Database):
     """Dies before or after its n-th commit."""
 
-    def __init__(self, url, at, when):
+    def __init__(self, url: str, at: int, when: str) -> None:
         super().__init__(url)
         self.left, self.when = at, when
 
     @contextmanager
-    def transaction(self):
+    def transaction(self) -> Iterator[Any]:
         self.left -= 1
         dies = self.left == 0
         with super().transaction() as session:
@@ -35,7 +38,7 @@ class MortalDatabase(Database):
             raise Killed
 
 
-def outcome(harness, model_id, update_id):
+def outcome(harness: Harness, model_id: str, update_id: str) -> Any:
     """The visible outcome of an update: states, keys, results, versions, history."""
     with harness.database.reading() as session:
         versions = [
@@ -48,7 +51,7 @@ def outcome(harness, model_id, update_id):
     return harness.update(update_id).state, stages, versions, history, trunk.artifact_key
 
 
-def run_to_the_end(harness, database=None):
+def run_to_the_end(harness: Harness, database: Any = None) -> Any:
     model_id = harness.add_model(f"m{harness.starts}")
     update_id = harness.add_update(model_id)
     try:
@@ -62,7 +65,7 @@ def run_to_the_end(harness, database=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_kill_around_any_commit_changes_nothing_and_runs_nothing_twice(harness, when):
+def test_a_kill_around_any_commit_changes_nothing_and_runs_nothing_twice(harness: Harness, when: str) -> None:
     at, killed, expected = 0, True, None
     while killed:  # one commit later each time, until the update ends before the kill
         at += 1
@@ -80,7 +83,7 @@ def test_a_kill_around_any_commit_changes_nothing_and_runs_nothing_twice(harness
     assert at > 15
 
 
-def held_in(harness, kind):
+def held_in(harness: Harness, kind: StageKind) -> Any:
     """An update that runs a stage of this kind until ``hold`` is emptied, and its orchestrator."""
     harness.executor.hold = {kind}
     update_id = harness.add_update(harness.add_model())
@@ -92,7 +95,7 @@ def held_in(harness, kind):
     return update_id, orchestrator
 
 
-def test_a_restarted_orchestrator_adopts_the_live_run(harness):
+def test_a_restarted_orchestrator_adopts_the_live_run(harness: Harness) -> None:
     update_id, _ = held_in(harness, StageKind.TRAIN_TRUNK)
     trunk = harness.stages(update_id)["trunk"]
     submitted = list(harness.executor.submitted)
@@ -107,7 +110,7 @@ def test_a_restarted_orchestrator_adopts_the_live_run(harness):
 
 
 @pytest.mark.no_database_faults("calls a part of a tick, and only whole ticks come again")
-def test_an_orchestrator_presumed_dead_writes_nothing(harness):
+def test_an_orchestrator_presumed_dead_writes_nothing(harness: Harness) -> None:
     update_id, first = held_in(harness, StageKind.TRAIN_TRUNK)
     harness.expire_leases()
     second = harness.orchestrator()
@@ -120,7 +123,7 @@ def test_an_orchestrator_presumed_dead_writes_nothing(harness):
     assert harness.finish(second, update_id).state == UpdateState.SUCCEEDED
 
 
-def test_a_lost_cluster_costs_one_attempt(harness):
+def test_a_lost_cluster_costs_one_attempt(harness: Harness) -> None:
     update_id, orchestrator = held_in(harness, StageKind.TRAIN_BRANCH)
     harness.executor.lose_everything()
     harness.executor.hold = set()
@@ -129,7 +132,7 @@ def test_a_lost_cluster_costs_one_attempt(harness):
     assert harness.stages(update_id)["branch"].attempt == 2
 
 
-def test_a_cluster_lost_during_the_trunk_leaves_the_branch_behind_it_waiting(harness):
+def test_a_cluster_lost_during_the_trunk_leaves_the_branch_behind_it_waiting(harness: Harness) -> None:
     update_id, orchestrator = held_in(harness, StageKind.TRAIN_TRUNK)
     harness.executor.lose_everything()
     orchestrator.tick()
@@ -141,7 +144,7 @@ def test_a_cluster_lost_during_the_trunk_leaves_the_branch_behind_it_waiting(har
     assert harness.stages(update_id)["branch"].attempt == 1
 
 
-def test_two_orchestrators_share_the_work_without_repeating_any(harness):
+def test_two_orchestrators_share_the_work_without_repeating_any(harness: Harness) -> None:
     model_ids = [harness.add_model(name) for name in ("m", "n", "o")]
     update_ids = [harness.add_update(model_id) for model_id in model_ids]
     one, two = harness.orchestrator(), harness.orchestrator()

@@ -1,25 +1,29 @@
 """An orchestrator that acts on outdated reads or claims has no effect on rows, runs or replicas."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from service.core.errors import DatabaseAway
 from service.core.executor import Point
 from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
-from service.orchestrator import collect, dispatch, release
+from service.orchestrator import release
+from service.orchestrator.loop import Orchestrator
 from service.store import stages
 from service.store.database import now
 from service.store.tables import Stage
+from tests.service.orchestrator.conftest import Harness
 
 PART_OF_A_TICK = pytest.mark.no_database_faults(
     "calls parts of a tick, and only whole ticks are repeated after a fault"
 )
 
 
-def run_until(harness, orchestrator, kind):
+def run_until(harness: Harness, orchestrator: Orchestrator, kind: StageKind) -> None:
     """Tick until a stage of that kind runs, and hold it there."""
     harness.executor.hold = {kind}
     for _ in range(20):
@@ -32,7 +36,7 @@ def run_until(harness, orchestrator, kind):
     raise AssertionError(f"no {kind} runs")
 
 
-def test_an_outdated_target_does_not_replace_a_newer_one(harness):
+def test_an_outdated_target_does_not_replace_a_newer_one(harness: Harness) -> None:
     model_id = harness.add_model(versions=2)
     one, two = harness.orchestrator(), harness.orchestrator()
     harness.finish(one, harness.add_update(model_id))
@@ -43,7 +47,7 @@ def test_an_outdated_target_does_not_replace_a_newer_one(harness):
     assert harness.serving.answers == {"m": 2}
 
 
-def test_a_failed_release_raises_the_sequence_of_the_live_target(harness):
+def test_a_failed_release_raises_the_sequence_of_the_live_target(harness: Harness) -> None:
     harness.serving.broken = {2}
     model_id = harness.add_model(versions=2)
     orchestrator = harness.orchestrator()
@@ -58,18 +62,20 @@ def test_a_failed_release_raises_the_sequence_of_the_live_target(harness):
 
 
 @PART_OF_A_TICK
-def test_a_run_is_not_submitted_after_its_lease_expired(harness, monkeypatch):
+def test_a_run_is_not_submitted_after_its_lease_expired(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     update_id = harness.add_update(harness.add_model())
     orchestrator = harness.orchestrator()
     orchestrator.start()
     claim = stages.claim
 
-    def stopped_after(session, chain, **values):
+    def stopped_after(session: Session, chain: Any, **values: Any) -> Any:
         claimed = claim(session, chain, **values)
         orchestrator.leases.lease_seconds = 0.0  # as if the lease had expired
         return claimed
 
-    monkeypatch.setattr(dispatch.stages, "claim", stopped_after)
+    monkeypatch.setattr(stages, "claim", stopped_after)
     orchestrator.dispatch()
     monkeypatch.undo()
     assert harness.executor.submitted == []
@@ -79,13 +85,15 @@ def test_a_run_is_not_submitted_after_its_lease_expired(harness, monkeypatch):
 
 
 @PART_OF_A_TICK
-def test_a_run_submitted_after_it_was_given_up_is_cancelled(harness, monkeypatch):
+def test_a_run_submitted_after_it_was_given_up_is_cancelled(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     update_id = harness.add_update(harness.add_model())
     slow, other = harness.orchestrator(), harness.orchestrator()
     slow.start()
     submit = harness.executor.submit
 
-    def overtaken(run):
+    def overtaken(run: Any) -> None:
         monkeypatch.undo()
         harness.expire_leases()
         other.tick()
@@ -101,7 +109,7 @@ def test_a_run_submitted_after_it_was_given_up_is_cancelled(harness, monkeypatch
 
 
 @PART_OF_A_TICK
-def test_a_run_held_again_is_read_from_the_start(harness):
+def test_a_run_held_again_is_read_from_the_start(harness: Harness) -> None:
     harness.add_update(harness.add_model())
     first, second = harness.orchestrator(), harness.orchestrator()
     run_until(harness, first, StageKind.PACK)
@@ -122,16 +130,18 @@ def test_a_run_held_again_is_read_from_the_start(harness):
 
 
 @PART_OF_A_TICK
-def test_a_failed_renewal_is_repeated_at_the_next_tick(harness, monkeypatch):
+def test_a_failed_renewal_is_repeated_at_the_next_tick(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     harness.add_update(harness.add_model())
     orchestrator = harness.orchestrator()
     run_until(harness, orchestrator, StageKind.PACK)
     orchestrator.leases.renewed_at -= orchestrator.lease_seconds
 
-    def away(session, held, lease_seconds):
+    def away(session: Session, held: Any, lease_seconds: float) -> None:
         raise DatabaseAway
 
-    monkeypatch.setattr(collect.stages, "renew", away)
+    monkeypatch.setattr(stages, "renew", away)
     with pytest.raises(DatabaseAway):
         orchestrator.collect()
     monkeypatch.undo()
@@ -140,7 +150,7 @@ def test_a_failed_renewal_is_repeated_at_the_next_tick(harness, monkeypatch):
     assert not orchestrator.leases.renewal_is_due()
 
 
-def test_a_clock_set_back_delays_nothing(harness):
+def test_a_clock_set_back_delays_nothing(harness: Harness) -> None:
     update_id = harness.add_update(harness.add_model())
     run_until(harness, harness.orchestrator(), StageKind.PACK)
     harness.executor.hold = set()

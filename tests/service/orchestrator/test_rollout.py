@@ -7,10 +7,11 @@ import sqlalchemy as sa
 
 from service.core.states import UpdateState
 from service.store.migrate import downgrade, head, upgrade
+from tests.service.orchestrator.conftest import Harness
 
 
 @pytest.mark.no_database_faults("checks a log message that is written only once")
-def test_new_code_waits_for_its_migrations(harness, caplog):
+def test_new_code_waits_for_its_migrations(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="service.orchestrator.loop")
     update_id = harness.add_update(harness.add_model())
     behind = f"{int(head()) - 1:04d}"
@@ -26,7 +27,7 @@ def test_new_code_waits_for_its_migrations(harness, caplog):
     assert "the database answers again" in caplog.text
 
 
-def test_old_code_runs_during_and_after_a_migration(harness):
+def test_old_code_runs_during_and_after_a_migration(harness: Harness) -> None:
     update_id = harness.add_update(harness.add_model())
     orchestrator = harness.orchestrator()
     orchestrator.tick()

@@ -1,6 +1,7 @@
 """Releases with every strategy, from the request until they are live or have failed, on both databases."""
 
 import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,17 +11,20 @@ import sqlalchemy as sa
 from service.core.errors import Conflict
 from service.core.rollout import GRACE_SECONDS, ROLLOUT, Action, PendingRelease, next_action
 from service.core.serving import ReplicaReport, Residence, ServedVersion, Trial, VersionReport
+from service.core.serving_specs import CanarySpec
 from service.core.states import ReleaseState, UpdateState
 from service.core.traffic import Histogram, Traffic
 from service.operations.models import change_model
 from service.operations.releases import release_version, roll_back
 from service.store import observations, releases
-from service.store.tables import Release
+from service.store.database import now
+from service.store.tables import Observation, Release
+from tests.service.orchestrator.conftest import Harness
 
 TRIED = {"strategy": "canary", "share": 0.25, "seconds": 60, "max_seconds": 600, "min_requests": 50}
 
 
-def traffic(requests, failures=0):
+def traffic(requests: int, failures: int = 0) -> Traffic:
     seconds = Histogram()
     for _ in range(requests - failures):
         seconds = seconds.observed(0.1)
@@ -28,7 +32,7 @@ def traffic(requests, failures=0):
 
 
 @pytest.fixture
-def line(harness):
+def line(harness: Harness) -> str:
     """A line whose first version is live and whose second is a candidate."""
     model_id = harness.add_model(versions=2)
     orchestrator = harness.orchestrator()
@@ -38,16 +42,16 @@ def line(harness):
     return model_id
 
 
-def history(harness, model_id):
+def history(harness: Harness, model_id: str) -> list[Release]:
     with harness.database.reading() as session:
         return list(releases.history(session, model_id))
 
 
-def last(harness, model_id):
+def last(harness: Harness, model_id: str) -> Release:
     return history(harness, model_id)[-1]
 
 
-def later(harness, seconds):
+def later(harness: Harness, seconds: float) -> None:
     """Pretend that the pending release started ``seconds`` earlier."""
     with harness.database.transaction() as session:
         for row in session.scalars(sa.select(Release).where(Release.state == ReleaseState.PENDING)):
@@ -56,13 +60,13 @@ def later(harness, seconds):
                 setattr(row, name, None if at is None else at - timedelta(seconds=seconds))
 
 
-def numbers(harness):
+def numbers(harness: Harness) -> tuple[int, int | None, list[int]]:
     target = harness.serving.targets["m"]
     trial = None if target.trial is None else target.trial.version.number
     return target.stable.number, trial, [version.number for version in target.kept]
 
 
-def test_a_first_version_is_served_once_loaded_under_any_strategy(harness):
+def test_a_first_version_is_served_once_loaded_under_any_strategy(harness: Harness) -> None:
     model_id = harness.add_model()
     change_model(harness.database, "m", {"serving": {"rollout": TRIED}})
     row = harness.finish(harness.orchestrator(), harness.add_update(model_id))
@@ -70,7 +74,7 @@ def test_a_first_version_is_served_once_loaded_under_any_strategy(harness):
     assert harness.serving.answers == {"m": 1}
 
 
-def test_replace_waits_for_every_replica_and_keeps_the_previous_version(harness, line):
+def test_replace_waits_for_every_replica_and_keeps_the_previous_version(harness: Harness, line: str) -> None:
     harness.serving.loading = {2}
     release_version(harness.database, "m", 2, by="somebody")
     orchestrator = harness.orchestrator()
@@ -85,7 +89,7 @@ def test_replace_waits_for_every_replica_and_keeps_the_previous_version(harness,
     assert last(harness, line).state == ReleaseState.LIVE
 
 
-def test_a_canary_that_passes_its_trial_takes_over(harness, line):
+def test_a_canary_that_passes_its_trial_takes_over(harness: Harness, line: str) -> None:
     change_model(harness.database, "m", {"serving": {"rollout": TRIED}})
     release_version(harness.database, "m", 2, by="somebody")
     orchestrator = harness.orchestrator()
@@ -107,7 +111,9 @@ def test_a_canary_that_passes_its_trial_takes_over(harness, line):
 
 
 @pytest.mark.parametrize("strategy", ["canary", "shadow"])
-def test_a_version_on_trial_gets_no_requests_until_every_replica_has_loaded_it(harness, line, strategy):
+def test_a_version_on_trial_gets_no_requests_until_every_replica_has_loaded_it(
+    harness: Harness, line: str, strategy: str
+) -> None:
     harness.serving.loading = {2}
     tried = ROLLOUT.validate_python({**TRIED, "strategy": strategy, "max_loss_increase": 0.1})
     release_version(harness.database, "m", 2, by="somebody", rollout=tried)
@@ -123,24 +129,28 @@ def test_a_version_on_trial_gets_no_requests_until_every_replica_has_loaded_it(h
     assert target.sequence > before.sequence, "the trial's traffic starts from here"
 
 
-def test_traffic_before_the_trial_does_not_count(harness, line):
+def test_traffic_before_the_trial_does_not_count(harness: Harness, line: str) -> None:
     release_version(harness.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
     harness.orchestrator().tick()
     target = harness.serving.targets["m"]
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    pending = PendingRelease("r", ServedVersion(2, "k"), False, ROLLOUT.validate_python(TRIED), at, at, None)
+    pending = PendingRelease(
+        "r", ServedVersion(2, "k"), False, CanarySpec.model_validate(TRIED), at, at, None
+    )
     late = VersionReport(2, Residence.READY, tried=traffic(100, failures=100))
     for sequence, moves in ((target.sequence - 1, False), (target.sequence, True)):
         report = ReplicaReport("m-0", 1, (late,), sequence)
         assert bool(next_action(pending, target, [report], at)) == moves
 
 
-def test_nothing_is_promoted_while_a_replica_is_silent(harness, line):
+def test_nothing_is_promoted_while_a_replica_is_silent(harness: Harness, line: str) -> None:
     release_version(harness.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
     harness.orchestrator().tick()
     target = harness.serving.targets["m"]
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    pending = PendingRelease("r", ServedVersion(2, "k"), False, ROLLOUT.validate_python(TRIED), at, at, None)
+    pending = PendingRelease(
+        "r", ServedVersion(2, "k"), False, CanarySpec.model_validate(TRIED), at, at, None
+    )
     good = ReplicaReport("m-0", 1, (VersionReport(2, Residence.READY, tried=traffic(100)),), target.sequence)
     bad = replace(good, versions=(VersionReport(2, Residence.READY, tried=traffic(100, failures=50)),))
     silent = ReplicaReport("m-1", None)
@@ -153,7 +163,7 @@ def test_nothing_is_promoted_while_a_replica_is_silent(harness, line):
     assert next_action(pending, target, [silent, silent], much_later) is None
 
 
-def test_a_trial_continues_after_its_line_becomes_rolling(harness, line):
+def test_a_trial_continues_after_its_line_becomes_rolling(harness: Harness, line: str) -> None:
     release_version(harness.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
     orchestrator = harness.orchestrator()
     orchestrator.tick()
@@ -166,7 +176,7 @@ def test_a_trial_continues_after_its_line_becomes_rolling(harness, line):
     assert harness.serving.answers == {"m": 1}
 
 
-def test_a_nan_loss_fails_the_trial_and_is_stored_as_none(harness, line):
+def test_a_nan_loss_fails_the_trial_and_is_stored_as_none(harness: Harness, line: str) -> None:
     shadow = {**TRIED, "strategy": "shadow", "share": 0.5, "max_loss_increase": 0.01}
     release_version(harness.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(shadow))
     harness.orchestrator().tick()
@@ -180,7 +190,9 @@ def test_a_nan_loss_fails_the_trial_and_is_stored_as_none(harness, line):
     assert last(harness, line).trial["tried"]["loss"] is None
 
 
-def test_a_failed_canary_is_withdrawn_and_the_history_shows_both_releases(harness, line):
+def test_a_failed_canary_is_withdrawn_and_the_history_shows_both_releases(
+    harness: Harness, line: str
+) -> None:
     release_version(harness.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
     harness.orchestrator().tick()
     harness.serving.traffic = {1: traffic(60), 2: traffic(20, failures=3)}
@@ -197,7 +209,7 @@ def test_a_failed_canary_is_withdrawn_and_the_history_shows_both_releases(harnes
     assert [row.state for row in history(harness, line)] == [ReleaseState.LIVE, ReleaseState.FAILED]
 
 
-def test_a_shadow_gets_copies_and_answers_no_requests(harness, line):
+def test_a_shadow_gets_copies_and_answers_no_requests(harness: Harness, line: str) -> None:
     shadow = {**TRIED, "strategy": "shadow", "share": 0.5, "max_loss_increase": 0.01}
     change_model(harness.database, "m", {"serving": {"rollout": shadow}})
     release_version(harness.database, "m", 2, by="somebody")
@@ -215,7 +227,7 @@ def test_a_shadow_gets_copies_and_answers_no_requests(harness, line):
     )
 
 
-def test_a_version_that_no_replica_loads_fails_after_its_time(harness, line):
+def test_a_version_that_no_replica_loads_fails_after_its_time(harness: Harness, line: str) -> None:
     harness.serving.loading = {2}
     release_version(harness.database, "m", 2, by="somebody")
     harness.orchestrator().tick()
@@ -229,13 +241,13 @@ def test_a_version_that_no_replica_loads_fails_after_its_time(harness, line):
     assert harness.serving.answers == {"m": 1}
 
 
-def test_a_promoted_version_that_replicas_cannot_load_again_fails(harness, line):
+def test_a_promoted_version_that_replicas_cannot_load_again_fails(harness: Harness, line: str) -> None:
     release_version(harness.database, "m", 2, by="somebody")
     harness.serving.broken = set()
     orchestrator = harness.orchestrator()
     with harness.database.transaction() as session:
         row = releases.pending(session, line)
-        row.begun_at = row.promoted_at = releases.now(session)
+        row.begun_at = row.promoted_at = now(session)
     harness.serving.broken = {2}  # as if every replica had restarted and could not load it again
     orchestrator.tick()
     assert last(harness, line).state == ReleaseState.FAILED
@@ -244,7 +256,7 @@ def test_a_promoted_version_that_replicas_cannot_load_again_fails(harness, line)
     assert harness.serving.answers == {"m": 1}
 
 
-def test_a_rollback_needs_no_trial(harness, line):
+def test_a_rollback_needs_no_trial(harness: Harness, line: str) -> None:
     change_model(harness.database, "m", {"serving": {"rollout": TRIED}})
     release_version(harness.database, "m", 2, by="somebody")
     harness.orchestrator().tick()
@@ -258,7 +270,7 @@ def test_a_rollback_needs_no_trial(harness, line):
     assert numbers(harness) == (1, None, [2])
 
 
-def test_a_rollback_during_a_rollout_returns_to_the_live_version(harness, line):
+def test_a_rollback_during_a_rollout_returns_to_the_live_version(harness: Harness, line: str) -> None:
     release_version(harness.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
     harness.orchestrator().tick()
     roll_back(harness.database, "m", by="somebody")
@@ -268,7 +280,7 @@ def test_a_rollback_during_a_rollout_returns_to_the_live_version(harness, line):
     assert numbers(harness) == (1, None, [])
 
 
-def test_repeated_rollbacks_end_at_the_first_version(harness):
+def test_repeated_rollbacks_end_at_the_first_version(harness: Harness) -> None:
     model_id = harness.add_model(versions=3)
     orchestrator = harness.orchestrator()
     for number in (1, 2, 3):
@@ -290,12 +302,14 @@ def test_repeated_rollbacks_end_at_the_first_version(harness):
     assert numbers(harness)[0] == 1
 
 
-def test_reports_on_an_earlier_target_are_ignored(harness, line):
+def test_reports_on_an_earlier_target_are_ignored(
+    harness: Harness, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A replica that failed to keep an earlier version does not fail that version's release."""
     serving = harness.serving
     observe, lags = serving.observe, True
 
-    def one_behind(models):
+    def one_behind(models: Collection[str]) -> Mapping[str, Sequence[ReplicaReport]]:
         observed = observe(models)
         if not lags:
             return observed
@@ -305,7 +319,7 @@ def test_reports_on_an_earlier_target_are_ignored(harness, line):
             for m, rs in observed.items()
         }
 
-    serving.observe = one_behind
+    monkeypatch.setattr(serving, "observe", one_behind)
     release_version(harness.database, "m", 2, by="somebody")
     harness.orchestrator().tick()
     assert last(harness, line).state == ReleaseState.PENDING
@@ -314,7 +328,7 @@ def test_reports_on_an_earlier_target_are_ignored(harness, line):
     assert last(harness, line).state == ReleaseState.LIVE
 
 
-def test_releasing_the_live_version_calls_off_a_canary(harness, line):
+def test_releasing_the_live_version_calls_off_a_canary(harness: Harness, line: str) -> None:
     release_version(harness.database, "m", 2, by="somebody", rollout=ROLLOUT.validate_python(TRIED))
     harness.orchestrator().tick()
     release_version(harness.database, "m", 1, by="somebody")
@@ -324,7 +338,7 @@ def test_releasing_the_live_version_calls_off_a_canary(harness, line):
     assert numbers(harness) == (1, None, [])
 
 
-def test_a_rolling_target_has_one_version(harness, line):
+def test_a_rolling_target_has_one_version(harness: Harness, line: str) -> None:
     change_model(harness.database, "m", {"serving": {"rollout": {"strategy": "rolling"}}})
     harness.serving.loading = {2}
     release_version(harness.database, "m", 2, by="somebody")
@@ -339,7 +353,7 @@ def test_a_rolling_target_has_one_version(harness, line):
     assert numbers(harness) == (1, None, [])
 
 
-def test_a_line_stays_awake_while_a_release_is_pending(harness, line):
+def test_a_line_stays_awake_while_a_release_is_pending(harness: Harness, line: str) -> None:
     change_model(harness.database, "m", {"serving": {"replicas": {"min": 0}}})
     harness.orchestrator().tick()
     assert not harness.serving.targets["m"].awake
@@ -349,7 +363,7 @@ def test_a_line_stays_awake_while_a_release_is_pending(harness, line):
     assert harness.serving.targets["m"].awake
 
 
-def test_the_requested_number_of_earlier_versions_is_kept_without_duplicates(harness):
+def test_the_requested_number_of_earlier_versions_is_kept_without_duplicates(harness: Harness) -> None:
     model_id = harness.add_model(versions=4)
     orchestrator = harness.orchestrator()
     for number in (1, 2, 3, 4):
@@ -362,7 +376,7 @@ def test_the_requested_number_of_earlier_versions_is_kept_without_duplicates(har
     assert all(isinstance(version, ServedVersion) for version in harness.serving.targets["m"].kept)
 
 
-def test_observations_are_stored_every_few_seconds(harness, line):
+def test_observations_are_stored_every_few_seconds(harness: Harness, line: str) -> None:
     harness.orchestrator().tick()
     with harness.database.reading() as session:
         seen_at, [replica] = observations.of_model(session, line)
@@ -371,7 +385,7 @@ def test_observations_are_stored_every_few_seconds(harness, line):
     harness.orchestrator().tick()
     with harness.database.transaction() as session:
         assert observations.of_model(session, line)[0] == seen_at
-        row = session.get(observations.Observation, line)
+        row = session.get(Observation, line)
         row.observed_at -= timedelta(seconds=6)
     harness.orchestrator().tick()
     assert harness.serving.answers == {"m": 1}

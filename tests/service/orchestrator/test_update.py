@@ -1,5 +1,7 @@
 """One update through the loop: the plan in two parts, sharing, failures, cancel, retry, gate, release."""
 
+from typing import Any
+
 from service.core.executor import RunError
 from service.core.retry import MAX_ATTEMPTS
 from service.core.stage_specs import StageKind
@@ -7,24 +9,25 @@ from service.core.states import ModelVersionState, ReleaseState, StageState, Upd
 from service.operations.releases import release_version, roll_back
 from service.operations.updates import cancel_update, retry_update
 from service.store import datasets, metrics, models, releases, updates
+from tests.service.orchestrator.conftest import Harness
 from tests.support.rows import add_dataset, add_model
 
 TRANSIENT = RunError("", "worker_lost", "the worker is gone", retryable=True)
 DIVERGED = RunError("", "diverged", "the loss is nan", retryable=False)
 
 
-def history(harness, model_id):
+def history(harness: Harness, model_id: str) -> Any:
     with harness.database.reading() as session:
         return [(row.state, row.model_version_id) for row in releases.history(session, model_id)]
 
 
-def served_number(harness, model_id):
+def served_number(harness: Harness, model_id: str) -> Any:
     with harness.database.reading() as session:
         served = models.served(session, model_id)
         return served.number if served else None
 
 
-def test_a_data_version_becomes_the_served_version(harness):
+def test_a_data_version_becomes_the_served_version(harness: Harness) -> None:
     model_id = harness.add_model()
     update_id = harness.add_update(model_id)
     row = harness.finish(harness.orchestrator(), update_id)
@@ -37,7 +40,7 @@ def test_a_data_version_becomes_the_served_version(harness):
     assert harness.serving.swaps == [("m", 1)]
 
 
-def test_trunk_and_branch_share_one_run(harness):
+def test_trunk_and_branch_share_one_run(harness: Harness) -> None:
     update_id = harness.add_update(harness.add_model())
     harness.finish(harness.orchestrator(), update_id)
     trunk = harness.stages(update_id)["trunk"]
@@ -47,7 +50,7 @@ def test_trunk_and_branch_share_one_run(harness):
     assert (trunk.attempt, branch.attempt) == (1, 1)
 
 
-def test_points_and_progress_are_recorded(harness):
+def test_points_and_progress_are_recorded(harness: Harness) -> None:
     update_id = harness.add_update(harness.add_model())
     harness.finish(harness.orchestrator(), update_id)
     trunk = harness.stages(update_id)["trunk"]
@@ -56,7 +59,7 @@ def test_points_and_progress_are_recorded(harness):
     assert trunk.progress["loss"] == 3.0
 
 
-def test_the_next_version_continues_from_the_trunk(harness):
+def test_the_next_version_continues_from_the_trunk(harness: Harness) -> None:
     model_id = harness.add_model()
     first = harness.add_update(model_id)
     harness.add_version(2)
@@ -75,7 +78,7 @@ def test_the_next_version_continues_from_the_trunk(harness):
     assert [state for state, _ in history(harness, model_id)] == [ReleaseState.ENDED, ReleaseState.LIVE]
 
 
-def test_updates_of_a_model_run_one_at_a_time_in_data_order(harness):
+def test_updates_of_a_model_run_one_at_a_time_in_data_order(harness: Harness) -> None:
     model_id = harness.add_model(versions=2)
     later, earlier = harness.add_update(model_id, 2), harness.add_update(model_id, 1)
     orchestrator = harness.orchestrator()
@@ -87,7 +90,7 @@ def test_updates_of_a_model_run_one_at_a_time_in_data_order(harness):
     assert served_number(harness, model_id) == 2
 
 
-def test_equal_lines_share_every_stage(harness):
+def test_equal_lines_share_every_stage(harness: Harness) -> None:
     first = harness.add_update(harness.add_model("m"))
     second = harness.add_update(harness.add_model("n"))
     orchestrator = harness.orchestrator()
@@ -99,14 +102,14 @@ def test_equal_lines_share_every_stage(harness):
     assert {"tokenizer", "pack-1", "trunk", "branch", "export", "evaluate"} <= reused | both_ran
 
 
-def test_a_transient_failure_is_tried_again_after_a_wait(harness):
+def test_a_transient_failure_is_tried_again_after_a_wait(harness: Harness) -> None:
     harness.executor.fail[StageKind.PACK] = [TRANSIENT, TRANSIENT]
     update_id = harness.add_update(harness.add_model())
     assert harness.finish(harness.orchestrator(), update_id).state == UpdateState.SUCCEEDED
     assert harness.stages(update_id)["pack-1"].attempt == 3
 
 
-def test_training_that_the_next_attempt_continues_is_not_wasted(harness):
+def test_training_that_the_next_attempt_continues_is_not_wasted(harness: Harness) -> None:
     harness.executor.fail[StageKind.TRAIN_TRUNK] = [TRANSIENT]
     update_id = harness.add_update(harness.add_model())
     harness.executor.carried_device_seconds = 1e9
@@ -115,7 +118,7 @@ def test_training_that_the_next_attempt_continues_is_not_wasted(harness):
     assert (trunk.attempt, trunk.wasted_seconds) == (2, 0.0)
 
 
-def test_a_failed_stage_waits_before_its_next_attempt(harness):
+def test_a_failed_stage_waits_before_its_next_attempt(harness: Harness) -> None:
     harness.executor.fail[StageKind.TOKENIZER] = [TRANSIENT]
     update_id = harness.add_update(harness.add_model())
     orchestrator = harness.orchestrator()
@@ -127,7 +130,7 @@ def test_a_failed_stage_waits_before_its_next_attempt(harness):
     assert stage.ready_at > stage.started_at
 
 
-def test_a_stage_fails_when_its_attempts_run_out(harness):
+def test_a_stage_fails_when_its_attempts_run_out(harness: Harness) -> None:
     harness.executor.fail[StageKind.PACK] = [TRANSIENT] * MAX_ATTEMPTS
     update_id = harness.add_update(harness.add_model())
     row = harness.finish(harness.orchestrator(), update_id)
@@ -136,7 +139,9 @@ def test_a_stage_fails_when_its_attempts_run_out(harness):
     assert harness.stages(update_id)["pack-1"].attempt == MAX_ATTEMPTS
 
 
-def test_divergence_is_not_retried_and_a_user_retry_continues_from_the_last_good_stage(harness):
+def test_divergence_is_not_retried_and_a_user_retry_continues_from_the_last_good_stage(
+    harness: Harness,
+) -> None:
     harness.executor.fail[StageKind.TRAIN_TRUNK] = [DIVERGED]
     update_id = harness.add_update(harness.add_model())
     orchestrator = harness.orchestrator()
@@ -149,7 +154,7 @@ def test_divergence_is_not_retried_and_a_user_retry_continues_from_the_last_good
     assert len(harness.executor.executed) == len(set(harness.executor.executed))
 
 
-def test_a_branch_whose_trunk_failed_in_the_same_run_loses_no_attempt(harness):
+def test_a_branch_whose_trunk_failed_in_the_same_run_loses_no_attempt(harness: Harness) -> None:
     harness.executor.fail[StageKind.TRAIN_TRUNK] = [TRANSIENT]
     update_id = harness.add_update(harness.add_model())
     harness.finish(harness.orchestrator(), update_id)
@@ -157,7 +162,7 @@ def test_a_branch_whose_trunk_failed_in_the_same_run_loses_no_attempt(harness):
     assert harness.stages(update_id)["branch"].attempt == 1
 
 
-def test_a_branch_that_fails_behind_its_trunk_is_retried_alone(harness):
+def test_a_branch_that_fails_behind_its_trunk_is_retried_alone(harness: Harness) -> None:
     harness.executor.fail[StageKind.TRAIN_BRANCH] = [TRANSIENT]
     update_id = harness.add_update(harness.add_model())
     harness.finish(harness.orchestrator(), update_id)
@@ -166,7 +171,7 @@ def test_a_branch_that_fails_behind_its_trunk_is_retried_alone(harness):
     assert f"run-{branch.id}-a2" in harness.executor.submitted
 
 
-def test_a_branch_starts_when_its_trunk_has_ended(harness):
+def test_a_branch_starts_when_its_trunk_has_ended(harness: Harness) -> None:
     """They are claimed together for one run, but each stage counts its own time."""
     harness.executor.hold.add(StageKind.TRAIN_BRANCH)
     update_id = harness.add_update(harness.add_model())
@@ -185,7 +190,7 @@ def test_a_branch_starts_when_its_trunk_has_ended(harness):
     assert began["branch"].started_at > claimed["trunk"].started_at
 
 
-def test_an_unreadable_manifest_behind_a_ready_stage_blocks_no_other_stage(harness):
+def test_an_unreadable_manifest_behind_a_ready_stage_blocks_no_other_stage(harness: Harness) -> None:
     first = harness.add_update(harness.add_model())
     harness.finish(harness.orchestrator(), first)
     branch = harness.stages(first)["branch"]
@@ -202,7 +207,7 @@ def test_an_unreadable_manifest_behind_a_ready_stage_blocks_no_other_stage(harne
     assert harness.finish(harness.orchestrator(), other_update).state == UpdateState.SUCCEEDED
 
 
-def test_cancelling_ends_the_run_and_the_next_update_starts(harness):
+def test_cancelling_ends_the_run_and_the_next_update_starts(harness: Harness) -> None:
     harness.executor.hold = {StageKind.TRAIN_TRUNK}
     model_id = harness.add_model(versions=2)
     first, second = harness.add_update(model_id, 1), harness.add_update(model_id, 2)
@@ -219,7 +224,7 @@ def test_cancelling_ends_the_run_and_the_next_update_starts(harness):
     assert harness.update(first).state == UpdateState.CANCELLED
 
 
-def test_a_rejected_version_leaves_the_served_one_alone(harness):
+def test_a_rejected_version_leaves_the_served_one_alone(harness: Harness) -> None:
     model_id = harness.add_model()
     orchestrator = harness.orchestrator()
     harness.finish(orchestrator, harness.add_update(model_id))
@@ -237,7 +242,7 @@ def test_a_rejected_version_leaves_the_served_one_alone(harness):
         assert not version.gate["passed"]
 
 
-def test_a_nan_loss_never_passes(harness):
+def test_a_nan_loss_never_passes(harness: Harness) -> None:
     harness.executor.losses = lambda name: float("nan")
     assert (
         harness.finish(harness.orchestrator(), harness.add_update(harness.add_model())).state
@@ -245,7 +250,7 @@ def test_a_nan_loss_never_passes(harness):
     )
 
 
-def test_a_version_that_cannot_load_fails_its_release_and_the_old_one_stays(harness):
+def test_a_version_that_cannot_load_fails_its_release_and_the_old_one_stays(harness: Harness) -> None:
     model_id = harness.add_model()
     orchestrator = harness.orchestrator()
     harness.finish(orchestrator, harness.add_update(model_id))
@@ -259,7 +264,7 @@ def test_a_version_that_cannot_load_fails_its_release_and_the_old_one_stays(harn
     assert harness.serving.answers == {"m": 1}
 
 
-def test_rolling_back_releases_what_was_served_before(harness):
+def test_rolling_back_releases_what_was_served_before(harness: Harness) -> None:
     model_id = harness.add_model(versions=2)
     orchestrator = harness.orchestrator()
     for number in (1, 2):
@@ -270,7 +275,7 @@ def test_rolling_back_releases_what_was_served_before(harness):
     assert harness.serving.answers == {"m": 1}
 
 
-def test_the_last_requested_release_wins(harness):
+def test_the_last_requested_release_wins(harness: Harness) -> None:
     model_id = harness.add_model(versions=2)
     orchestrator = harness.orchestrator()
     for number in (1, 2):
@@ -283,7 +288,7 @@ def test_the_last_requested_release_wins(harness):
     assert states == [ReleaseState.ENDED, ReleaseState.ENDED, ReleaseState.SUPERSEDED, ReleaseState.LIVE]
 
 
-def test_the_orchestrator_waits_for_an_unavailable_cluster(harness):
+def test_the_orchestrator_waits_for_an_unavailable_cluster(harness: Harness) -> None:
     update_id = harness.add_update(harness.add_model())
     orchestrator = harness.orchestrator()
     harness.executor.unavailable = True
@@ -293,7 +298,7 @@ def test_the_orchestrator_waits_for_an_unavailable_cluster(harness):
     assert harness.finish(orchestrator, update_id).state == UpdateState.SUCCEEDED
 
 
-def test_an_update_to_data_behind_the_trunk_fails_with_the_reason(harness):
+def test_an_update_to_data_behind_the_trunk_fails_with_the_reason(harness: Harness) -> None:
     model_id = harness.add_model(versions=2)
     orchestrator = harness.orchestrator()
     harness.finish(orchestrator, harness.add_update(model_id, 2))

@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test test-all check lint format migration study-smoke bench bench-api bench-serve chaos lock clean
+.PHONY: help install demo test test-all check lint format migration docs study-smoke bench bench-api bench-serve chaos lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ export WRITE_MIGRATION
 migration: install ## Write a migration from the tables: make migration m="add a column"
 	@test -n "$(m)" || { echo 'usage: make migration m="what changes"'; exit 2; }
 	@$(BIN)/python -c "$$WRITE_MIGRATION" "$(m)"
+
+docs: install ## Write the generated parts of docs/architecture.md
+	@PYTHONPATH=. $(BIN)/python docs/architecture.py
 
 study-smoke: install ## Compare every paradigm on the demo's text, in minutes; the report is in build/study-smoke
 	@rm -rf build/study-smoke

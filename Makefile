@@ -64,8 +64,9 @@ migration: install ## Write a migration from the tables: make migration m="add a
 	@test -n "$(m)" || { echo 'usage: make migration m="what changes"'; exit 2; }
 	@$(BIN)/python -c "$$WRITE_MIGRATION" "$(m)"
 
-docs: install ## Write the generated parts of docs/architecture.md
+docs: install ## Write what is generated in docs/: the architecture's file list, the reports of studies
 	@PYTHONPATH=. $(BIN)/python docs/architecture.py
+	@PYTHONPATH=. $(BIN)/python docs/study/publish.py docs/study/*/
 
 study-smoke: install ## Compare every paradigm on the demo's text, in minutes; the report is in build/study-smoke
 	@rm -rf build/study-smoke

@@ -2,6 +2,7 @@
 
     pathswitch study deploy/study/growth.json FOLDER --out docs/study/digitalgov-8
     python docs/study/publish.py docs/study/digitalgov-8
+    python docs/study/publish.py --check docs/study/*/      # exit status 1 if a report is stale
 
 Training curves are most of `results.json`, so this script keeps at most `CURVE_POINTS` points of each. Run it again
 after a change to the report's template: it also gives every line the name that today's code gives it.
@@ -23,15 +24,23 @@ CURVE_POINTS = 20
 
 def publish(folder: Path) -> None:
     results = thinned(renamed(read_results(folder / "results.json")))
-    analysis = Analysis(results)
     save_results(folder, results)
-    (folder / "report.md").write_text(to_markdown(analysis, frozenset(FIGURES)))
+    (folder / "report.md").write_text(report(results))
     (folder / "report.html").unlink(missing_ok=True)
     shutil.rmtree(folder / "figures", ignore_errors=True)
     (folder / "figures").mkdir()
-    for name, svg in draw_figures(analysis).items():
+    for name, svg in draw_figures(Analysis(results)).items():
         if name in FIGURES:
             (folder / "figures" / f"{name}.svg").write_text(svg)
+
+
+def check(folder: Path) -> None:
+    if (folder / "report.md").read_text() != report(renamed(read_results(folder / "results.json"))):
+        raise SystemExit(f"{folder}/report.md is stale: run `python docs/study/publish.py {folder}`")
+
+
+def report(results: Results) -> str:
+    return to_markdown(Analysis(results), frozenset(FIGURES))
 
 
 def renamed(results: Results) -> Results:
@@ -75,5 +84,7 @@ def _thin(curve: Curve) -> Curve:
 
 
 if __name__ == "__main__":
+    action = check if "--check" in sys.argv else publish
     for argument in sys.argv[1:]:
-        publish(Path(argument))
+        if argument != "--check":
+            action(Path(argument))

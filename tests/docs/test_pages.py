@@ -1,5 +1,6 @@
 """The pages are what they promise to be: links lead somewhere, generated parts are current, lines are short."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from tests.docs.pages import PAGES, ROOT, blocks, prose
 INFOS = {"text", "json", "mermaid", "sh", "sh norun", "python", "python norun"}
 MAX_COLUMNS = 100
 MAX_STUDY_BYTES = 1_000_000
+HISTORY = {"CHANGELOG.md"}
 GENERATED = {"report.md"}  # by `pathswitch study`
 
 
@@ -25,6 +27,14 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         assert linked.exists(), target
         if anchor:
             assert anchor in anchors(linked), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_in_the_text_exist(page: Path) -> None:
+    if page.name in HISTORY:
+        return
+    named = re.findall(r"`((?:service|workers|api|migrations|deploy|docs|tests)/[\w./-]*)`", prose(page))
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 def anchors(page: Path) -> set[str]:
@@ -46,10 +56,20 @@ def test_every_block_says_what_it_is() -> None:
     assert [block.name for page in PAGES for block in blocks(page) if block.info not in INFOS] == []
 
 
-def test_the_generated_parts_of_the_architecture_page_are_current() -> None:
-    command = [sys.executable, "docs/architecture.py", "--check"]
+STUDIES = sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/study/*/results.json"))
+
+
+@pytest.mark.parametrize(
+    "command", [["docs/architecture.py", "--check"], ["docs/study/publish.py", "--check", *STUDIES]]
+)
+def test_what_is_generated_is_current(command: list[str]) -> None:
     checked = subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert checked.returncode == 0, checked.stderr
 

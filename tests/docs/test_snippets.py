@@ -68,7 +68,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     write_data(folder)
     home = folder / "home"
     settings = {"PATHSWITCH_EXECUTOR": "local", "PYTHONPATH": str(ROOT)}
-    up = Up(home, **settings)
+    up = Up(home, (0, 0), **settings)
     try:
         up.wait_until_ready()
         settings |= {

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from api.deps import Services, in_thread
 from api.schemas.data import Source
 from service.core.errors import InvalidRequest, PathswitchError, Unavailable, UnsupportedMediaType
-from service.create_model import error_items
 from service.ingest.formats import (
     MEDIA_TYPES,
     ContentEncoding,
@@ -23,6 +22,7 @@ from service.ingest.formats import (
 from service.ingest.ingest import Body, Ingest
 from service.ingest.sources import open_uri
 from service.ingest.stream import in_worker, receive
+from service.operations.models import error_items
 from service.settings import Settings
 
 Named = TypeVar("Named", bound=Source)

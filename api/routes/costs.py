@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from api.deps import DatabaseHere
 from api.schemas.costs import Costs
-from service.report_costs import report_costs
+from service.operations.costs import report_costs
 
 router = APIRouter(tags=["models"])
 

@@ -10,7 +10,7 @@ from api.deps import DatabaseHere, Number, PlaceHere, ServicesHere
 from api.schemas.common import Page, Text
 from api.schemas.data import AffectedVersion, DataVersion, Excluded, Exclusion, LabelledSource
 from api.upload import Received, openapi_body, registered
-from service.exclude_data import exclude_version
+from service.operations.exclusion import exclude_version
 from service.store import datasets, tables, updates
 from service.store.database import Database
 from service.version_rounds import RegisteredVersion

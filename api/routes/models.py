@@ -9,7 +9,7 @@ from api.deps import DatabaseHere, PlaceHere, ServicesHere, told
 from api.schemas.common import Page
 from api.schemas.models import Model, ModelChanges, ModelState
 from service.core.specs import ModelSpec
-from service.create_model import change_model, create_model
+from service.operations.models import change_model, create_model
 from service.store import models, tables
 
 router = APIRouter(tags=["models"])

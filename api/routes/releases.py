@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from api.deps import DatabaseHere, PlaceHere, told
 from api.schemas.common import Page
 from api.schemas.releases import NewRelease, Release, Replica, ReplicaVersion, Serving
-from service.release_version import release_version, roll_back
+from service.operations.releases import release_version, roll_back
 from service.store import models, observations, releases, tables
 
 router = APIRouter(tags=["releases"])

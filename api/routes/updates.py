@@ -10,7 +10,7 @@ from api.schemas.common import Page
 from api.schemas.updates import Failure, NewUpdate, Progress, Stage, Update
 from service.core.specs import paradigm_of
 from service.core.stage_specs import TRAINING_KINDS
-from service.run_update import cancel_update, retry_update, start_branch, start_one_off, start_update
+from service.operations.updates import cancel_update, retry_update, start_branch, start_one_off, start_update
 from service.store import datasets, models, tables, updates
 
 router = APIRouter(tags=["updates"])

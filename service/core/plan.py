@@ -10,8 +10,8 @@ from typing import Any
 
 from service.core.auto_length import AutoChoice
 from service.core.ledger import LedgerEntry, ledger_up_to, total_steps
-from service.core.spec import Spec
-from service.core.specs import GateSpec, ParadigmSpec, fingerprint
+from service.core.spec import Spec, canonical_json, fingerprint
+from service.core.specs import GateSpec, ParadigmSpec
 from service.core.stage_specs import (
     LineSpec,
     MergeStage,
@@ -106,7 +106,7 @@ def pack_key(stage: PackStage) -> str:
 
 def trunk_key(line: LineSpec, ledger: Sequence[LedgerEntry], step: int) -> str:
     """Key of the trunk checkpoint at ``step``: it depends on the packs read up to there and on nothing that came later."""
-    read = [entry.model_dump(mode="json", exclude={"number"}) for entry in ledger_up_to(ledger, step)]
+    read = [canonical_json(entry, exclude={"number"}) for entry in ledger_up_to(ledger, step)]
     return f"{trunk_prefix(line)}/{step:09d}-{fingerprint('trunk', line, read, step)}"
 
 
@@ -154,7 +154,7 @@ def merge_key(stage: MergeStage) -> str:
 
 def _run_fingerprint(stage: TrainStage) -> str:
     # How often it is checkpointed does not change what it computes.
-    return fingerprint("run", stage.model_dump(mode="json", exclude={"checkpoint_every"}))
+    return fingerprint("run", canonical_json(stage, exclude={"checkpoint_every"}))
 
 
 def plan_tokenizer(

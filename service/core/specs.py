@@ -1,10 +1,8 @@
 """What a user asks of a model line, as the API and the store hold it: frozen, closed, with a default that trains."""
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from service.core.serving_specs import DEFAULT_SERVING, ServingSpec
 from service.core.spec import Spec
@@ -13,13 +11,6 @@ MAX_PEAK_LR = 1.0
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Fraction01 = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-
-def fingerprint(kind: str, *parts: Any) -> str:
-    """sha256 (first 32 hex digits) of the kind and of the parts as canonical JSON; specs count with their defaults."""
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
-    canonical = json.dumps([kind, *plain], sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 # --- what a user asks for -------------------------------------------------------------------------------------------

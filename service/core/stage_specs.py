@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from service.core.ledger import LedgerEntry
-from service.core.spec import Spec
-from service.core.specs import ArchitectureSpec, GateSpec, fingerprint
+from service.core.spec import Spec, fingerprint
+from service.core.specs import ArchitectureSpec, GateSpec
 
 # --- what decides the bits of a line ----------------------------------------------------------------------------------
 

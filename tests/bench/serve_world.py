@@ -15,10 +15,10 @@ import psutil
 
 from service.artifacts import Artifacts
 from service.core.states import ModelVersionState, ReleaseState, UpdateState
-from service.create_model import change_model
 from service.main import tick_until
+from service.operations.models import change_model
+from service.operations.releases import release_version
 from service.orchestrator.loop import Orchestrator
-from service.release_version import release_version
 from service.store import datasets, migrate, releases, updates
 from service.store.database import Database, now
 from service.store.tables import Checkpoint, ModelVersion

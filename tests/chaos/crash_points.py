@@ -23,8 +23,8 @@ from service.core.executor import Run, RunReport
 from service.core.serving import ServedTarget
 from service.core.stage_specs import StageKind
 from service.core.states import StageState
+from service.operations.updates import cancel_update
 from service.orchestrator.loop import Orchestrator
-from service.run_update import cancel_update
 from service.store import models, stages, updates
 from service.store.database import Database
 from tests.chaos.databases import Databases, add_line, opened, push, unfinished

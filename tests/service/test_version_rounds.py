@@ -12,13 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from service.artifacts import Artifacts
-from service.exclude_data import exclude_version
 from service.ingest.division import holdout_size
 from service.ingest.documents import document_hash
 from service.ingest.formats import DataFormat
 from service.ingest.hash_memory import SMALL_DOCUMENTS
 from service.ingest.ingest import Ingest, Ingested
 from service.ingest.reading import read_documents, training_documents
+from service.operations.exclusion import exclude_version
 from service.register_data import create_dataset, register_slice
 from service.register_versions import VersionRegistrar
 from service.store.database import Database

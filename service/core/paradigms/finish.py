@@ -1,8 +1,7 @@
 """What every update ends with, whatever trained it: export, evaluate, gate, release."""
 
 from service.core.plan import PlanContext, PlannedStage
-from service.core.spec import Spec
-from service.core.specs import fingerprint
+from service.core.spec import Spec, fingerprint
 from service.core.stage_specs import EvaluateStage, ExportStage, GateStage, ReleaseStage, StageKind
 
 

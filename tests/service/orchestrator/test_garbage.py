@@ -14,7 +14,7 @@ from service.core.manifest import MANIFEST
 from service.core.plan import own_checkpoint_prefix, trunk_prefix
 from service.core.stage_specs import StageKind, TrainStage
 from service.core.states import CheckpointState, ModelVersionState, UpdateState
-from service.run_update import cancel_update
+from service.operations.updates import cancel_update
 from service.store import datasets
 from service.store.in_use import share_artifacts
 from service.store.tables import Checkpoint, DataVersion, ModelVersion, Stage

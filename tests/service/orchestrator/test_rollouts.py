@@ -11,9 +11,9 @@ from service.core.errors import Conflict
 from service.core.serving import ReplicaReport, Residence, ServedVersion, Trial, VersionReport
 from service.core.states import ReleaseState, UpdateState
 from service.core.traffic import Histogram, Traffic
-from service.create_model import change_model
+from service.operations.models import change_model
+from service.operations.releases import release_version, roll_back
 from service.orchestrator.rollout import GRACE_SECONDS, ROLLOUT, Pending, Step, next_move
-from service.release_version import release_version, roll_back
 from service.store import observations, releases
 from service.store.tables import Release
 

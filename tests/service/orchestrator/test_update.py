@@ -4,8 +4,8 @@ from service.core.executor import RunError
 from service.core.retry import MAX_ATTEMPTS
 from service.core.stage_specs import StageKind
 from service.core.states import ModelVersionState, ReleaseState, StageState, UpdateState
-from service.release_version import release_version, roll_back
-from service.run_update import cancel_update, retry_update
+from service.operations.releases import release_version, roll_back
+from service.operations.updates import cancel_update, retry_update
 from service.store import datasets, models, releases, stages, updates
 from tests.support.rows import add_dataset, add_model
 

@@ -1,7 +1,7 @@
 """Judging a candidate by what the database holds at that time."""
 
 from service.core.states import UpdateState
-from service.create_model import change_model
+from service.operations.models import change_model
 from service.store import models
 
 

@@ -117,7 +117,10 @@ class Client:
     # --- models ---
 
     def create_model(self, spec: Mapping[str, Any]) -> Model:
-        """Create a model. ``spec`` is the request body: ``name``, ``dataset``, and whatever differs from the defaults."""
+        """Create a model.
+
+        ``spec`` is the request body: ``name``, ``dataset``, and whatever differs from the defaults.
+        """
         return self._http.request("POST", "/models", Model, json=spec)
 
     def change_model(self, name: str, changes: Mapping[str, Any]) -> Model:
@@ -148,7 +151,10 @@ class Client:
         return self._http.request("GET", url_path("models", model, "forgetting"), Forgetting)
 
     def costs(self, model: str, *, tokens: int | None = None) -> Costs:
-        """Show costs. ``tokens`` is the size of the next version for the forecast, by default that of the last one."""
+        """Show costs.
+
+        ``tokens`` is the size of the next version for the forecast, by default that of the last one.
+        """
         return self._http.request("GET", url_path("models", model, "costs"), Costs, tokens=tokens)
 
     # --- updates and releases ---
@@ -193,7 +199,10 @@ class Client:
         reason: str | None = None,
         rollout: Mapping[str, Any] | None = None,
     ) -> Release:
-        """Ask for a version to be served. ``previous`` is the version that was served before the current one."""
+        """Ask for a version to be served.
+
+        ``previous`` is the version that was served before the current one.
+        """
         body = without_none({"version": version, "reason": reason, "rollout": rollout})
         return self._http.request("POST", url_path("models", model, "releases"), Release, json=body)
 

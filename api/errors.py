@@ -1,4 +1,4 @@
-"""Renders every error as an RFC 9457 problem document, with ``code`` for programs and ``detail`` for people."""
+"""Renders errors as RFC 9457 problem documents, with ``code`` for programs and ``detail`` for people."""
 
 import logging
 from collections.abc import Iterable

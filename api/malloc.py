@@ -14,9 +14,9 @@ _LARGE_BYTES = 1 << 17
 def return_freed_memory() -> None:
     """Limit malloc's arenas and what they retain. Call it before any thread starts; a no-op without glibc.
 
-    By default glibc gives each thread an arena that retains its peak usage, and after the first large block is
-    freed it also retains blocks of that size. With 64 concurrent uploads of 64 MiB, the process grew by 82 MiB
-    without these settings and by 49 MiB with them.
+    By default glibc gives each thread an arena that retains its peak usage, and after the first large block
+    is freed it also retains blocks of that size. With 64 concurrent uploads of 64 MiB, the process grew by 82
+    MiB without these settings and by 49 MiB with them.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

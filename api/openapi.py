@@ -1,4 +1,4 @@
-"""The OpenAPI description: adds what FastAPI cannot see, such as streamed bodies, middleware and problem documents."""
+"""Completes the OpenAPI description with what FastAPI cannot see: streamed bodies, middleware and problems."""
 
 from typing import Any
 

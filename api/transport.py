@@ -1,4 +1,4 @@
-"""HTTP transport of the client: sends requests, parses answers, pages lists, streams bodies and raises errors."""
+"""HTTP transport of the client: requests, retries, paging, uploads, event streams and errors."""
 
 import time
 import uuid
@@ -90,7 +90,10 @@ class HttpTransport:
         progress: ProgressCallback | None,
         **query: Any,
     ) -> UploadResult[Answer]:
-        """Stream a file or chunks of bytes. A file's suffixes give the format and encoding if they are None."""
+        """Stream a file or chunks of bytes.
+
+        A file's suffixes give the format and encoding if they are None.
+        """
         headers = {}
         if isinstance(source, Path):
             file_format, file_encoding = format_of_path(source.name)
@@ -128,7 +131,10 @@ class HttpTransport:
                     output.write(chunk)
 
     def stream_events(self, path: str, after: str) -> Iterator[Event]:
-        """Yield server-sent events forever. Reconnects after interruptions, once a first connection succeeded."""
+        """Yield server-sent events forever.
+
+        Reconnects after interruptions, once a first connection succeeded.
+        """
         connected = False
         headers = {"Accept": "text/event-stream"}
         while True:
@@ -167,7 +173,7 @@ def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def raise_for_problem(response: httpx.Response) -> None:
-    """Raise ApiError unless the response is a success, even if the error came from a proxy and is no problem document."""
+    """Raise ApiError unless the response is a success, also for errors of proxies without a problem document."""
     if response.is_success:
         return
     response.read()

@@ -23,7 +23,10 @@ class ChildService:
     def __init__(
         self, home: Path, on_line: Callable[[str], None], settings: Mapping[str, str] | None = None
     ) -> None:
-        """``on_line`` gets each line of output. ``settings`` are environment variables to add to this process's."""
+        """``on_line`` gets each line of output.
+
+        ``settings`` are environment variables to add to this process's.
+        """
         self._home = home
         self._on_line = on_line
         self._settings = dict(settings or {})
@@ -78,7 +81,10 @@ class ChildService:
         self._started.set()
 
     def _stop(self) -> None:
-        """Send SIGTERM and wait for `up` to end. Each Ctrl-C sends it again; the second one makes `up` kill its parts."""
+        """Send SIGTERM and wait for `up` to end.
+
+        Each Ctrl-C sends it again; the second one makes `up` kill its parts.
+        """
         while self._child.poll() is None:
             try:
                 self._child.send_signal(signal.SIGTERM)

@@ -26,7 +26,7 @@ class Connection:
 
 
 def url_of(host: str, port: int) -> str:
-    """The URL of a server that listens on this host and port; a wildcard address becomes the loopback address."""
+    """URL of a server that listens on this host and port. Wildcard addresses become the loopback address."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
     return f"http://{reachable}:{port}"
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Manage datasets and their data versions.", no_args_is_help=True)
 
+DatasetName = Annotated[str, typer.Argument(help="Name of the dataset.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _CHUNK_BYTES = 1 << 18
@@ -35,7 +36,7 @@ _VERSION_COLUMNS = (
 @app.command()
 def create(
     context: typer.Context,
-    name: str,
+    name: DatasetName,
     description: Annotated[str | None, typer.Option(help="What the dataset contains.")] = None,
     holdout: Annotated[
         float | None,
@@ -89,7 +90,7 @@ def list_(
 @app.command()
 def push(
     context: typer.Context,
-    dataset: str,
+    dataset: DatasetName,
     files: Annotated[
         list[str],
         typer.Argument(
@@ -129,8 +130,8 @@ def push(
 @app.command()
 def exclude(
     context: typer.Context,
-    dataset: str,
-    number: int,
+    dataset: DatasetName,
+    number: Annotated[int, typer.Argument(help="Number of the data version.")],
     reason: Annotated[str, typer.Option(help="Why it is excluded, for the history.")],
     as_json: Json = False,
 ) -> None:

@@ -1,7 +1,7 @@
 """`pathswitch demo`: trains, checks and serves three versions of real text on this machine, under load.
 
-At the end it shows measurements: the loss of every version on every slice, the cost of each version compared with
-training from scratch, and which versions answered the requests that were sent throughout.
+At the end it shows measurements: the loss of every version on every slice, the cost of each version compared
+with training from scratch, and which versions answered the requests that were sent throughout.
 """
 
 import json

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class CliError(Exception):
-    """An error for the user: what is wrong, details or a remedy, and (location, message) of several errors."""
+    """An error for the user: a title, details or a remedy, and (location, message) of several errors."""
 
     def __init__(self, title: str, detail: str = "", errors: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(title)

@@ -191,7 +191,7 @@ def gc(
         typer.Option(
             min=1,
             metavar="N",
-            help="Keep the N newest versions of each model whole. Of older versions, delete exports that were never "
+            help="Keep everything of the N newest versions of each model. Of older ones, delete exports that were never "
             "released, and the checkpoints that versions were exported from. Default: keep all versions.",
         ),
     ] = None,
@@ -199,8 +199,7 @@ def gc(
 ) -> None:
     """Find artifacts that nothing needs any more, and delete them with --delete.
 
-    Data, released versions, the trunk's branch points and everything that an unfinished or failed update may need are
-    kept. The database and the store are those of the settings.
+    It keeps data, released versions, branch points of trunks, and what unfinished or failed updates may need.
     """
     from api.cli.garbage import collect
     from service.settings import Settings

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Manage models, their versions, and which version is served.", no_args_is_help=True)
 
+ModelName = Annotated[str, typer.Argument(help="Name of the model.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[bool, typer.Option(help="Wait until every replica answers with the version.")]
 Reason = Annotated[str | None, typer.Option(help="Reason, for the release history.")]
@@ -76,7 +77,7 @@ def create(
 @app.command()
 def change(
     context: typer.Context,
-    model: str,
+    model: ModelName,
     assignments: Annotated[
         list[str],
         typer.Option(
@@ -113,7 +114,7 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
 
 
 @app.command()
-def versions(context: typer.Context, model: str, as_json: Json = False) -> None:
+def versions(context: typer.Context, model: ModelName, as_json: Json = False) -> None:
     """List the versions of a model."""
     from api.cli import output, tables
 
@@ -126,7 +127,7 @@ def versions(context: typer.Context, model: str, as_json: Json = False) -> None:
 
 
 @app.command()
-def checkpoints(context: typer.Context, model: str, as_json: Json = False) -> None:
+def checkpoints(context: typer.Context, model: ModelName, as_json: Json = False) -> None:
     """List the trunk checkpoints of a model, for `update start --branch-from`."""
     from api.cli import output, tables
 
@@ -141,7 +142,7 @@ def checkpoints(context: typer.Context, model: str, as_json: Json = False) -> No
 @app.command()
 def costs(
     context: typer.Context,
-    model: str,
+    model: ModelName,
     tokens: Annotated[int | None, typer.Option(help="Tokens in the next version, for the forecast.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -160,7 +161,7 @@ def costs(
 @app.command()
 def forgetting(
     context: typer.Context,
-    model: str,
+    model: ModelName,
     measure: Annotated[Measure, typer.Option("--of", help="Measure to show.")] = Measure.LOSS,
     as_json: Json = False,
 ) -> None:
@@ -178,8 +179,8 @@ def forgetting(
 @app.command()
 def release(
     context: typer.Context,
-    model: str,
-    version: int,
+    model: ModelName,
+    version: Annotated[int, typer.Argument(help="Number of the version.")],
     rollout: Rollout = None,
     assignments: Annotated[
         list[str] | None,
@@ -202,14 +203,14 @@ def release(
 
 @app.command()
 def rollback(
-    context: typer.Context, model: str, reason: Reason = None, wait: Wait = True, as_json: Json = False
+    context: typer.Context, model: ModelName, reason: Reason = None, wait: Wait = True, as_json: Json = False
 ) -> None:
     """Serve the version that was served before the current one."""
     _release(context, model, "previous", reason, wait, as_json)
 
 
 @app.command()
-def serving(context: typer.Context, model: str, as_json: Json = False) -> None:
+def serving(context: typer.Context, model: ModelName, as_json: Json = False) -> None:
     """Show which version should be served, and the state and traffic of every replica."""
     from api.cli import output, tables
 

@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Manage updates, which train data versions into model versions.", no_args_is_help=True)
 
+ModelName = Annotated[str, typer.Argument(help="Name of the model.")]
+UpdateId = Annotated[str, typer.Argument(help="Id of the update.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def start(
     context: typer.Context,
-    model: str,
+    model: ModelName,
     data_version: Annotated[
         int | None, typer.Option(help="Data version to train up to. Default: the newest.")
     ] = None,
@@ -87,7 +89,7 @@ def watch(
 
 
 @app.command("list")
-def list_(context: typer.Context, model: str, as_json: Json = False) -> None:
+def list_(context: typer.Context, model: ModelName, as_json: Json = False) -> None:
     """List the updates of a model."""
     from api.cli import output
 
@@ -115,7 +117,7 @@ def list_(context: typer.Context, model: str, as_json: Json = False) -> None:
 
 
 @app.command()
-def show(context: typer.Context, update: str, as_json: Json = False) -> None:
+def show(context: typer.Context, update: UpdateId, as_json: Json = False) -> None:
     """Show the state of an update."""
     from datetime import UTC, datetime
 
@@ -134,14 +136,14 @@ def show(context: typer.Context, update: str, as_json: Json = False) -> None:
 
 
 @app.command()
-def cancel(context: typer.Context, update: str, as_json: Json = False) -> None:
+def cancel(context: typer.Context, update: UpdateId, as_json: Json = False) -> None:
     """Cancel a pending or running update. The served version stays."""
     with client_of(context) as client:
         _print_update(client.cancel_update(update), "is cancelled: it will not train", as_json)
 
 
 @app.command()
-def retry(context: typer.Context, update: str, as_json: Json = False) -> None:
+def retry(context: typer.Context, update: UpdateId, as_json: Json = False) -> None:
     """Continue a failed update from its last finished stage and checkpoint."""
     with client_of(context) as client:
         _print_update(client.retry_update(update), "continues to train", as_json)

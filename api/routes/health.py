@@ -27,7 +27,10 @@ async def healthz() -> Health:
 
 @router.get("/readyz")
 async def readyz(services: ServicesHere) -> Health:
-    """Check the migrated ``database``, the ``artifacts``, and ``ray`` if configured. 503 names those that fail."""
+    """Check the migrated ``database``, the ``artifacts``, and ``ray`` if configured.
+
+    503 names those that fail.
+    """
     checks: dict[str, Callable[[], None]] = {
         "database": lambda: migrate.check(services.database),
         "artifacts": services.artifacts.check,

@@ -31,7 +31,7 @@ class ResponseModel(BaseModel):
 
     @classmethod
     def from_row(cls, row: object, **fields: Any) -> Self:
-        """Copy the fields from attributes of ``row``, except ``fields``, which the row lacks or holds differently."""
+        """Copy attributes of ``row``, except ``fields``, which the row lacks or holds in another form."""
         names = cls.model_fields.keys() - fields.keys()
         return cls.model_validate({name: getattr(row, name) for name in names} | fields)
 

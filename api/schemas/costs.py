@@ -12,7 +12,7 @@ class Amount(ResponseModel):
 
 
 class Estimate(ResponseModel):
-    """Estimated cost of another way of training: tokens in closed form, FLOPs at the line's rate per token."""
+    """Estimated cost of another way of training: tokens in closed form, FLOPs at the line's FLOPs per token."""
 
     tokens: int
     flops: float
@@ -33,8 +33,8 @@ class VersionCost(ResponseModel):
 class Totals(ResponseModel):
     """Costs by how they came about. ``spent`` plus ``reused`` are the line's tokens.
 
-    ``spent`` was trained for this line, ``reused`` had been trained before. ``wasted`` are failed attempts and
-    training that no version uses. ``extra`` are one-off updates.
+    ``spent`` was trained for this line, ``reused`` had been trained before. ``wasted`` are failed attempts
+    and training that no version uses. ``extra`` are one-off updates.
     """
 
     spent: Amount

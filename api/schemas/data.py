@@ -37,7 +37,10 @@ class LabelledSource(Source):
 
 
 class DataVersion(ResponseModel):
-    """A data version. ``sha256`` and ``bytes`` describe the decoded body; ``updates`` are ids of updates that train it."""
+    """A data version.
+
+    ``sha256`` and ``bytes`` describe the decoded body; ``updates`` are ids of updates that train it.
+    """
 
     id: str
     dataset: str
@@ -56,7 +59,10 @@ class DataVersion(ResponseModel):
 
 
 class Slice(ResponseModel):
-    """An uploaded evaluation set. Updates to ``data_version`` and later ones are measured on it; None: all updates."""
+    """An uploaded evaluation set.
+
+    Updates to ``data_version`` and later ones are measured on it; None: all updates.
+    """
 
     id: str
     dataset: str
@@ -79,6 +85,9 @@ class AffectedVersion(ResponseModel):
 
 
 class Excluded(ResponseModel):
-    """The model versions trained on the data. They stay; the models rewind to before the data at their next update."""
+    """The model versions trained on the data.
+
+    They stay; the models rewind to before the data at their next update.
+    """
 
     affected_versions: list[AffectedVersion]

@@ -41,7 +41,10 @@ class ModelChanges(ResponseModel):
 
 
 class BranchPoint(ResponseModel):
-    """Where the version's branch left the trunk. ``checkpoint`` is None if no checkpoint is recorded there."""
+    """Where the version's branch left the trunk.
+
+    ``checkpoint`` is None if no checkpoint is recorded there.
+    """
 
     checkpoint: str | None
     step: int
@@ -120,8 +123,8 @@ class Checkpoint(ResponseModel):
 class Forgetting(ResponseModel):
     """Measurements by version (row) and slice (column); None: never measured, or not finite.
 
-    Backward transfer is the mean change of the loss, in nats per token, on the slices of older data versions since
-    each was new. Negative means that the line improved on them; None, that there is no older slice.
+    Backward transfer is the mean change of the loss, in nats per token, on the slices of older data versions
+    since each was new. Negative means that the line improved on them; None, that there is no older slice.
     ``backward_transfers`` has one value per version, ``backward_transfer`` is that of the newest.
     """
 

@@ -32,7 +32,7 @@ class TrialCounts(ResponseModel):
 
 
 class Trial(ResponseModel):
-    """Traffic that a canary or shadow was judged by: of the tried version, and of the one served meanwhile."""
+    """Traffic that a canary or shadow was judged by, of the tried version and of the served one."""
 
     seconds: float
     tried: TrialCounts

@@ -13,8 +13,8 @@ from service.core.states import StageState, UpdateState
 class NewUpdate(RequestModel):
     """Asks for the line's next version, by default on the newest data version, or for a one-off.
 
-    A one-off is a branch from a trunk checkpoint (``branch_from``) under any ``decay``, or a version under another
-    ``paradigm``. The line does not continue from it.
+    A one-off is a branch from a trunk checkpoint (``branch_from``) under any ``decay``, or a version under
+    another ``paradigm``. The line does not continue from it.
     """
 
     data_version: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
@@ -54,7 +54,10 @@ class Failure(ResponseModel):
 
 
 class Stage(ResponseModel):
-    """A stage of an update. ``needs`` are ids of other stages; ``error`` belongs to the last failed attempt."""
+    """A stage of an update.
+
+    ``needs`` are ids of other stages; ``error`` belongs to the last failed attempt.
+    """
 
     id: str
     name: str
@@ -70,7 +73,10 @@ class Stage(ResponseModel):
 
 
 class Update(ResponseModel):
-    """An update, with ``stages`` in topological order and the planner's ``notes``. A ``one_off`` is not part of the line."""
+    """An update, with ``stages`` in topological order and the planner's ``notes``.
+
+    A ``one_off`` is not part of the line.
+    """
 
     id: str
     model: str

@@ -1,8 +1,8 @@
 """Three data versions of English prose that every installation already has: the docstrings of its libraries.
 
-Version 1 is Python's standard library, version 2 NumPy and SQLAlchemy, version 3 PyTorch. They are similar enough
-for one tokenizer, and different enough for an update to learn and to forget something. Sources are parsed, never
-imported, so that building the corpus takes seconds and runs no foreign code.
+Version 1 is Python's standard library, version 2 NumPy and SQLAlchemy, version 3 PyTorch. They are similar
+enough for one tokenizer, and different enough for an update to learn and to forget something. Sources are
+parsed, never imported, so that building the corpus takes seconds and runs no foreign code.
 """
 
 import ast
@@ -88,8 +88,8 @@ def _version(label: str, libraries: list[_Library], seen: set[str]) -> DemoVersi
 def _sample(library: _Library, budget: int, seen: set[str]) -> list[Docstring]:
     """Sample docstrings of `library` up to `budget` bytes, in source order.
 
-    Files are read in the order of the hash of their paths. This spreads the sample over the whole library, equally
-    on every machine, without parsing all 2,000 files of torch to use 100.
+    Files are read in the order of the hash of their paths. This spreads the sample over the whole library,
+    equally on every machine, without parsing all 2,000 files of torch to use 100.
     """
     sample: list[Docstring] = []
     names: set[str] = set()
@@ -139,7 +139,7 @@ def _documents(library: _Library, path: Path) -> Iterator[Docstring]:
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Qualified name and raw docstring of `node` and everything that it defines, also under `if` and `try`."""
+    """Names and raw docstrings of `node` and of everything that it defines, also under `if` and `try`."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node, clean=False)
         if docstring is not None:
@@ -152,7 +152,7 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_text(body: str) -> bool:
-    """Whether the text is free of lone surrogates and control characters, which a few docstrings contain by accident."""
+    """Whether the text has no lone surrogates or control characters, as some docstrings do by accident."""
     return all(character.isprintable() or character in "\n\t" for character in body)
 
 

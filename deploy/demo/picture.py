@@ -17,8 +17,9 @@ class Branch:
 
 
 def draw(branches: Sequence[Branch], width: int) -> list[str]:
-    """Draw the trunk up to its last branch point, and a line for each branch. Branches are in order of their start.
+    """Draw the trunk up to its last branch point, and a line for each branch.
 
+    Branches are in order of their start.
     trunk ━━━━━━━━━━━┳━━━━━━━━━━━━━┳━━━━━━━━━━━━━┓
                      ┗━━╸          ┃             ┃      v1, steps 48 to 53
                                    ┗━━━━╸        ┃      v2, steps 95 to 105

@@ -1,7 +1,7 @@
 """Load generator for a served model, which counts the answers of each version. Updates must not disturb it.
 
-It sends OpenAI-style requests over plain HTTP, alternately streamed and not. Every answer must name one version, in
-its header and in each chunk. Requests are never retried, so that every failure is counted.
+It sends OpenAI-style requests over plain HTTP, alternately streamed and not. Every answer must name one
+version, in its header and in each chunk. Requests are never retried, so that every failure is counted.
 """
 
 import json
@@ -120,7 +120,10 @@ def complete(
     max_tokens: int = MAX_TOKENS,
     seed: int | None = None,
 ) -> tuple[int, str]:
-    """Request one completion. Returns the version that made it, and its text. Raises AnswerError or httpx.HTTPError."""
+    """Request one completion.
+
+    Returns the version that made it, and its text. Raises AnswerError or httpx.HTTPError.
+    """
     body = {
         "model": model,
         "prompt": prompt,

@@ -1,4 +1,4 @@
-"""Exclusion of data versions: lines rewind to before the version and plan without it; existing versions stay."""
+"""Exclusion of data versions: lines rewind and plan without them, and existing versions stay."""
 
 from typing import Any
 
@@ -139,7 +139,7 @@ def test_excluded_data_is_never_trained_again(each_plane: ControlPlane, model: s
 def test_no_branch_can_leave_a_checkpoint_that_has_read_excluded_data(
     each_plane: ControlPlane, model: str
 ) -> None:
-    """Neither a new one nor one that was pending before, because no ledger has the checkpoint's steps any more."""
+    """Neither a new branch nor a pending one, because no ledger has the checkpoint's steps any more."""
     first, _, last = trunk(each_plane, model)
     waiting = each_plane.client.start_update(model, branch_from=last.id).id
     later = each_plane.client.start_update(model, branch_from=first.id, data_version=3).id
@@ -150,7 +150,7 @@ def test_no_branch_can_leave_a_checkpoint_that_has_read_excluded_data(
     each_plane.finish(model)
     failed = each_plane.client.update(waiting)
     assert failed.error is not None
-    assert "excluded since" in failed.error.detail
+    assert "excluded later" in failed.error.detail
     assert each_plane.client.update(later).state == UpdateState.SUCCEEDED
 
 

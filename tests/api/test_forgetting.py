@@ -47,13 +47,13 @@ def test_uploaded_slices_come_last_and_count_only_if_they_have_a_data_version(
 ) -> None:
     plane.add_dataset(name, [f"{name} a", "b"])
     for slice_name, query in (("suite", {}), ("about-v1", {"data_version": 1})):
-        given = plane.http.post(
+        created = plane.http.post(
             f"/datasets/{name}/slices",
             params={"name": slice_name, **query},
             content=ndjson(f"{name} {slice_name}"),
             headers={"Content-Type": "application/x-ndjson"},
         )
-        assert given.status_code == 201, given.text
+        assert created.status_code == 201, created.text
     plane.add_model(name, name)
     plane.push(name, f"{name} c", "d")
     losses = {"suite": 9.0, "about-v1": 3.0}

@@ -1,4 +1,4 @@
-"""The generated OpenAPI description agrees with the contract: routes, request fields, response fields and statuses.
+"""The generated OpenAPI description agrees with the contract: routes, fields and statuses.
 
 ``CONTRACT`` is the contract itself. Routes and statuses must match exactly; fields may be added, never removed.
 """
@@ -28,7 +28,10 @@ PAGE = "limit after"
 
 @dataclass(frozen=True)
 class Route:
-    """One operation. Keys of ``request`` and ``response`` are paths of objects, values the fields of these objects."""
+    """One operation.
+
+    Keys of ``request`` and ``response`` are paths of objects, values the fields of these objects.
+    """
 
     success: set[int]
     response: dict[str, str] = field(default_factory=dict)

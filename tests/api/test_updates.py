@@ -255,6 +255,6 @@ def test_a_line_never_trains_a_data_version_that_it_has_passed(
     each_plane.finish(line)
     older = each_plane.http.post(f"/models/{line}/updates", json={"data_version": 1})
     assert older.status_code == 422
-    assert "stands in data version 2, past data version 1" in older.json()["detail"]
+    assert "already read data version 2, after data version 1" in older.json()["detail"]
     assert each_plane.http.post(f"/updates/{failed}/retry").status_code == 409
     assert each_plane.client.model_version(line, "served").data_version == 2

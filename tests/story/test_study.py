@@ -1,4 +1,4 @@
-"""A whole study with real training: every line has results, nothing trains twice, and a second run is identical."""
+"""A whole study with real training: every line has results, nothing trains twice, reruns are identical."""
 
 import math
 import time

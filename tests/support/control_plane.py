@@ -86,7 +86,7 @@ class ControlPlane:
         )
 
     def finish(self, model: str, executor: Executor | None = None, serving: Serving | None = None) -> None:
-        """Run the orchestrator, by default with scripted workers, until all updates of the model have ended."""
+        """Run the orchestrator, by default with scripted workers, until the model's updates have ended."""
         orchestrator = self._orchestrator(executor or self.executor, serving or self.serving)
         deadline = time.monotonic() + UPDATE_SECONDS
         while time.monotonic() < deadline:
@@ -100,7 +100,7 @@ class ControlPlane:
         raise AssertionError(f"the updates of {model} did not end within {UPDATE_SECONDS:.0f} s")
 
     def fail_next(self, kind: StageKind, *errors: RunError) -> None:
-        """Make the next attempts at stages of that kind fail, after running what other tests have left pending."""
+        """Make the next stages of that kind fail, after finishing what other tests left pending."""
         orchestrator = self._orchestrator(self.executor, self.serving)
         unfinished = sa.select(sa.func.count()).where(Update.state.not_in(FINISHED_UPDATES))
         deadline = time.monotonic() + UPDATE_SECONDS
@@ -135,7 +135,10 @@ class ControlPlane:
             thread.join()
 
     def tick_until_running(self, model: str, kind: StageKind) -> list[str]:
-        """Run the orchestrator until a stage of that kind runs. Returns the ids of the model's running updates."""
+        """Run the orchestrator until a stage of that kind runs.
+
+        Returns the ids of the model's running updates.
+        """
         orchestrator = self._orchestrator(self.executor, self.serving)
         deadline = time.monotonic() + UPDATE_SECONDS
         while time.monotonic() < deadline:

@@ -53,7 +53,10 @@ def patient(send: HandleRequest) -> HandleRequest:
 
 
 def _is_transient(response: httpx.Response, *, retried: bool) -> bool:
-    """Whether to retry. `in_flight` refers to an earlier attempt, so it is an answer for retried requests only."""
+    """Whether to retry.
+
+    `in_flight` refers to an earlier attempt, so it is an answer for retried requests only.
+    """
     if response.status_code < httpx.codes.CONFLICT:
         return False
     response.read()

@@ -64,7 +64,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 class MemoryWatch:
-    """Watches the memory of a process for the length of a block. ``growth`` is its peak above the initial value."""
+    """Watches the memory of a process for the length of a block.
+
+    ``growth`` is its peak above the initial value.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid

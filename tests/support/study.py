@@ -70,7 +70,10 @@ def with_lines(results: Results, lines: dict[str, LineResult]) -> Results:
 
 
 def measuring(quality: Quality, versions: int) -> MakeUp:
-    """A function that makes results of lines. Versions have VERSION_STEPS steps and the cost of their paradigm."""
+    """A function that makes results of lines.
+
+    Versions have VERSION_STEPS steps and the cost of their paradigm.
+    """
 
     def make_up(line: StudyLine) -> LineResult:
         numbers = [versions] if line.only_newest else range(1, versions + 1)

@@ -20,7 +20,10 @@ STOP_SECONDS = 60.0
 
 
 class Up:
-    """A `pathswitch up`, by default on free ports. ``started`` are its descendants at the time it became ready."""
+    """A `pathswitch up`, by default on free ports.
+
+    ``started`` are its descendants at the time it became ready.
+    """
 
     def __init__(self, home: Path, ports: tuple[int, int] = (0, 0), **environment: str) -> None:
         self.home = home
@@ -74,7 +77,7 @@ class Up:
 
 @contextmanager
 def running_up(settings: Settings) -> Iterator[Up]:
-    """Run `up` for the length of the block: it is ready at the start, stops at the end, and leaves no process in any case."""
+    """Run `up` for the length of the block. It is ready at the start and leaves no process at the end."""
     home = settings.home
     up = Up(home, PATHSWITCH_DATABASE_URL=settings.database, PATHSWITCH_ARTIFACTS_URL=settings.artifacts)
     try:

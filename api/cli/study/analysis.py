@@ -1,8 +1,9 @@
-"""Analyses the results of a study: quality, cost and forgetting of every row, compared with training from scratch.
+"""Analyses a study: quality, cost and forgetting of every row, compared with training from scratch.
 
-The gap of a row is its perplexity divided by that of the better baseline with the same seed, minus 1. The better
-baseline of a version has the lower mean perplexity over all slices, averaged over seeds. The cost ratio is the number
-of tokens of all versions so far, divided by the tokens of training each of them from scratch (Σ E_i).
+The gap of a row is its perplexity divided by that of the better baseline with the same seed, minus 1. The
+better baseline of a version has the lower mean perplexity over all slices, averaged over seeds. The cost ratio
+is the number of tokens of all versions so far, divided by the tokens of training each of them from scratch
+(Σ E_i).
 """
 
 import math
@@ -36,7 +37,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class VersionSummary:
-    """One version of a row. Gaps are fractions: -0.01 means 1 % better than from scratch. None: not finite."""
+    """One version of a row.
+
+    Gaps are fractions: -0.01 means 1 % better than from scratch. None: not finite.
+    """
 
     label: str
     perplexity: Spread | None
@@ -137,11 +141,12 @@ class Analysis:
         return tuple(self._summary(row) for row in self.config.rows if self._lines[row.name])
 
     def closed_form_ratio(self, row: str) -> float | None:
-        """Cost ratio of path switching in closed form, with the actual branch lengths d_i. None for other paradigms.
+        """Cost ratio of path switching in closed form, with the actual branch lengths d_i.
 
-        It is (T_1 + Σ_(1<i≤N) T_i / (1 - r) + Σ_(i<N) d_i) / Σ E_i, where T_i and E_i are tokens of new text and r is
-        the trunk's replay fraction. If the last branch grows by its replay fraction R, its (1 - R)·d_N new tokens are
-        (1 - R)·d_N / (1 - r) tokens of the stream, so that d_N·(R - r) / (1 - r) is added.
+        None for other paradigms. It is (T_1 + Σ_(1<i≤N) T_i / (1 - r) + Σ_(i<N) d_i) / Σ E_i, where T_i and
+        E_i are tokens of new text and r is the trunk's replay fraction. If the last branch grows by its
+        replay fraction R, its (1 - R)·d_N new tokens are (1 - R)·d_N / (1 - r) tokens of the stream, so that
+        d_N·(R - r) / (1 - r) is added.
         """
         spec, line = self.config.row(row), self.line(row)
         if line is None or spec.paradigm.name != "path_switching":

@@ -1,4 +1,7 @@
-"""`pathswitch study`: compares paradigms on the user's data. It trains model lines with a service and writes a report."""
+"""`pathswitch study`: compares paradigms on the user's data.
+
+It trains model lines with a service and writes a report.
+"""
 
 import os
 import shlex
@@ -30,7 +33,10 @@ _IN_FLIGHT_PER_PROCESS = 3
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the command. Without ``api``, the study runs its own service in ``home``, with ``processes`` workers."""
+    """Options of the command.
+
+    Without ``api``, the study runs its own service in ``home``, with ``processes`` workers.
+    """
 
     config: Path
     data: Path
@@ -44,7 +50,10 @@ class Options:
 
 
 def study(options: Options) -> None:
-    """Run a study, or continue it. Raises CliError if lines failed or time ran out; finished lines are kept and reported."""
+    """Run a study, or continue it.
+
+    Raises CliError if lines failed or time ran out; finished lines are kept and reported.
+    """
     console = output.console()
     config = load_config(options.config)
     cut = parse_shares(options.cut) if options.cut is not None else None
@@ -113,7 +122,10 @@ def _service(options: Options) -> Iterator[str]:
 def _progress(
     console: Console, config: StudyConfig, results: Results
 ) -> Iterator[tuple[Callable[[StudyProgress], None], Callable[[Results], None]]]:
-    """A progress bar that counts lines, and a line of text for every finished line. Yields its two callbacks."""
+    """A progress bar that counts lines, and a line of text for every finished line.
+
+    Yields its two callbacks.
+    """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -142,7 +154,10 @@ def _progress(
 
 
 def _counts(config: StudyConfig, results: Results) -> tuple[int, int]:
-    """Number of planned lines that have a result, and of all planned lines. Results of changed rows do not count."""
+    """Number of planned lines that have a result, and of all planned lines.
+
+    Results of changed rows do not count.
+    """
     planned = {line.name for line in study_plan(config, results)}
     return len(planned & results.lines.keys()), num_lines(config, results)
 
@@ -158,7 +173,10 @@ def _summary(number: int, total: int, line: LineResult) -> str:
 
 
 def _command_run(options: Options, began: datetime, lines: int) -> CommandRun:
-    """A record of this run. The command leaves out options that do not affect results, and folders of this machine."""
+    """A record of this run.
+
+    The command leaves out options that do not affect results, and folders of this machine.
+    """
     arguments = ["pathswitch", "study", options.config.name, options.data.resolve().name]
     if options.versions is not None:
         arguments += ["--versions", str(options.versions)]

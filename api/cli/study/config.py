@@ -1,4 +1,4 @@
-"""Configuration of a study: rows to compare, each a paradigm with settings, on the same data, model and seeds."""
+"""Configuration of a study: rows to compare on the same data, model and seeds; each row is a paradigm."""
 
 import hashlib
 import json
@@ -26,7 +26,10 @@ class StudyModel(Spec):
 
 
 class StudyRow(Spec):
-    """A row of the report's table. ``peak_of`` names the tuned row whose best peak rate it uses, by default itself."""
+    """A row of the report's table.
+
+    ``peak_of`` names the tuned row whose best peak rate it uses, by default itself.
+    """
 
     name: Name
     paradigm: ParadigmSpec = PathSwitchingSpec()
@@ -40,10 +43,10 @@ class StudyRow(Spec):
 
 
 class Tuning(Spec):
-    """Trains ``rows`` at every peak rate of a grid. The rate with the lowest mean perplexity of the final version wins.
+    """Trains ``rows`` at every peak rate of a grid.
 
-    If the best rate is at an end of the grid, the grid is extended there by the ratio of its last two rates, at most
-    ``widen`` times.
+    The rate with the lowest mean perplexity of the final version wins. If the best rate is at an end of the
+    grid, the grid is extended there by the ratio of its last two rates, at most ``widen`` times.
     """
 
     rows: tuple[Name, ...]
@@ -106,8 +109,8 @@ class StudyConfig(Spec):
     ) -> dict[str, Any]:
         """The body that creates the model line of a row, with all defaults filled in.
 
-        If a later release changes a default, the line gets another name. ``peak_lr`` None means the rate of the row or
-        the study. Raises pydantic's ValidationError.
+        If a later release changes a default, the line gets another name. ``peak_lr`` None means the rate of
+        the row or the study. Raises pydantic's ValidationError.
         """
         training = self.model.training | row.training | {"seed": seed}
         if peak_lr is not None:

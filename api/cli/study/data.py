@@ -1,4 +1,4 @@
-"""Data of a study: a folder with `train/` and `validation/`, one file per data version, or its text cut by date."""
+"""Data of a study: `train/` and `validation/` with one file per data version, or their text cut by date."""
 
 import hashlib
 import json
@@ -29,7 +29,10 @@ class DataFile:
 
 @dataclass(frozen=True)
 class StudyData:
-    """Data versions, oldest first, and the slice of each. Without slices, each version holds out documents instead."""
+    """Data versions, oldest first, and the slice of each.
+
+    Without slices, each version holds out documents instead.
+    """
 
     versions: tuple[DataFile, ...]
     slices: tuple[DataFile, ...]
@@ -45,7 +48,7 @@ class StudyData:
 
 
 def load_data(folder: Path, *, versions: int | None = None, cut: Sequence[int] | None = None) -> StudyData:
-    """Load the first ``versions`` files of the folder, or cut their text into pieces of the byte shares in ``cut``.
+    """Load the first ``versions`` files of the folder, or cut their text by the byte shares in ``cut``.
 
     Slices are cut at the same dates as the training text. Raises CliError if the folder lacks what is needed.
     """
@@ -71,7 +74,10 @@ def load_data(folder: Path, *, versions: int | None = None, cut: Sequence[int] |
 
 
 def parse_shares(text: str) -> tuple[int, ...]:
-    """Parse ``8`` (eight equal pieces) or ``10:10:10:3`` (four pieces, the last one smaller). Raises CliError."""
+    """Parse ``8`` (eight equal pieces) or ``10:10:10:3`` (four pieces, the last one smaller).
+
+    Raises CliError.
+    """
     if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)*", text):
         raise CliError(f"--cut {text}: expected a number of pieces, or shares such as 10:10:10:3")
     shares = tuple(int(part) for part in text.split(":"))

@@ -46,7 +46,10 @@ def draw_figures(analysis: Analysis) -> dict[str, str]:
 
 
 def _quality(analysis: Analysis) -> Figure | None:
-    """Quality over cost, one panel per version from the second on. Points have the row numbers of the report's table."""
+    """Quality over cost, one panel per version from the second on.
+
+    Points have the row numbers of the report's table.
+    """
     rows = [row for row in analysis.rows if row.final.gap is not None]
     count = len(analysis.labels) - 1
     if not rows or count < 1:
@@ -165,7 +168,7 @@ def _losses(analysis: Analysis) -> Figure | None:
 def _curves(
     analysis: Analysis, label: str, values: Callable[[Curve], Sequence[float]], *, rates: bool
 ) -> Figure | None:
-    """Curves over the steps of the line, one panel per row: the trunk in grey, each version in its own colour."""
+    """Curves over the steps of the line, one panel per row. The trunk is grey, versions are coloured."""
     found: list[tuple[str, LineResult]] = []
     for row in _distinct(analysis)[:_MAX_PATHS]:
         line = analysis.line(row.row.name)
@@ -193,7 +196,7 @@ def _curves(
 
 
 def _forgetting(analysis: Analysis) -> Figure | None:
-    """Perplexity of each version (down) on each slice (across), coloured by the gap to from scratch; one panel per row."""
+    """Perplexity of each version (down) on each slice (across), coloured by gap. One panel per row."""
     rows = [row for row in analysis.rows if row.final.gap is not None]
     if not rows:
         return None
@@ -253,7 +256,10 @@ def _all_curves(line: LineResult) -> list[Curve]:
 
 
 def _loss_range(curves: Sequence[Curve]) -> tuple[float, float]:
-    """Range of the y axis. It leaves out the highest tenth, because losses of the first steps hide all detail."""
+    """Range of the y axis.
+
+    It leaves out the highest tenth, because losses of the first steps hide all detail.
+    """
     losses = sorted(loss for curve in curves for loss in curve.losses)
     low, high = losses[0], losses[-1 - len(losses) // 10]
     margin = 0.05 * (high - low) or 0.05

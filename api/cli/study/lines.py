@@ -1,4 +1,4 @@
-"""Plans the model lines of a study: each tuned row at each peak rate of its grid, then each row with each seed."""
+"""Plans the lines of a study: each tuned row at each peak rate of its grid, then each row with each seed."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,10 @@ from service.core.specs import MAX_PEAK_LR
 
 @dataclass(frozen=True)
 class StudyLine:
-    """A model line to train. ``only_newest``: only its final version, which is enough to tune a from-scratch row."""
+    """A model line to train.
+
+    ``only_newest``: only its final version, which is enough to tune a from-scratch row.
+    """
 
     row: StudyRow
     seed: int
@@ -32,7 +35,10 @@ def tuning_lines(config: StudyConfig, results: Results) -> list[StudyLine]:
 
 
 def study_lines(config: StudyConfig, results: Results) -> list[StudyLine]:
-    """Lines whose peak rate is known already. All rows with the first seed come before any with the second."""
+    """Lines whose peak rate is known already.
+
+    All rows with the first seed come before any with the second.
+    """
     peaks = [(row, peak_of(config, row, results)) for row in config.rows]
     return [
         _line(config, row, seed, peak_lr, only_newest=False)
@@ -118,7 +124,10 @@ def results_by_row(config: StudyConfig, results: Results) -> dict[str, dict[int,
 
 
 def _grid(config: StudyConfig, row: StudyRow, results: Results) -> list[StudyLine]:
-    """Lines of a tuned row at every peak rate, ascending. Extended by one rate whenever the best one is at an end."""
+    """Lines of a tuned row at every peak rate, ascending.
+
+    Extended by one rate whenever the best one is at an end.
+    """
     tuning = config.tuning
     assert tuning is not None
     grid = [_tuning_line(config, tuning, row, peak_lr) for peak_lr in sorted(tuning.peak_lrs)]
@@ -138,7 +147,10 @@ def _grid(config: StudyConfig, row: StudyRow, results: Results) -> list[StudyLin
 
 
 def _next_peak(last_but_one: StudyLine, last: StudyLine) -> float:
-    """Extend a grid by the ratio of its last two rates. Rounded, because the rate is part of the line's name."""
+    """Extend a grid by the ratio of its last two rates.
+
+    Rounded, because the rate is part of the line's name.
+    """
     return float(f"{last.peak_lr**2 / last_but_one.peak_lr:.6g}")
 
 

@@ -1,4 +1,4 @@
-"""Writes the report of a study: Markdown with figures in a folder, and the same as a self-contained HTML page."""
+"""Writes the report of a study, as Markdown with figures and as a self-contained HTML page."""
 
 import math
 import re

@@ -14,7 +14,7 @@ FILE = "results.json"
 
 
 class Curve(Spec):
-    """Training curve of one version: evenly thinned steps, with their losses (nats per token) and learning rates."""
+    """Training curve of one version: evenly thinned steps with losses (nats per token) and learning rates."""
 
     kind: str
     steps: tuple[int, ...]
@@ -33,7 +33,10 @@ class Curve(Spec):
 
 
 class Measured(Spec):
-    """Measurements of one version. ``losses``, ``perplexities`` and ``bits_per_byte`` are by label of the slice's version."""
+    """Measurements of one version.
+
+    ``losses``, ``perplexities`` and ``bits_per_byte`` are by label of the slice's version.
+    """
 
     data_version: int
     losses: dict[str, float | None]
@@ -102,7 +105,10 @@ class Results(Spec):
 
 
 def open_results(folder: Path, config: StudyConfig, data: StudyData) -> Results:
-    """Results of earlier runs, with the current configuration. Raises CliError if they belong to other data."""
+    """Results of earlier runs, with the current configuration.
+
+    Raises CliError if they belong to other data.
+    """
     fresh = Results(config=config, versions=_used(data.versions), slices=_used(data.slices))
     path = folder / FILE
     if not path.exists():

@@ -23,7 +23,10 @@ CURVE_POINTS = 100
 
 @dataclass
 class _Active:
-    """A line in training. ``waiting`` are the data versions to train, ``updates`` the updates by data version."""
+    """A line in training.
+
+    ``waiting`` are the data versions to train, ``updates`` the updates by data version.
+    """
 
     line: StudyLine
     model: str
@@ -39,7 +42,10 @@ class StudyProgress:
 
 
 class StudyRun:
-    """One run of a study. It keeps ``in_flight`` lines in training, some of which wait for others' shared trunks."""
+    """One run of a study.
+
+    It keeps ``in_flight`` lines in training, some of which wait for others' shared trunks.
+    """
 
     def __init__(
         self,
@@ -67,7 +73,10 @@ class StudyRun:
         }
 
     def run(self, deadline: float) -> bool:
-        """Train until every line has a result or ``time.monotonic()`` passes the deadline. Returns whether all have one."""
+        """Train until every line has a result or ``time.monotonic()`` passes the deadline.
+
+        Returns whether all have one.
+        """
         self._push_data()
         last_answer = time.monotonic()
         tried: set[str] = set()
@@ -96,7 +105,10 @@ class StudyRun:
         return not self._active and next(missing_lines(self._config, self.results), None) is None
 
     def _push_data(self) -> None:
-        """Create the dataset and push all data. Slices come first, because their documents are kept out of training."""
+        """Create the dataset and push all data.
+
+        Slices come first, because their documents are kept out of training.
+        """
         known = {dataset.name for dataset in self._client.datasets()}
         if self._dataset not in known:
             fraction = 0.0 if self._data.slices else None
@@ -144,7 +156,10 @@ class StudyRun:
         return {update.data_version: update for update in found if update.state != UpdateState.CANCELLED}
 
     def _advance(self, active: _Active) -> LineResult | None:
-        """Start the line's next update if none is running. Returns the result when the line is complete or has failed."""
+        """Start the line's next update if none is running.
+
+        Returns the result when the line is complete or has failed.
+        """
         for number in active.waiting:
             update = active.updates.get(number)
             if update is None:
@@ -211,7 +226,7 @@ class StudyRun:
 
 
 def thin_curve(kind: StageKind, points: list[MetricPoint], max_points: int = CURVE_POINTS) -> Curve:
-    """Thin a curve to mean losses over equal windows of steps, each at the window's last step and its rate."""
+    """Thin a curve to mean losses over windows of steps. Each point is at the last step of its window."""
     width = max(1, -(-len(points) // max_points))
     windows = [points[start : start + width] for start in range(0, len(points), width)]
     return Curve(

@@ -1,7 +1,8 @@
 """The local Ray of `up`: a head node in a child process, with its own token, ports and temporary folder.
 
-The flags were found by experience: other clusters on the machine use Ray's default ports, the dashboard agent must
-not wait for a port that orphans hold, and the logical CPUs must be enough for a trainer, replicas and actors.
+The flags were found by experience: other clusters on the machine use Ray's default ports, the dashboard agent
+must not wait for a port that orphans hold, and the logical CPUs must be enough for a trainer, replicas and
+actors.
 """
 
 import hashlib
@@ -25,7 +26,10 @@ MAX_FOLDER_LENGTH = 40
 
 
 class LocalRay:
-    """A Ray head node. It keeps its ports over restarts if they are still free, so that its address stays the same."""
+    """A Ray head node.
+
+    It keeps its ports over restarts if they are still free, so that its address stays the same.
+    """
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -51,7 +55,7 @@ class LocalRay:
             self._ports = ports.free_ports(HOST, 3)
 
     def clear(self) -> None:
-        """Remove the files of a Ray that has ended, after copying the logs of its last session to the home."""
+        """Delete the files of a Ray that has ended, but first copy the logs of its last session to the home."""
         logs = self._folder / "session_latest" / "logs"
         if logs.is_dir():
             kept = self._home / "logs" / "ray"

@@ -15,8 +15,8 @@ _USUAL_EPHEMERAL = 32_768  # Linux's default; other systems start higher
 def free_ports(host: str, count: int) -> list[int]:
     """Distinct ports that nothing is bound to, below the kernel's ephemeral range. Raises OSError.
 
-    The kernel could give an ephemeral port to a connection before the caller binds it, which a Ray head does only
-    seconds later.
+    The kernel could give an ephemeral port to a connection before the caller binds it, which a Ray head does
+    only seconds later.
     """
     candidates = range(FIRST, max(_first_ephemeral(), FIRST + 1_000))
     found: list[int] = []

@@ -1,7 +1,7 @@
 """Lock of a home, and record of the processes started on it: `<home>/lock` and `<home>/processes.json`.
 
-The lock is released whenever its holder ends. The record survives a holder that was killed, so that the next one can
-end the processes that it left behind.
+The lock is released whenever its holder ends. The record survives a holder that was killed, so that the next
+one can end the processes that it left behind.
 """
 
 import fcntl
@@ -76,7 +76,7 @@ class ProcessRecord:
         self._path.unlink(missing_ok=True)
 
     def leftovers(self) -> set[Process]:
-        """Processes of the last owner that still run: its parts, their descendants, and all members of their sessions."""
+        """Running processes of the last owner: its parts, their descendants and the members of their sessions."""
         content = _read(self._path)
         if content is None or content["boot"] != _boot():  # pids from before a reboot are meaningless
             return set()

@@ -48,7 +48,10 @@ def up(settings: Settings) -> None:
 
 
 def say(name: str, text: str = "") -> None:
-    """Print one line. If the reader of stdout is gone, discard output from then on, so that parts can still be stopped."""
+    """Print one line.
+
+    If the reader of stdout is gone, discard output from then on, so that parts can still be stopped.
+    """
     try:
         print(f"pathswitch: {name:<15}{text}".rstrip(), flush=True)
     except OSError:
@@ -86,7 +89,10 @@ def _prepare_stores(settings: Settings) -> None:
 
 
 def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
-    """The parts in start order. The control plane needs no other part, and is ready while Ray still starts."""
+    """The parts in start order.
+
+    The control plane needs no other part, and is ready while Ray still starts.
+    """
     logs = settings.home / "logs"
     ready_file = settings.home / "orchestrator.ready"
 

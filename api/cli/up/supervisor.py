@@ -1,7 +1,7 @@
-"""Supervises the parts of `up`: starts each one when its needs are ready, restarts it when it dies, stops it at the end.
+"""Supervises the parts of `up`: starts them in order of need, restarts those that die, stops them at the end.
 
-There is one loop on the main thread, because children end with the thread that started them. Each pass compares the
-actual state of every part with the desired one and takes the next step.
+There is one loop on the main thread, because children end with the thread that started them. Each pass
+compares the actual state of every part with the desired one and takes the next step.
 """
 
 import os
@@ -77,7 +77,10 @@ class Supervisor:
         self._once_complete = False
 
     def run(self) -> None:
-        """Run until SIGTERM, SIGINT or SIGHUP, then end all parts. Raises CliError if a part does not start."""
+        """Run until SIGTERM, SIGINT or SIGHUP, then end all parts.
+
+        Raises CliError if a part does not start.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         processes.adopt_orphans()
@@ -112,7 +115,10 @@ class Supervisor:
                 self._note_failure(part, f"is not ready after {START_SECONDS:.0f} s")
 
     def _runs(self, part: Part) -> bool:
-        """Whether the part runs with its current environment. Starts it if it does not, once its backoff is over."""
+        """Whether the part runs with its current environment.
+
+        Starts it if it does not, once its backoff is over.
+        """
         if part.child is None:
             if time.monotonic() >= part.start_at:
                 self._start(part)
@@ -138,7 +144,10 @@ class Supervisor:
         self._watch()
 
     def _note_failure(self, part: Part, what: str) -> None:
-        """End the part and schedule its restart. Raises CliError if the service never became ready and it failed too often."""
+        """End the part and schedule its restart.
+
+        Raises CliError if the service never became ready and it failed too often.
+        """
         uptime = time.monotonic() - part.started_at
         part.failures = 1 if part.is_ready and uptime > STABLE_SECONDS else part.failures + 1
         if not self._once_complete and part.failures >= MAX_STARTS:
@@ -149,7 +158,10 @@ class Supervisor:
         part.start_at = time.monotonic() + wait
 
     def _end(self, *parts: Part, grace_seconds: float | None = None) -> None:
-        """End these parts together, with all their descendants. Parts that need them are ended by their own step."""
+        """End these parts together, with all their descendants.
+
+        Parts that need them are ended by their own step.
+        """
         roots = [part.process for part in parts if part.process is not None]
         if roots:
             processes.end(

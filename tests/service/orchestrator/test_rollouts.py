@@ -281,7 +281,7 @@ def test_repeated_rollbacks_end_at_the_first_version(harness):
         harness.serving.loading = set()
         harness.orchestrator().tick()
         assert numbers(harness)[0] == number
-    with pytest.raises(Conflict, match="nothing was served before"):
+    with pytest.raises(Conflict, match="no earlier released version"):
         roll_back(harness.database, "m", by="somebody")
     release_version(harness.database, "m", 3, by="somebody")
     harness.orchestrator().tick()

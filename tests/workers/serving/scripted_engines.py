@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from workers.serving.engine.batching.transformers_engine import TransformersEngine
 from workers.serving.engine.port import EngineStatus, QueueFull, SequenceFailed, SequenceRequest, Sink
-from workers.serving.engine.transformers_engine import TransformersEngine
 
 MIB = 1 << 20
 

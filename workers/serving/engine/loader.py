@@ -1,4 +1,4 @@
-"""Which engine a model is served with, by what is asked for and what is there."""
+"""Chooses the engine that serves a model."""
 
 import logging
 from collections.abc import Mapping
@@ -9,34 +9,38 @@ import torch
 
 from service.core.serving import EngineName
 from workers.serving.engine import options as defaults
-from workers.serving.engine import vllm_engine, vllm_library
+from workers.serving.engine.batching.transformers_engine import TransformersLoader
 from workers.serving.engine.port import EngineLoader
-from workers.serving.engine.transformers_engine import TransformersLoader
+from workers.serving.engine.vllm import library
+from workers.serving.engine.vllm.loader import VllmLoader
+from workers.serving.engine.vllm.sizing import DEFAULTS as VLLM_DEFAULTS
 
 logger = logging.getLogger(__name__)
 
 
-def engine_loader(threads: int, given: Mapping[str, Any], *, own_processes: bool = False) -> EngineLoader:
-    """``given``: the ``engine``, an ``EngineName``, and what of ``EngineOptions`` is not that engine's default. ``threads``
-    as ``TransformersEngine``, and whether every engine has its own process. An engine that is asked for and not installed
-    fails every version, and says why.
+def engine_loader(threads: int, config: Mapping[str, Any], *, own_processes: bool = False) -> EngineLoader:
+    """The loader that ``config`` asks for: ``engine`` (an ``EngineName``) and fields of ``EngineOptions``.
+
+    Fields that are missing keep the engine's defaults. ``threads`` is passed to ``TransformersEngine``; with
+    ``own_processes`` every engine decodes in a process of its own. If the engine is not installed, every load
+    fails and reports it.
     """
-    options = dict(given)
-    name = _chosen(EngineName(options.pop("engine", EngineName.AUTO)))
+    options = dict(config)
+    name = _resolve(EngineName(options.pop("engine", EngineName.AUTO)))
     logger.info("models are served by %s", name)
     if name is EngineName.VLLM:
-        return vllm_engine.VllmLoader(replace(vllm_engine.DEFAULTS, **options))
+        return VllmLoader(replace(VLLM_DEFAULTS, **options))
     return TransformersLoader(threads, replace(defaults.DEFAULTS, **options), own_process=own_processes)
 
 
-def check_installed(given: Mapping[str, Any]) -> None:
-    """Raises ValueError where the engine that is asked for cannot be loaded by this process."""
-    if given.get("engine") == EngineName.VLLM and not vllm_library.is_installed():
-        raise ValueError(vllm_library.NOT_INSTALLED)
+def check_installed(config: Mapping[str, Any]) -> None:
+    """Raise ValueError if ``config`` asks for an engine that is not installed."""
+    if config.get("engine") == EngineName.VLLM and not library.is_installed():
+        raise ValueError(library.NOT_INSTALLED)
 
 
-def _chosen(asked: EngineName) -> EngineName:
-    if asked is not EngineName.AUTO:
-        return asked
-    there = vllm_library.is_installed() and torch.cuda.is_available()
-    return EngineName.VLLM if there else EngineName.TRANSFORMERS
+def _resolve(name: EngineName) -> EngineName:
+    if name is not EngineName.AUTO:
+        return name
+    vllm_runs = library.is_installed() and torch.cuda.is_available()
+    return EngineName.VLLM if vllm_runs else EngineName.TRANSFORMERS

@@ -1,4 +1,4 @@
-"""What an engine takes of a device's memory, and what is free of it, before any of it is taken."""
+"""Estimates an engine's memory from its export, and reports the device's free memory."""
 
 import json
 import math
@@ -19,11 +19,12 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 def this_device() -> torch.device:
+    """The device that this process's engines run on."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def context_length(config: Any) -> int:
-    """Of a text model's config. Raises ValueError."""
+    """Context length in a text model's config. Raises ValueError if it is missing."""
     length: int | None = getattr(config, "max_position_embeddings", None)
     if not length:
         raise ValueError(f"{CONFIG} has no max_position_embeddings")
@@ -31,9 +32,7 @@ def context_length(config: Any) -> int:
 
 
 def weight_bytes(folder: Path, device: torch.device, *, widest: int = 8) -> int:
-    """Of the weights as they are computed with: as stored, but no number wider than ``widest`` bytes. On a CPU that is
-    float32, and each layer is packed beside its original.
-    """
+    """Memory of the weights: float32 on a CPU, otherwise at most ``widest`` bytes a number."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder}: no *.safetensors")
@@ -41,31 +40,32 @@ def weight_bytes(folder: Path, device: torch.device, *, widest: int = 8) -> int:
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                part = tensors.get_slice(name)
-                stored = _BYTES.get(part.get_dtype(), 1)
-                each = _FLOAT32_BYTES if device.type == "cpu" else min(stored, widest)
-                num_bytes += each * math.prod(part.get_shape())
-    return num_bytes * 2 if device.type == "cpu" else num_bytes
+                tensor = tensors.get_slice(name)
+                stored_bytes = _BYTES.get(tensor.get_dtype(), 1)
+                number_bytes = _FLOAT32_BYTES if device.type == "cpu" else min(stored_bytes, widest)
+                num_bytes += number_bytes * math.prod(tensor.get_shape())
+    return num_bytes
 
 
 def cache_bytes(folder: Path, device: torch.device, *, num_slots: int, most: int) -> int:
-    """Of keys and values for ``num_slots`` sequences as long as the context, at most ``most``."""
+    """Memory of the keys and values of ``num_slots`` sequences of full context length, at most ``most``."""
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config()
     try:
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         per_token = 2 * text.num_hidden_layers * heads * width
-        of_a_sequence = int(per_token * text.max_position_embeddings)
-    except AttributeError:  # a kind of model that counts otherwise: then all that it may have
+        per_sequence = int(per_token * text.max_position_embeddings)
+    except AttributeError:  # an architecture with other fields: assume the whole budget
         return most
-    each = _FLOAT32_BYTES if device.type == "cpu" else _width(folder)
-    return min(most, num_slots * of_a_sequence * each)
+    number_bytes = _FLOAT32_BYTES if device.type == "cpu" else _stored_bytes(folder)
+    return min(most, num_slots * per_sequence * number_bytes)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Of the device, or of this process's control group where that has less. Of a GPU, beside the context that a process needs
-    to use it.
+    """Free memory of the device, or of this process's control group if that is less.
+
+    On a GPU it excludes the context that each process needs to use it.
     """
     if device.type == "cuda":
         return _gpu_bytes(device)[0]
@@ -77,20 +77,24 @@ def free_bytes(device: torch.device) -> int:
 
 
 def total_bytes(device: torch.device) -> int:
+    """Total memory of the device."""
     if device.type == "cuda":
         return _gpu_bytes(device)[1]
     return _host_bytes("MemTotal")
 
 
 def _gpu_bytes(device: torch.device) -> tuple[int, int]:
-    """Free, and in all. A process that only asks would keep a context there for good, half a GiB on an H100: where this one
-    has none, another is asked and ends.
+    """Free and total memory of a GPU.
+
+    Asking creates a context that the process keeps until it ends, half a GiB on an H100. A process without a
+    context therefore asks through a short-lived one.
     """
     if not torch.cuda.is_initialized():
         with ProcessPoolExecutor(max_workers=1, mp_context=processes.context) as pool:
             return pool.submit(torch.cuda.mem_get_info, device).result()
     free, total = torch.cuda.mem_get_info(device)
-    # What torch has cached and does not use is free to the next engine, though the driver does not know.
+    # Memory that torch has cached but does not use is free for the next engine, although the driver counts
+    # it.
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
 
 
@@ -100,7 +104,7 @@ def _host_bytes(field: str) -> int:
 
 
 def _reclaimable() -> int:
-    """Bytes of files that the control group holds in memory and would give up."""
+    """File cache of the control group that the kernel can reclaim."""
     try:
         lines = (_CGROUP / "memory.stat").read_text().splitlines()
     except OSError:
@@ -112,13 +116,13 @@ def _reclaimable() -> int:
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # none of that kind, or "max"
+    except (OSError, ValueError):  # no such control group, or "max"
         return None
 
 
-def _width(folder: Path) -> int:
-    """Bytes of a number of the type that the export is stored in."""
+def _stored_bytes(folder: Path) -> int:
+    """Bytes per number in the type that the export is stored in."""
     config = json.loads((folder / CONFIG).read_text())
-    named: str = config.get("dtype") or config.get("torch_dtype") or "float32"
-    dtype: torch.dtype = getattr(torch, named)
+    name: str = config.get("dtype") or config.get("torch_dtype") or "float32"
+    dtype: torch.dtype = getattr(torch, name)
     return dtype.itemsize

@@ -1,12 +1,14 @@
-"""What engines are given beside the export."""
+"""Limits of an engine that its export does not determine."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """At most ``max_slots`` sequences at once, in ``kv_cache_bytes`` of keys and values. A request is taken while fewer than
-    ``max_waiting`` sequences wait: with half as many as there are slots, nobody waits for more than half a round.
+    """At most ``max_slots`` sequences run at once, with ``kv_cache_bytes`` for their keys and values.
+
+    The engine accepts a request while fewer than ``max_waiting`` sequences wait. The default, half the slots,
+    bounds the wait by half the time that a full batch takes.
     """
 
     max_slots: int = 16

@@ -1,7 +1,7 @@
-"""The engine port: what runs one model version. ``loader`` chooses which.
+"""The engine port: the interface of whatever runs one model version. ``loader`` picks the implementation.
 
-An engine keeps several sequences in flight by itself. It is handed all sequences of a request at once and
-calls ``sink`` from a thread of its own, in order for each sequence; how it batches them is its own matter.
+An engine decodes several sequences at once. It takes all sequences of a request together and calls ``sink``
+from its own thread, in order within each sequence. How it batches them is its own business.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,14 @@ CLOSED = "the engine was closed"
 
 
 class EngineError(Exception):
-    """The engine cannot go on with a sequence, e.g. its logits are not finite."""
+    """The engine cannot continue a sequence, e.g. because its logits are not finite."""
 
 
 class QueueFull(Exception):
-    """Too many sequences wait already; nothing of the request was taken. In ``retry_seconds`` there will be room for it."""
+    """Too many sequences are waiting, so the engine took none of the request.
+
+    Retry after ``retry_seconds``.
+    """
 
     def __init__(self, message: str, retry_seconds: float) -> None:
         super().__init__(message)
@@ -29,8 +32,10 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SequenceRequest:
-    """One prompt to continue. ``max_tokens`` fits the context and ``seed`` is this sequence's own. ``endless``: no token ends it
-    before those are there.
+    """One prompt to continue.
+
+    ``max_tokens`` fits the context, and ``seed`` belongs to this sequence alone. With ``endless``, end tokens
+    do not end the sequence before ``max_tokens``.
     """
 
     index: int
@@ -43,19 +48,24 @@ class SequenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class SequenceFailed:
+    """The last event of a sequence that the engine could not finish."""
+
     index: int
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """``stalled_seconds``: how long it has been at one and the same turn; 0 while there is nothing to do. The longest turn
-    so far says what is usual. ``cached_tokens`` of ``cache_tokens`` have their keys and values kept.
+    """A snapshot of an engine's health and load.
+
+    ``stalled_seconds`` is the age of the current engine step, 0 while the engine is idle;
+    ``longest_step_seconds`` shows what is usual. The KV cache holds ``cached_tokens`` of at most
+    ``cache_tokens``.
     """
 
     alive: bool
     stalled_seconds: float
-    longest_turn_seconds: float
+    longest_step_seconds: float
     num_running: int
     num_waiting: int
     cached_tokens: int
@@ -66,10 +76,17 @@ EngineEvent = Token | Finished | SequenceFailed
 Sink = Callable[[list[EngineEvent]], None]
 
 
+def num_ended(events: Sequence[EngineEvent]) -> int:
+    """Number of sequences that end with these events, each with ``Finished`` or ``SequenceFailed``."""
+    return sum(not isinstance(event, Token) for event in events)
+
+
 class Engine(Protocol):
+    """Runs one model version."""
+
     @property
     def context_length(self) -> int:
-        """Most tokens a sequence may have, prompt and continuation together."""
+        """Maximum number of tokens in a sequence, prompt and continuation together."""
         ...
 
     @property
@@ -78,41 +95,50 @@ class Engine(Protocol):
     def status(self) -> EngineStatus: ...
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a prompt; never empty. Of one that is far longer than the context, more than fit it may be all."""
+        """Token ids of a prompt, never empty.
+
+        A text far longer than the context may be cut off beyond the context.
+        """
         ...
 
     def encode_chat(self, chat: Chat) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Token ids of a conversation up to the assistant's turn, as ``encode`` gives them, and stop strings that end the
-        turn. Raises ValueError.
+        """Token ids of a conversation up to the assistant's turn, and the stop strings that end that turn.
+
+        Raises ValueError if the chat template rejects the conversation.
         """
         ...
 
     def check_room(self) -> None:
-        """Raises QueueFull where ``submit`` would now: before anything is done for a request."""
+        """Raise QueueFull if ``submit`` would. Callers check this before they do any work for a request."""
         ...
 
     def submit(self, sequences: Sequence[SequenceRequest], sink: Sink) -> Callable[[], None]:
-        """Begin all of the sequences, or raise QueueFull. Returns what cancels them; cancelling twice is
-        harmless.
+        """Start all sequences, or raise QueueFull.
+
+        Returns a function that cancels them and may be called repeatedly.
         """
         ...
 
     def close(self) -> None:
-        """Stop; sequences still in flight fail. Returns without waiting."""
+        """Stop and fail the sequences in flight. Returns without waiting."""
         ...
 
 
 class EngineLoader(Protocol):
-    """Makes engines of exported folders, all in the memory of one device."""
+    """Loads exported folders as engines that share the memory of one device."""
 
     def needed_bytes(self, folder: Path) -> int:
-        """What an engine of the folder takes at most. Raises OSError or ValueError for what is no export."""
+        """Upper bound of an engine's memory. Raises OSError or ValueError if the folder is not an export."""
         ...
 
-    def free_bytes(self) -> int: ...
+    def free_bytes(self) -> int:
+        """Free memory of the device."""
+        ...
 
     def load(self, folder: Path, seconds: float) -> Engine:
-        """Raises OSError or ValueError for what is no export, EngineError for a model that does not answer, and TimeoutError
-        after ``seconds`` where a process is waited for, which is then ended.
+        """Load an engine.
+
+        Raises OSError or ValueError if the folder is not an export, EngineError if the model does not answer,
+        and TimeoutError if the engine's process is not ready after ``seconds``; the process is then killed.
         """
         ...

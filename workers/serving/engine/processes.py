@@ -1,20 +1,23 @@
-"""Where the processes of engines come from: each is forked from one that has imported everything and computed nothing."""
+"""Starts engine processes by forking a server process that has imported everything and computed nothing."""
 
 import time
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerProcess
 
 context = get_context("forkserver")
-context.set_forkserver_preload(["workers.serving.engine.decoding_process"])
+context.set_forkserver_preload(["workers.serving.engine.batching.decoder_process"])
 
 
 def prepare() -> None:
-    """Begin to import what they need, and return at once: half of what the first engine would else wait for."""
+    """Start the fork server in the background: its imports are half of the first engine's loading time."""
     forkserver.ensure_running()
 
 
 def start(process: ForkServerProcess) -> None:
-    """Where the one that forks has died a moment ago, it is taken for alive once, and another is started then."""
+    """Start the process, with one retry.
+
+    If the fork server has just died, only the second call starts a new one.
+    """
     try:
         process.start()
     except (EOFError, OSError):

@@ -30,9 +30,10 @@ class ModelReplica:
     """One replica of a model line. Its target is its user config; if rolling, its version is an argument."""
 
     def __init__(self, args: Mapping[str, str]) -> None:
-        from workers.serving.engine import processes, vllm_library
+        from workers.serving.engine import processes
+        from workers.serving.engine.vllm import library
 
-        if not vllm_library.is_installed():
+        if not library.is_installed():
             processes.prepare()  # in parallel with the imports below
         from workers.serving.engine.loader import engine_loader
 

@@ -14,7 +14,7 @@ def unhealthy_reason(status: EngineStatus, hang_seconds: float) -> str | None:
     """
     if not status.alive:
         return "the engine has died"
-    limit = min(max(MIN_HANG_SECONDS, HANG_FACTOR * status.longest_turn_seconds), hang_seconds)
+    limit = min(max(MIN_HANG_SECONDS, HANG_FACTOR * status.longest_step_seconds), hang_seconds)
     if status.stalled_seconds > limit:
         return f"the engine has hung for {status.stalled_seconds:.0f} s"
     return None

@@ -110,7 +110,10 @@ def test_there_are_gaps_of_the_mean_over_slices_and_of_each_slice() -> None:
 
 
 def test_backward_transfer_is_positive_if_old_text_is_forgotten() -> None:
-    """The loss of one row rises by 0.3 on v1 and 0.1 on v2 since each was new. The other row only improves."""
+    """The loss of one row rises by 0.3 on v1 and 0.1 on v2 since each was new.
+
+    The other row only improves.
+    """
 
     def quality(line: StudyLine, version: int, on: int) -> float:
         if line.row.name == "path":
@@ -128,7 +131,7 @@ def test_backward_transfer_is_positive_if_old_text_is_forgotten() -> None:
 
 
 def test_the_cost_ratio_covers_all_versions_so_far() -> None:
-    """In hundreds of steps: 1, 2, 3, 4 from scratch; 1, 1.6, 1.6, 1.6 path switching; 1, 1, 1, 1 continual."""
+    """Hundreds of steps: 1, 2, 3, 4 from scratch; 1, 1.6, 1.6, 1.6 path switching; 1, 1, 1, 1 continual."""
     analysis = analysed(study_of(PATH, CONTINUAL), 4, by_row({"scratch": 100, "path": 100, "continual": 100}))
     ratios = {row.row.name: [version.cost_ratio for version in row.versions] for row in analysis.rows}
     assert ratios["scratch"] == [1, 1, 1, 1]
@@ -181,7 +184,10 @@ def reached(analysis: Analysis) -> list[tuple[tuple[str, ...], str | None]]:
 
 
 def test_rows_that_are_good_and_cheap_enough_reach_targets() -> None:
-    """Path switching costs 58 %, too much for the second target. Continual training costs 40 % but is worse."""
+    """Path switching costs 58 %, too much for the second target.
+
+    Continual training costs 40 % but is worse.
+    """
     analysis = analysed(study_of(PATH, CONTINUAL), 4, by_row({"scratch": 100, "path": 99, "continual": 101}))
     assert reached(analysis) == [(("path",), None), ((), "continual (+1.0%)"), (("path",), None)]
     assert analysis.all_targets() == ()

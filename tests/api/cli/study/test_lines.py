@@ -35,7 +35,7 @@ def study(**changes: Any) -> StudyConfig:
     return study_of(*ROWS, **({"seeds": [0, 1], "tuning": tuning} | changes))
 
 
-def told(lines: list[StudyLine]) -> list[tuple[str, int, float]]:
+def settings_of(lines: list[StudyLine]) -> list[tuple[str, int, float]]:
     return [(line.row.name, line.seed, line.peak_lr) for line in lines]
 
 
@@ -48,7 +48,7 @@ def best_at(peak_lr: float) -> dict[float, float]:
 
 
 def tuned_row(results: Results, row: str, perplexities: dict[float, float | None]) -> Results:
-    """Add results of the row's tuning lines with these perplexities; None: the line diverges after version 1."""
+    """Add tuning results of the row with these perplexities; None: the line diverges after version 1."""
     lines = {}
     for line in tuning_lines(results.config, results):
         if line.row.name == row and line.peak_lr in perplexities:
@@ -66,17 +66,17 @@ def test_tuning_comes_first_and_rows_wait_for_the_peak_rate_they_use() -> None:
     config = study()
     results = no_results(config)
     grid = [(row, 0, peak) for row in ("scratch", "path") for peak in PEAKS]
-    assert told(missing(results)) == [*grid, ("other", 0, 0.003), ("other", 1, 0.003)]
+    assert settings_of(missing(results)) == [*grid, ("other", 0, 0.003), ("other", 1, 0.003)]
 
     results = tuned_row(results, "path", {0.001: 60, 0.002: 50})
-    assert {row for row, _, _ in told(missing(results))} == {
+    assert {row for row, _, _ in settings_of(missing(results))} == {
         "scratch",
         "path",
         "other",
     }  # one peak rate has no result yet
 
     results = tuned_row(results, "path", best_at(0.002))
-    assert told(missing(results)) == [
+    assert settings_of(missing(results)) == [
         *grid[:3],
         ("other", 0, 0.003),
         ("shared", 0, 0.002),
@@ -98,7 +98,7 @@ def test_without_tuning_a_row_has_its_own_peak_rate_or_that_of_the_study() -> No
         model={"training": {"peak_lr": 0.01}},
     )
     lines = study_lines(config, no_results(config))
-    assert told(lines) == [("scratch", 0, 0.01), ("path", 0, 0.01), ("other", 0, 0.02)]
+    assert settings_of(lines) == [("scratch", 0, 0.01), ("path", 0, 0.01), ("other", 0, 0.02)]
     assert [line.spec["training"]["peak_lr"] for line in lines] == [0.01, 0.01, 0.02]
 
 
@@ -168,7 +168,7 @@ def test_each_row_widens_its_own_grid_and_waits_for_it() -> None:
     assert list(tuned(config, "path", results)) == [0.0005, 0.001, 0.002, 0.004]
     assert list(tuned(config, "scratch", results)) == [0.001, 0.002, 0.004]
     assert peak_of(config, config.row("path"), results) is None
-    assert ("path", 0, 0.0005) in told(missing(results))
+    assert ("path", 0, 0.0005) in settings_of(missing(results))
 
 
 def test_a_grid_stops_at_the_largest_valid_rate() -> None:
@@ -289,7 +289,10 @@ def test_an_invalid_results_file_is_an_error_and_not_a_fresh_start(tmp_path: Pat
 
 
 def test_a_row_waits_for_a_peak_rate_whose_line_failed() -> None:
-    """A dead worker says nothing about the rate. The next run retries it, and rows must not use another rate meanwhile."""
+    """A dead worker says nothing about the rate.
+
+    The next run retries it, and rows must not use another rate meanwhile.
+    """
     results = tuned_row(no_results(study()), "path", best_at(0.002))
     [line] = [
         one for one in tuning_lines(results.config, results) if (one.row.name, one.peak_lr) == ("path", 0.002)

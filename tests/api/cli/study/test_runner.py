@@ -29,7 +29,10 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Study:
-    """A study of two rows on two data versions that no other test uses. ``results`` are those of all runs so far."""
+    """A study of two rows on two data versions that no other test uses.
+
+    ``results`` are those of all runs so far.
+    """
 
     def __init__(self, plane: ControlPlane, name: str) -> None:
         self.plane = plane

@@ -11,7 +11,10 @@ CONTINUAL = {"name": "continual", "paradigm": {"name": "continual"}}
 
 
 def test_a_shared_trunk_is_complete_and_has_no_part_twice() -> None:
-    """The row itself trained only the last part. Another row, which shares the trunk, trained the part before."""
+    """The row itself trained only the last part.
+
+    Another row, which shares the trunk, trained the part before.
+    """
     config = study_of(PATH, {"name": "merge", "paradigm": {"name": "merge"}}, CONTINUAL)
     results = no_results(config)
     lines: dict[str, LineResult] = {}

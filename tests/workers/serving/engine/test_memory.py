@@ -1,4 +1,4 @@
-"""What an engine is said to take against what its tensors really are."""
+"""Memory estimates agree with the tensors of the export."""
 
 import json
 from pathlib import Path
@@ -8,21 +8,21 @@ import torch
 from safetensors.torch import load_file
 
 from workers.serving.engine import memory
+from workers.serving.engine.batching.transformers_engine import TransformersLoader
 from workers.serving.engine.options import EngineOptions
-from workers.serving.engine.transformers_engine import TransformersLoader
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 
 
-def test_weights_are_counted_as_they_are_computed_with(export: Path) -> None:
+def test_weights_count_in_the_type_they_are_computed_in(export: Path) -> None:
     tensors = load_file(export / "model.safetensors")
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    assert memory.weight_bytes(export, CPU) == 2 * 4 * numbers
+    assert memory.weight_bytes(export, CPU) == 4 * numbers
     assert memory.weight_bytes(export, CUDA) == sum(tensor.nbytes for tensor in tensors.values())
 
 
-def test_the_cache_is_counted_by_token_and_bounded(export: Path) -> None:
+def test_the_cache_counts_by_token_and_is_bounded(export: Path) -> None:
     config = json.loads((export / "config.json").read_text())
     width = config["hidden_size"] // config["num_attention_heads"]
     a_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width * 4
@@ -31,14 +31,14 @@ def test_the_cache_is_counted_by_token_and_bounded(export: Path) -> None:
     assert memory.cache_bytes(export, CPU, num_slots=3, most=1000) == 1000
 
 
-def test_a_loader_counts_both(export: Path) -> None:
+def test_a_loader_counts_weights_and_cache(export: Path) -> None:
     small = TransformersLoader(options=EngineOptions(max_slots=1)).needed_bytes(export)
     large = TransformersLoader(options=EngineOptions(max_slots=2)).needed_bytes(export)
     assert large - small == memory.cache_bytes(export, CPU, num_slots=1, most=1 << 40)
     assert TransformersLoader().free_bytes() > 1 << 20
 
 
-def test_a_control_group_with_less_is_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tighter_control_group_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("5000\n")

@@ -25,7 +25,7 @@ def test_an_engine_hangs_when_a_step_takes_much_longer_than_usual_or_than_the_li
     status = EngineStatus(
         alive=True,
         stalled_seconds=allowed_seconds - 0.1,
-        longest_turn_seconds=longest_seconds,
+        longest_step_seconds=longest_seconds,
         num_running=1,
         num_waiting=0,
         cached_tokens=0,

@@ -60,7 +60,7 @@ def loaded_model(number: int, numbers: Iterator[int]) -> LoadedModel:
     status = EngineStatus(
         alive=True,
         stalled_seconds=0.0,
-        longest_turn_seconds=0.0,
+        longest_step_seconds=0.0,
         **{name: next(numbers) for name in GAUGES.values()},
     )
     return LoadedModel(version(number), cast(Engine, FixedEngine(status)), traffic)

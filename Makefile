@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help install demo test test-guard test-all check lint format migration study-smoke bench bench-api bench-serve chaos lock clean
+.PHONY: help install demo test test-guard test-all check lint format migration docs study-smoke bench bench-api bench-serve chaos lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ export WRITE_MIGRATION
 migration: install ## Write a migration from the tables: make migration m="add a column"
 	@test -n "$(m)" || { echo 'usage: make migration m="what changes"'; exit 2; }
 	@$(BIN)/python -c "$$WRITE_MIGRATION" "$(m)"
+
+docs: install ## Write what is generated in docs/: the architecture's file list, the reports of studies
+	@PYTHONPATH=. $(BIN)/python docs/architecture.py
+	@PYTHONPATH=. $(BIN)/python docs/study/publish.py docs/study/*/
 
 study-smoke: install ## Compare all paradigms on the demo's text within minutes; writes build/study-smoke
 	@rm -rf build/study-smoke

@@ -1,7 +1,6 @@
 """The stages that turn a finished checkpoint into an evaluated model version: export and evaluate."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from service.core.executor import StageCall
+from service.core.json_floats import finite_or_none
 from service.core.manifest import Manifest
 from service.core.stage_specs import EvaluateStage, ExportStage, SliceRef
 from service.ingest.reading import read_documents
@@ -84,13 +84,9 @@ def _evaluate(
 def _row(name: str, evaluation: TextLoss) -> dict[str, Any]:
     return {
         "slice": name,
-        "loss": _finite_or_none(evaluation.loss),
-        "perplexity": _finite_or_none(evaluation.perplexity),
-        "bits_per_byte": _finite_or_none(evaluation.bits_per_byte),
+        "loss": finite_or_none(evaluation.loss),
+        "perplexity": finite_or_none(evaluation.perplexity),
+        "bits_per_byte": finite_or_none(evaluation.bits_per_byte),
         "tokens": evaluation.tokens,
         "text_bytes": evaluation.text_bytes,
     }
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -123,7 +123,7 @@ def train(
                 eta_seconds=(stage.to_step - step) * sum(step_seconds) / len(step_seconds),
             )
             if step > stage.from_step:  # a trunk may have to repeat steps before its own first one
-                state.points.append(_metrics_row(point))
+                state.points.append(point.as_row())
                 if ranks.first:
                     report(point)
             if step < stage.to_step and (ranks_to_stop or step % stage.checkpoint_every == 0):
@@ -174,13 +174,3 @@ def _learning_rate(stage: TrainStage, step: int) -> float:
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8], "little")
-
-
-def _metrics_row(point: Point) -> dict[str, float | int]:
-    return {
-        "step": point.step,
-        "loss": point.loss,
-        "learning_rate": point.learning_rate,
-        "grad_norm": point.grad_norm,
-        "tokens_per_second": point.tokens_per_second,
-    }

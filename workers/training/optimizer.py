@@ -37,7 +37,7 @@ class Optimizer:
 
 
 def build_optimizer(model: PreTrainedModel, line: LineSpec) -> Optimizer:
-    """Build the line's optimizer over the trainable parameters. Raises ValueError for an unknown name.
+    """Build the line's optimizer over the trainable parameters.
 
     Muon orthogonalises a matrix's momentum, which suits matrices that map hidden states to hidden states.
     AdamW keeps embedding tables, the head and vectors (Jordan et al. 2024). Muon's update is scaled by
@@ -48,15 +48,13 @@ def build_optimizer(model: PreTrainedModel, line: LineSpec) -> Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if line.optimizer == "adamw":
         return Optimizer(_adamw(parameters, line))
-    if line.optimizer == "muon":
-        hidden = _hidden_matrices(model)
-        muon = torch.optim.Muon(
-            [p for p in parameters if p in hidden],
-            weight_decay=line.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        return Optimizer(_adamw([p for p in parameters if p not in hidden], line), muon)
-    raise ValueError(f"unknown optimizer {line.optimizer!r}")
+    hidden = _hidden_matrices(model)
+    muon = torch.optim.Muon(
+        [p for p in parameters if p in hidden],
+        weight_decay=line.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return Optimizer(_adamw([p for p in parameters if p not in hidden], line), muon)
 
 
 def _adamw(parameters: Iterable[nn.Parameter], line: LineSpec) -> torch.optim.AdamW:

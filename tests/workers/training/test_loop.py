@@ -162,8 +162,9 @@ def test_a_loss_that_is_not_finite_publishes_nothing(small: SmallLine, trainer: 
     assert trainer.artifacts.keys(trunk_prefix(small.line)) == before
 
 
-def test_exploding_training_diverges(small: SmallLine, trainer: Trainer) -> None:
-    line = small.line.model_copy(update={"peak_lr": 1e30, "grad_clip": 1e30, "warmup_steps": 0})
+def test_a_model_whose_first_loss_is_nan_diverges(small: SmallLine, trainer: Trainer) -> None:
+    architecture = ArchitectureSpec(config=SMALL_CONFIG | {"rms_norm_eps": -1.0})
+    line = small.line.model_copy(update={"architecture": architecture})
     stage = trunk_stage(SmallLine(line, small.ledger, small.data_keys), 10)
     with pytest.raises(Diverged):
         trainer.trunk(stage)

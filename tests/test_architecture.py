@@ -48,13 +48,13 @@ def test_workers_import_only_core_artifacts_and_documents_from_service(graph: gr
     assert imports <= allowed
 
 
-def test_the_top_level_folders_with_code_are_the_packages_and_the_tests() -> None:
+def test_only_the_packages_tests_and_docs_contain_python_files() -> None:
     folders = {
         path.name
         for path in ROOT.iterdir()
         if path.is_dir() and not path.name.startswith(".") and next(path.rglob("*.py"), None)
     }
-    assert folders - {"build", "dist"} == PACKAGES | {"tests"}
+    assert folders - {"build", "dist"} == PACKAGES | {"tests", "docs"}
 
 
 def test_the_wheel_has_every_package_and_nothing_else() -> None:

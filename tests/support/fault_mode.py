@@ -21,9 +21,7 @@ from tests.support.database_faults import Faults
 from tests.support.patient_http import patient
 
 # Fixtures that contain an API or an orchestrator.
-PRODUCT_FIXTURES = frozenset(
-    {"harness", "house", "plane", "postgres_plane", "each_plane", "new_plane", "workers"}
-)
+PRODUCT_FIXTURES = frozenset({"harness", "plane", "postgres_plane", "each_plane", "new_plane", "workers"})
 MARK = "no_database_faults"
 
 

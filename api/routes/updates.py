@@ -10,7 +10,13 @@ from api.schemas.common import Page
 from api.schemas.updates import NewUpdate, Stage, StageProgress, Update
 from service.core.paradigm_specs import paradigm_of
 from service.core.stage_specs import TRAINING_KINDS
-from service.operations.updates import cancel_update, retry_update, start_branch, start_one_off, start_update
+from service.operations.updates import (
+    cancel_update,
+    request_branch,
+    request_one_off,
+    request_update,
+    retry_update,
+)
 from service.store import datasets, models, tables, updates
 
 router = APIRouter(tags=["updates"])
@@ -20,11 +26,11 @@ router = APIRouter(tags=["updates"])
 def add_update(model: str, database: DatabaseHere, body: NewUpdate | None = None) -> Update:
     body = body or NewUpdate()
     if body.branch_from is not None:
-        row = start_branch(database, model, body.branch_from, body.decay, body.data_version)
+        row = request_branch(database, model, body.branch_from, body.decay, body.data_version)
     elif body.paradigm is not None:
-        row = start_one_off(database, model, body.paradigm, body.data_version)
+        row = request_one_off(database, model, body.paradigm, body.data_version)
     else:
-        row = start_update(database, model, body.data_version)
+        row = request_update(database, model, body.data_version)
     return read_after_commit(database, lambda session: _document(session, row.id))
 
 

@@ -15,7 +15,7 @@ from service.store.database import Database, now
 from service.store.tables import DataVersion, Model, Stage, Update
 
 
-def start_update(database: Database, model_name: str, data_version: int | None = None) -> Update:
+def request_update(database: Database, model_name: str, data_version: int | None = None) -> Update:
     """Write a pending update of the model to ``data_version``, by default the newest.
 
     Raises NotFound, or InvalidRequest if the dataset is empty or the line has passed that data version.
@@ -28,7 +28,7 @@ def start_update(database: Database, model_name: str, data_version: int | None =
         return updates.add(session, model, target)
 
 
-def start_one_off(
+def request_one_off(
     database: Database, model_name: str, paradigm: ParadigmSpec, data_version: int | None = None
 ) -> Update:
     """Write a pending update under another paradigm. The model's line and trunk stay as they are.
@@ -40,7 +40,7 @@ def start_one_off(
         return updates.add(session, model, _target(session, model, data_version), paradigm=paradigm)
 
 
-def start_branch(
+def request_branch(
     database: Database,
     model_name: str,
     checkpoint_id: str,

@@ -43,8 +43,8 @@ class Services:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Position of a page in a list."""
+class PageParams:
+    """Which page of a list to return: at most ``limit`` items, after the item with id ``after``."""
 
     limit: int
     after: str | None
@@ -61,16 +61,16 @@ async def _database(services: Annotated[Services, Depends(_services)]) -> Databa
     return services.database
 
 
-async def _place(
+async def _page_params(
     limit: Annotated[int, Query(ge=1, le=100, description="maximum number of items")] = 20,
     after: Annotated[str | None, Query(description="id of the last item of the previous page")] = None,
-) -> Place:
-    return Place(limit, after)
+) -> PageParams:
+    return PageParams(limit, after)
 
 
-ServicesHere = Annotated[Services, Depends(_services)]
-DatabaseHere = Annotated[Database, Depends(_database)]
-PlaceHere = Annotated[Place, Depends(_place)]
+ServicesDep = Annotated[Services, Depends(_services)]
+DatabaseDep = Annotated[Database, Depends(_database)]
+PageDep = Annotated[PageParams, Depends(_page_params)]
 Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
 

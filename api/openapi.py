@@ -1,4 +1,4 @@
-"""Completes the OpenAPI description with what FastAPI cannot see: streamed bodies, middleware and problems."""
+"""Completes the OpenAPI description: streamed bodies, middleware and problems, which FastAPI cannot see."""
 
 from typing import Any
 

@@ -173,7 +173,7 @@ def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def raise_for_problem(response: httpx.Response) -> None:
-    """Raise ApiError unless the response is a success, also for errors of proxies without a problem document."""
+    """Raise ApiError unless the response is a success. Errors of proxies have no problem document."""
     if response.is_success:
         return
     response.read()

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from api.deps import DatabaseHere, PlaceHere
+from api.deps import DatabaseDep, PageDep
 from api.schemas.common import Page
 from api.schemas.models import Checkpoint
 from service.store import models
@@ -11,8 +11,8 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/models/{model}/checkpoints")
-def list_checkpoints(model: str, database: DatabaseHere, place: PlaceHere) -> Page[Checkpoint]:
+def list_checkpoints(model: str, database: DatabaseDep, page: PageDep) -> Page[Checkpoint]:
     with database.reading() as session:
         model_id = models.model(session, model).id
-        rows, has_more = models.page_of_checkpoints(session, model_id, place.after, place.limit)
+        rows, has_more = models.page_of_checkpoints(session, model_id, page.after, page.limit)
     return Page(data=[Checkpoint.from_row(row, kind="trunk") for row in rows], has_more=has_more)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api.deps import DatabaseHere
+from api.deps import DatabaseDep
 from api.schemas.costs import Costs
 from service.operations.costs import report_costs
 
@@ -14,7 +14,7 @@ router = APIRouter(tags=["models"])
 @router.get("/models/{model}/costs")
 def show_costs(
     model: str,
-    database: DatabaseHere,
+    database: DatabaseDep,
     tokens: Annotated[
         int | None, Query(ge=1, le=1 << 50, description="size of the next version, for the forecast")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, Number, PlaceHere, ServicesHere, in_thread
+from api.deps import DatabaseDep, Number, PageDep, ServicesDep, in_thread
 from api.schemas.common import Page, Text
 from api.schemas.data import AffectedVersion, DataVersion, Excluded, Exclusion, LabelledSource
 from api.upload import openapi_body, receive_upload
@@ -30,7 +30,7 @@ async def add_data_version(
     dataset: str,
     request: Request,
     response: Response,
-    services: ServicesHere,
+    services: ServicesDep,
     label: Annotated[Text | None, Query()] = None,
 ) -> DataVersion:
     """Register the data in the body, or the data that JSON names. Bad content: 422, nothing is stored."""
@@ -48,29 +48,25 @@ async def add_data_version(
 
 
 @router.get("/datasets/{dataset}/versions")
-def list_data_versions(dataset: str, database: DatabaseHere, place: PlaceHere) -> Page[DataVersion]:
+def list_data_versions(dataset: str, database: DatabaseDep, page: PageDep) -> Page[DataVersion]:
     with database.reading() as session:
         row = datasets.dataset(session, dataset)
-        rows, has_more = datasets.page_of_versions(session, row.id, place.after, place.limit)
+        rows, has_more = datasets.page_of_versions(session, row.id, page.after, page.limit)
         return Page(data=_documents(session, dataset, rows), has_more=has_more)
 
 
 @router.get("/datasets/{dataset}/versions/{number}")
-def show_data_version(dataset: str, number: Number, database: DatabaseHere) -> DataVersion:
+def show_data_version(dataset: str, number: Number, database: DatabaseDep) -> DataVersion:
     with database.reading() as session:
         row = datasets.version(session, datasets.dataset(session, dataset).id, number)
         return _documents(session, dataset, [row])[0]
 
 
 @router.post("/datasets/{dataset}/versions/{number}/exclude")
-def exclude_data_version(dataset: str, number: Number, database: DatabaseHere, body: Exclusion) -> Excluded:
+def exclude_data_version(dataset: str, number: Number, database: DatabaseDep, body: Exclusion) -> Excluded:
     """Models rewind to before the data version at their next update. Served versions stay until replaced."""
     affected = exclude_version(database, dataset, number, body.reason)
-    return Excluded(
-        affected_versions=[
-            AffectedVersion(model=row.model, number=row.number, state=row.state) for row in affected
-        ]
-    )
+    return Excluded(affected_versions=[AffectedVersion.model_validate(version) for version in affected])
 
 
 def _check_dataset(database: Database, dataset: str) -> None:
@@ -84,19 +80,5 @@ def _documents(session: Session, dataset: str, rows: Sequence[tables.DataVersion
 
 
 def _document(dataset: str, row: tables.DataVersion, update_ids: list[str]) -> DataVersion:
-    return DataVersion(
-        id=row.id,
-        dataset=dataset,
-        number=row.number,
-        label=row.label,
-        state="ready" if row.excluded_at is None else "excluded",
-        excluded_at=row.excluded_at,
-        excluded_reason=row.excluded_reason,
-        sha256=row.sha256,
-        bytes=row.bytes,
-        documents=row.documents,
-        duplicates=row.duplicates,
-        holdout_documents=row.holdout_documents,
-        created_at=row.created_at,
-        updates=update_ids,
-    )
+    state = "ready" if row.excluded_at is None else "excluded"
+    return DataVersion.from_row(row, dataset=dataset, state=state, updates=update_ids)

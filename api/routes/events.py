@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
-from api.deps import Services, ServicesHere, in_thread
+from api.deps import Services, ServicesDep, in_thread
 from api.schemas.common import Page
 from api.schemas.events import Event
 from service.core.errors import DatabaseAway, InvalidRequest
@@ -31,7 +31,7 @@ _ID = re.compile(r"[0-9]{1,18}")
 )
 async def list_events(
     request: Request,
-    services: ServicesHere,
+    services: ServicesDep,
     after: Annotated[str | None, Query(description=f"id of an event, or ``{LATEST}``")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     last_event_id: Annotated[str | None, Header()] = None,

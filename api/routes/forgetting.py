@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from api.deps import DatabaseHere
+from api.deps import DatabaseDep
 from api.schemas.models import Forgetting
 from service.store import forgetting, models
 
@@ -10,7 +10,7 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/models/{model}/forgetting")
-def show_forgetting(model: str, database: DatabaseHere) -> Forgetting:
+def show_forgetting(model: str, database: DatabaseDep) -> Forgetting:
     """Slices are in the order of their data versions, then uploaded ones, then any others."""
     with database.reading() as session:
         found = forgetting.of_model(session, models.model(session, model))

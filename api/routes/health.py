@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from api.deps import ServicesHere, in_thread
+from api.deps import ServicesDep, in_thread
 from api.schemas.events import Health
 from service.core.errors import ErrorItem, PathswitchError, Unavailable
 from service.store import migrate
@@ -26,7 +26,7 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz")
-async def readyz(services: ServicesHere) -> Health:
+async def readyz(services: ServicesDep) -> Health:
     """Check the migrated ``database``, the ``artifacts``, and ``ray`` if configured.
 
     503 names those that fail.

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api.deps import DatabaseHere
+from api.deps import DatabaseDep
 from api.schemas.updates import MetricPoint, Metrics
 from service.core.errors import NotFound
 from service.store import updates
@@ -17,7 +17,7 @@ MAX_POINTS = 2000
 
 @router.get("/updates/{update}/metrics")
 def show_metrics(
-    update: str, stage: Annotated[str, Query(description="id of a training stage")], database: DatabaseHere
+    update: str, stage: Annotated[str, Query(description="id of a training stage")], database: DatabaseDep
 ) -> Metrics:
     """One point per step, thinned evenly above 2,000 points; the first and the last are kept."""
     with database.reading() as session:

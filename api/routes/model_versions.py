@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse
 from sqlalchemy.orm import Session
 
-from api.deps import PlaceHere, ServicesHere
+from api.deps import PageDep, ServicesDep
 from api.schemas.common import Page
 from api.schemas.models import Artifact, BranchPoint, ModelVersion
 from service.artifacts import Artifacts
@@ -27,15 +27,15 @@ _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/models/{model}/versions")
-def list_model_versions(model: str, services: ServicesHere, place: PlaceHere) -> Page[ModelVersion]:
+def list_model_versions(model: str, services: ServicesDep, page: PageDep) -> Page[ModelVersion]:
     with services.database.reading() as session:
         row = models.model(session, model)
-        rows, has_more = models.page_of_versions(session, row.id, place.after, place.limit)
+        rows, has_more = models.page_of_versions(session, row.id, page.after, page.limit)
     return Page(data=[_document(services.artifacts, model, row) for row in rows], has_more=has_more)
 
 
 @router.get("/models/{model}/versions/{number}")
-def show_model_version(model: str, number: str, services: ServicesHere) -> ModelVersion:
+def show_model_version(model: str, number: str, services: ServicesDep) -> ModelVersion:
     """``number`` may be ``latest`` or ``served``."""
     with services.database.reading() as session:
         row = _version(session, model, number)
@@ -48,7 +48,7 @@ def show_model_version(model: str, number: str, services: ServicesHere) -> Model
     response_class=FileResponse,
     responses=_FILE_RESPONSES,
 )
-def download_file(model: str, number: str, path: str, services: ServicesHere) -> FileResponse:
+def download_file(model: str, number: str, path: str, services: ServicesDep) -> FileResponse:
     """Download a file of the export, whole or in ranges. Its ETag is its sha256."""
     with services.database.reading() as session:
         row = _version(session, model, number)

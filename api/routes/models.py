@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, PlaceHere, ServicesHere, read_after_commit
+from api.deps import DatabaseDep, PageDep, ServicesDep, read_after_commit
 from api.schemas.common import Page
 from api.schemas.models import Model, ModelChanges, ModelState
 from service.core.specs import ModelSpec
@@ -16,27 +16,27 @@ router = APIRouter(tags=["models"])
 
 
 @router.post("/models", status_code=201)
-def add_model(body: ModelSpec, services: ServicesHere) -> Model:
+def add_model(body: ModelSpec, services: ServicesDep) -> Model:
     """Create a model. Every field except ``name`` and ``dataset`` has a default that trains."""
     row = create_model(services.database, services.artifacts, services.settings.import_roots, body)
     return read_after_commit(services.database, lambda session: _documents(session, [row])[0])
 
 
 @router.get("/models")
-def list_models(database: DatabaseHere, place: PlaceHere) -> Page[Model]:
+def list_models(database: DatabaseDep, page: PageDep) -> Page[Model]:
     with database.reading() as session:
-        rows, has_more = models.page_of_models(session, place.after, place.limit)
+        rows, has_more = models.page_of_models(session, page.after, page.limit)
         return Page(data=_documents(session, rows), has_more=has_more)
 
 
 @router.get("/models/{model}")
-def show_model(model: str, database: DatabaseHere) -> Model:
+def show_model(model: str, database: DatabaseDep) -> Model:
     with database.reading() as session:
         return _documents(session, [models.model(session, model)])[0]
 
 
 @router.patch("/models/{model}")
-def patch_model(model: str, body: ModelChanges, database: DatabaseHere) -> Model:
+def patch_model(model: str, body: ModelChanges, database: DatabaseDep) -> Model:
     row = change_model(database, model, body.model_dump(exclude_unset=True))
     return read_after_commit(database, lambda session: _documents(session, [row])[0])
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, PlaceHere, read_after_commit
+from api.deps import DatabaseDep, PageDep, read_after_commit
 from api.schemas.common import Page
 from api.schemas.releases import NewRelease, Release, ReplicaStatus, ReplicaVersion, ServingStatus
 from service.operations.releases import release_version, roll_back
@@ -17,7 +17,7 @@ BY = "user"
 
 
 @router.post("/models/{model}/releases", status_code=202)
-def add_release(model: str, body: NewRelease, database: DatabaseHere) -> Release:
+def add_release(model: str, body: NewRelease, database: DatabaseDep) -> Release:
     """Roll forward or back to any exported version. The last request wins."""
     if body.version == "previous":
         row = roll_back(database, model, by=BY, reason=body.reason, rollout=body.rollout)
@@ -27,15 +27,15 @@ def add_release(model: str, body: NewRelease, database: DatabaseHere) -> Release
 
 
 @router.get("/models/{model}/releases")
-def list_releases(model: str, database: DatabaseHere, place: PlaceHere) -> Page[Release]:
+def list_releases(model: str, database: DatabaseDep, page: PageDep) -> Page[Release]:
     with database.reading() as session:
         model_id = models.model(session, model).id
-        rows, has_more = releases.page_of_releases(session, model_id, place.after, place.limit)
+        rows, has_more = releases.page_of_releases(session, model_id, page.after, page.limit)
         return Page(data=_documents(session, model, rows), has_more=has_more)
 
 
 @router.get("/models/{model}/serving")
-def get_serving(model: str, database: DatabaseHere) -> ServingStatus:
+def get_serving(model: str, database: DatabaseDep) -> ServingStatus:
     """Show the version that should be served, and what the replicas reported a few seconds ago."""
     with database.reading() as session:
         row = models.model(session, model)

@@ -5,14 +5,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.deps import MAX_NUMBER, DatabaseHere, PlaceHere, ServicesHere, in_thread
+from api.deps import MAX_NUMBER, DatabaseDep, PageDep, ServicesDep, in_thread
 from api.schemas.common import Page
 from api.schemas.data import Slice, Source
 from api.upload import openapi_body, receive_upload
 from service.core.specs import Name
 from service.ingest.stream import in_worker
 from service.registration.slices import check_slice, register_slice
-from service.store import datasets, tables
+from service.store import datasets
 
 router = APIRouter(tags=["data"])
 
@@ -27,7 +27,7 @@ async def add_slice(
     dataset: str,
     request: Request,
     response: Response,
-    services: ServicesHere,
+    services: ServicesDep,
     name: Annotated[Name, Query()],
     data_version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
 ) -> Slice:
@@ -40,23 +40,12 @@ async def add_slice(
         )
         registered = await in_worker(register, received.threads)
     response.status_code = 201 if registered.created else 200
-    return _document(dataset, registered.row)
+    return Slice.from_row(registered.row, dataset=dataset)
 
 
 @router.get("/datasets/{dataset}/slices")
-def list_slices(dataset: str, database: DatabaseHere, place: PlaceHere) -> Page[Slice]:
+def list_slices(dataset: str, database: DatabaseDep, page: PageDep) -> Page[Slice]:
     with database.reading() as session:
         row = datasets.dataset(session, dataset)
-        rows, has_more = datasets.page_of_slices(session, row.id, place.after, place.limit)
-    return Page(data=[_document(dataset, row) for row in rows], has_more=has_more)
-
-
-def _document(dataset: str, row: tables.Slice) -> Slice:
-    return Slice(
-        id=row.id,
-        dataset=dataset,
-        name=row.name,
-        data_version=row.data_version,
-        documents=row.documents,
-        created_at=row.created_at,
-    )
+        rows, has_more = datasets.page_of_slices(session, row.id, page.after, page.limit)
+    return Page(data=[Slice.from_row(row, dataset=dataset) for row in rows], has_more=has_more)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from api.deps import DatabaseHere, PlaceHere, read_after_commit
+from api.deps import DatabaseDep, PageDep, read_after_commit
 from api.schemas.common import Page
 from api.schemas.updates import NewUpdate, Stage, StageProgress, Update
 from service.core.paradigm_specs import paradigm_of
@@ -23,7 +23,7 @@ router = APIRouter(tags=["updates"])
 
 
 @router.post("/models/{model}/updates", status_code=202)
-def add_update(model: str, database: DatabaseHere, body: NewUpdate | None = None) -> Update:
+def add_update(model: str, database: DatabaseDep, body: NewUpdate | None = None) -> Update:
     body = body or NewUpdate()
     if body.branch_from is not None:
         row = request_branch(database, model, body.branch_from, body.decay, body.data_version)
@@ -35,27 +35,27 @@ def add_update(model: str, database: DatabaseHere, body: NewUpdate | None = None
 
 
 @router.get("/models/{model}/updates")
-def list_updates(model: str, database: DatabaseHere, place: PlaceHere) -> Page[Update]:
+def list_updates(model: str, database: DatabaseDep, page: PageDep) -> Page[Update]:
     with database.reading() as session:
         model_id = models.model(session, model).id
-        rows, has_more = updates.page_of_updates(session, model_id, place.after, place.limit)
+        rows, has_more = updates.page_of_updates(session, model_id, page.after, page.limit)
         return Page(data=_documents(session, rows), has_more=has_more)
 
 
 @router.get("/updates/{update}")
-def show_update(update: str, database: DatabaseHere) -> Update:
+def show_update(update: str, database: DatabaseDep) -> Update:
     with database.reading() as session:
         return _document(session, update)
 
 
 @router.post("/updates/{update}/cancel")
-def cancel(update: str, database: DatabaseHere) -> Update:
+def cancel(update: str, database: DatabaseDep) -> Update:
     cancel_update(database, update)
     return read_after_commit(database, lambda session: _document(session, update))
 
 
 @router.post("/updates/{update}/retry")
-def retry(update: str, database: DatabaseHere) -> Update:
+def retry(update: str, database: DatabaseDep) -> Update:
     """Continue a failed update from its last finished stage and checkpoint."""
     retry_update(database, update)
     return read_after_commit(database, lambda session: _document(session, update))

@@ -12,7 +12,7 @@ class Amount(ResponseModel):
 
 
 class Estimate(ResponseModel):
-    """Estimated cost of another way of training: tokens in closed form, FLOPs at the line's FLOPs per token."""
+    """Estimated cost of another way of training: tokens in closed form, times the line's FLOPs per token."""
 
     tokens: int
     flops: float

@@ -40,7 +40,7 @@ class OneFault(Faults):
     def has_failed(self) -> bool:
         return self._calls_left <= 0
 
-    def _drawn(self, *, is_commit: bool) -> tuple[bool, bool]:
+    def _draw(self, *, is_commit: bool) -> tuple[bool, bool]:
         self._calls_left -= 1
         fails = self._calls_left == 0
         return fails and not self._done, fails and self._done

@@ -55,7 +55,7 @@ class LocalRay:
             self._ports = ports.free_ports(HOST, 3)
 
     def clear(self) -> None:
-        """Delete the files of a Ray that has ended, but first copy the logs of its last session to the home."""
+        """Copy the logs of the last session to the home, then delete the files of the Ray that has ended."""
         logs = self._folder / "session_latest" / "logs"
         if logs.is_dir():
             kept = self._home / "logs" / "ray"

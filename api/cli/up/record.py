@@ -76,7 +76,7 @@ class ProcessRecord:
         self._path.unlink(missing_ok=True)
 
     def leftovers(self) -> set[Process]:
-        """Running processes of the last owner: its parts, their descendants and the members of their sessions."""
+        """Running processes of the last owner: its parts, their descendants and members of their sessions."""
         content = _read(self._path)
         if content is None or content["boot"] != _boot():  # pids from before a reboot are meaningless
             return set()

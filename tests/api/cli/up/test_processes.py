@@ -1,5 +1,6 @@
 """The process table, descendants, and ending exactly those."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,14 +29,16 @@ def parent_and_child(*arguments: str) -> Iterator[tuple[Process, Process]]:
     command = [sys.executable, "-c", PARENT, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        child = processes.status(int(parent.stdout.readline()))
-        found = processes.status(parent.pid)
-        assert child is not None
-        assert found is not None
-        yield found.process, child.process
-        for process in (found.process, child.process):
-            if processes.alive(process):
-                os.kill(process.pid, signal.SIGKILL)
+        child_pid = int(parent.stdout.readline())
+        try:
+            child, found = processes.status(child_pid), processes.status(parent.pid)
+            assert child is not None
+            assert found is not None
+            yield found.process, child.process
+        finally:
+            for pid in (parent.pid, child_pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_descendants_are_found_at_any_depth_without_zombies() -> None:

@@ -199,7 +199,7 @@ class Client:
         reason: str | None = None,
         rollout: Mapping[str, Any] | None = None,
     ) -> Release:
-        """Ask for a version to be served.
+        """Request that a version be served.
 
         ``previous`` is the version that was served before the current one.
         """
@@ -220,9 +220,9 @@ class Client:
         return self._http.paginate("/events", Event, after)
 
     def follow(self, after: str = "latest") -> Iterator[Event]:
-        """Yield events as they happen, from now on or after the event with id ``after``, forever.
+        """Yield events as they happen, forever. Starts now, or after the event with id ``after``.
 
-        After the first connection, it reconnects after every interruption without losing events.
+        Once connected, it reconnects after every interruption without losing events.
         """
         return self._http.stream_events("/events", after)
 

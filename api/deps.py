@@ -25,10 +25,10 @@ REQUEST_DATABASE = "pathswitch.database"
 
 @dataclass(frozen=True)
 class Services:
-    """The services that a process has one of.
+    """The services of which a process has exactly one.
 
-    ``uploads`` receive bodies that are streamed, ``small_uploads`` those that fit into memory; neither waits
-    for the other. ``closing`` is set when the process should stop, and ends endless streams. ``cut_off`` is
+    ``uploads`` receives streamed bodies, ``small_uploads`` bodies that fit into memory; neither waits for the
+    other. ``closing`` is set when the process should stop, and ends endless streams. ``cut_off`` is
     set when the grace period is over, and stops work that is still running.
     """
 
@@ -75,7 +75,7 @@ Number = Annotated[int, Path(ge=1, le=MAX_NUMBER)]
 
 
 def read_after_commit(database: Database, document: Callable[[Session], _T]) -> _T:
-    """Read what a committed request answers with. A short outage of the database does not make it fail."""
+    """Read the response of a committed request, retrying through short outages of the database."""
 
     def read() -> _T:
         with database.reading() as session:

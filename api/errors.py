@@ -51,7 +51,7 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _pathswitch_error(request: Request, error: Any) -> Response:
-    """An error of our own tree. Server errors are logged, except that a part of the service is busy."""
+    """An error from our own hierarchy. Server errors are logged, except those that mean 'busy, try again'."""
     busy = isinstance(error, Unavailable) and not isinstance(error, DiskFull)
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and not busy:
         logger.error("%s %s: %s", request.method, request.url.path, error.detail)

@@ -1,8 +1,8 @@
-"""Middleware that carries out a POST with an Idempotency-Key once, and repeats its answer for a day.
+"""Middleware that processes a POST with an Idempotency-Key only once, and replays its response for a day.
 
-The answer is stored before it is sent, so that a client that lost it can ask again. Server errors, and
-refusals that came before the body was read, are not stored: the request changed nothing and can be tried
-again. During a short outage of the database, the middleware retries its own transactions, because otherwise
+The response is stored before it is sent, so a client that did not receive it can retry. Server errors, and
+rejections made before the body was read, are not stored, because the request changed nothing and can be
+retried. During a short outage of the database, the middleware retries its own transactions, because otherwise
 the next attempt would have to wait until the lease expires.
 """
 
@@ -41,15 +41,15 @@ PARAMETER = {
     "in": "header",
     "required": False,
     "description": (
-        "The request is carried out once; the same request again gets the first answer, for 24 hours. "
-        "With another body or for another path: 422."
+        "The request is processed once. Repeating it within 24 hours returns the first response. "
+        "Reusing the key with a different body or path returns 422."
     ),
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_LENGTH},
 }
 
 _POLL_SECONDS = (0.05, 0.1, 0.2, 0.4)
 
-# The next attempt may get another answer, and the request changed nothing.
+# Not stored: the request changed nothing, and the next attempt may succeed.
 _NOT_KEPT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 
 
@@ -61,7 +61,7 @@ class _CapturedResponse(NamedTuple):
 
 
 class Idempotency:
-    """The innermost middleware, so that limits and metrics also cover the answers that it gives itself."""
+    """Must be the innermost middleware, so that limits and metrics also cover responses that it sends itself."""
 
     def __init__(self, app: ASGIApp, database: Database) -> None:
         self._app = app
@@ -97,7 +97,7 @@ class Idempotency:
             return None
         if status.state == KeyState.LOST:
             detail = (
-                "the first request with this key was carried out but its answer is lost: look up the result"
+                "the first request with this key was processed, but its response was lost: look up the result"
             )
             return problem(HTTPStatus.CONFLICT, "answer_lost", detail)
         if status.answer is None:
@@ -150,7 +150,7 @@ class Idempotency:
             try:
                 await in_thread(partial(retry_while_away, settle))
             except DatabaseAway as error:
-                # The answer is still correct. Only a repeated request has to wait, or gets 409 answer_lost.
+                # This response is still correct; only a repeated request has to wait, or gets 409 answer_lost.
                 logger.error("cannot store the answer for Idempotency-Key %r: %s", key, error.__cause__)
         for message in response.messages:
             await send(message)

@@ -67,7 +67,7 @@ ROUTE_MODULES = (
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Build the application on the database and artifact store of the settings. Opens no connection yet."""
+    """Build the application for these settings. Opens no connections yet."""
     database, artifacts = Database(settings.database), open_artifacts(settings.artifacts)
     services = Services(
         settings=settings,
@@ -114,7 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that also ends endless event streams when a signal asks the process to stop."""
+    """A uvicorn server that also ends event streams, which never end by themselves, when it gets a signal."""
 
     def __init__(self, config: uvicorn.Config, closing: threading.Event) -> None:
         super().__init__(config)

@@ -41,14 +41,14 @@ class ApiError(Exception):
 
 
 class UploadResult(NamedTuple, Generic[Answer]):
-    """The row of an upload. ``created`` is False if the same content was there already."""
+    """The row of an upload. ``created`` is False if the content already existed."""
 
     row: Answer
     created: bool
 
 
 class HttpTransport:
-    """An httpx client that speaks the control plane's conventions."""
+    """An httpx client that follows the control plane's conventions."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self._http = httpx.Client(base_url=url, timeout=timeout)

@@ -14,8 +14,7 @@ MAX_WAIT_SECONDS = 300.0
 class UploadPool:
     """Slots for concurrent uploads, and the threads that work on the uploads that have a slot.
 
-    Further uploads wait, unread, and get a slot in the order in which they came. Beyond ``max_waiting``,
-    uploads are refused.
+    Further uploads wait unread, first come, first served. Beyond ``max_waiting`` they are rejected.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""What an operator runs: images, compose files, Kubernetes manifests, dashboards, and the demo's data."""
+"""The demo's data and traffic, study configurations, and the release script."""

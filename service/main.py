@@ -62,7 +62,7 @@ def main() -> None:
 def tick_until(
     stopping: threading.Event, orchestrator: Orchestrator, tick_seconds: float, ready: Path | None = None
 ) -> None:
-    """Tick until ``stopping``, without a pause after a tick that moved something. Touches ``ready`` once serving answers."""
+    """Tick until ``stopping``, pausing only after a tick that changed nothing. Touches ``ready`` once serving answers."""
     while not stopping.is_set():
         moved = orchestrator.tick()
         if ready and orchestrator.serving_answers:
@@ -73,14 +73,14 @@ def tick_until(
 
 
 def close_workers(executor: Executor, serving: Serving) -> None:
-    """Close both at the same time, so that streams and a training step finish side by side."""
+    """Close both concurrently, so that neither streams nor a training step delays the other."""
     with ThreadPoolExecutor(thread_name_prefix="close") as pool:
         for closed in [pool.submit(part.close) for part in (serving, executor)]:
             closed.result()
 
 
 def build_workers(settings: Settings, artifacts: Artifacts) -> tuple[Executor, Serving]:
-    """Build the executor and the serving side that the settings ask for, importing only what these need."""
+    """Build the executor and the serving implementation that the settings select, importing only what they need."""
     if settings.executor == "local":
         from workers.executors.local_executor import LocalExecutor
         from workers.serving.local_serving import LocalServing

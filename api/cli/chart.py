@@ -15,7 +15,7 @@ LABEL_WIDTH = 8
 
 @dataclass(frozen=True)
 class Series:
-    """Points in order of x, joined by lines. A cell that two series share has the colour of the later one."""
+    """Points in order of x, joined by lines. A cell shared by two series has the colour of the later one."""
 
     points: Sequence[tuple[float, float]]
     style: str = ""

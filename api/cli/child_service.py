@@ -18,7 +18,7 @@ START_SECONDS = 300.0
 
 
 class ChildService:
-    """Runs the service for the length of a block. Raises CliError if it does not become ready."""
+    """Runs the service while the block runs. Raises CliError if it does not become ready."""
 
     def __init__(
         self, home: Path, on_line: Callable[[str], None], settings: Mapping[str, str] | None = None

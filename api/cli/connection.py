@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Connection:
-    """The URL given with --api; None: the address in the settings."""
+    """The URL passed with --api, or None for the address in the settings."""
 
     url: str | None
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class CliError(Exception):
-    """An error for the user: a title, details or a remedy, and (location, message) of several errors."""
+    """An error to show the user: a title, details or a remedy, and any number of (location, message) pairs."""
 
     def __init__(self, title: str, detail: str = "", errors: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(title)
@@ -56,7 +56,7 @@ def _unreachable(error: Exception) -> CliError:
     except RuntimeError:  # the error does not come from a request
         url = ""
     return CliError(
-        f"the control plane does not answer{' at ' + url if url else ''}",
+        f"the control plane is not responding{' at ' + url if url else ''}",
         f"{error or type(error).__name__}\n"
         "Start it with `pathswitch up`, or give its URL with --api or PATHSWITCH_API_URL.",
     )

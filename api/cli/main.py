@@ -191,8 +191,8 @@ def gc(
         typer.Option(
             min=1,
             metavar="N",
-            help="Keep everything of the N newest versions of each model. Of older ones, delete exports that were never "
-            "released, and the checkpoints that versions were exported from. Default: keep all versions.",
+            help="Keep everything that belongs to the N newest versions of each model. For older ones, delete unreleased "
+            "exports and the checkpoints that versions were exported from. Default: keep all versions.",
         ),
     ] = None,
     keys: Annotated[bool, typer.Option("--keys", help="List every artifact by its key.")] = False,

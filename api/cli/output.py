@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-# Wide enough that lines in a pipe are never wrapped.
+# Wide enough never to wrap lines in a pipe.
 PIPE_WIDTH = 1000
 
 
@@ -56,7 +56,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: 
 
 
 def count(number: float | None) -> str:
-    """A count, from 10,000 on with three significant digits and an SI prefix."""
+    """A count; counts of 10,000 or more have three significant digits and an SI prefix."""
     if number is None:
         return "–"
     if abs(number) < 10_000:

@@ -65,7 +65,7 @@ async def _stream(services: Services, cursor: int) -> AsyncIterator[str]:
         try:
             rows = await in_thread(lambda: _read(services, cursor, _BATCH))  # noqa: B023  (awaited at once)
         except DatabaseAway:
-            rows = []  # keep the stream open: events of the meantime come later
+            rows = []  # keep the stream open; it will send the missed events later
         for row in rows:
             yield f"id: {row.id}\nevent: {row.type}\ndata: {row.model_dump_json()}\n\n"
             cursor = int(row.id)

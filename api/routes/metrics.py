@@ -19,7 +19,7 @@ MAX_POINTS = 2000
 def show_metrics(
     update: str, stage: Annotated[str, Query(description="id of a training stage")], database: DatabaseDep
 ) -> Metrics:
-    """One point per step, thinned evenly above 2,000 points; the first and the last are kept."""
+    """List a point per step, or 2,000 evenly spaced ones if there are more. Keeps the first and the last."""
     with database.reading() as session:
         row = updates.update(session, update)
         found = next((other for other in updates.stages(session, row.id) if other.id == stage), None)

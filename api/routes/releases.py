@@ -1,4 +1,4 @@
-"""Releases: ask for a version to be served, list the history, and show the state of serving."""
+"""Releases: request that a version be served, list the history, and show what is served."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ BY = "user"
 
 @router.post("/models/{model}/releases", status_code=202)
 def add_release(model: str, body: NewRelease, database: DatabaseDep) -> Release:
-    """Roll forward or back to any exported version. The last request wins."""
+    """Serve any exported version, newer or older. The latest request wins."""
     if body.version == "previous":
         row = roll_back(database, model, by=BY, reason=body.reason, rollout=body.rollout)
     else:

@@ -1,4 +1,4 @@
-"""Given evaluation sets: register by streaming a body, list."""
+"""Uploaded evaluation sets: register one by streaming a body, list them."""
 
 from functools import partial
 from typing import Annotated
@@ -20,7 +20,7 @@ router = APIRouter(tags=["data"])
 @router.post(
     "/datasets/{dataset}/slices",
     status_code=201,
-    responses={200: {"model": Slice, "description": "The slice exists already"}},
+    responses={200: {"model": Slice, "description": "The slice already exists"}},
     openapi_extra=openapi_body(Source),
 )
 async def add_slice(
@@ -31,7 +31,7 @@ async def add_slice(
     name: Annotated[Name, Query()],
     data_version: Annotated[int | None, Query(ge=1, le=MAX_NUMBER)] = None,
 ) -> Slice:
-    """Give an immutable evaluation set. From the next update on, its documents are kept out of training."""
+    """Upload an immutable evaluation set. Its documents are kept out of training from the next update on."""
     database = services.database
     await in_thread(partial(check_slice, database, dataset, name))
     async with receive_upload(request, services, Source) as received:

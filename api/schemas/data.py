@@ -61,7 +61,7 @@ class DataVersion(ResponseModel):
 class Slice(ResponseModel):
     """An uploaded evaluation set.
 
-    Updates to ``data_version`` and later ones are measured on it; None: all updates.
+    It measures updates to ``data_version`` and later ones, or all updates if that is None.
     """
 
     id: str

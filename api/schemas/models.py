@@ -51,7 +51,7 @@ class BranchPoint(ResponseModel):
 
 
 class Evaluation(ResponseModel):
-    """Measurements on one slice. ``loss`` is in nats per token; None: it was not finite."""
+    """Measurements on one slice. ``loss`` is in nats per token, or None if it was not finite."""
 
     slice: str
     loss: float | None
@@ -68,7 +68,7 @@ class GateResult(ResponseModel):
 
 
 class Cost(ResponseModel):
-    """Cost of a version's training. Of its ``tokens``, ``reused_tokens`` had been trained before."""
+    """Cost of training a version. ``reused_tokens`` is the part of ``tokens`` that had been trained before."""
 
     tokens: int
     flops: float
@@ -121,7 +121,7 @@ class Checkpoint(ResponseModel):
 
 
 class Forgetting(ResponseModel):
-    """Measurements by version (row) and slice (column); None: never measured, or not finite.
+    """Measurements by version (row) and slice (column). None means never measured, or not finite.
 
     Backward transfer is the mean change of the loss, in nats per token, on the slices of older data versions
     since each was new. Negative means that the line improved on them; None, that there is no older slice.

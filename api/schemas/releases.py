@@ -11,7 +11,7 @@ from service.core.states import ReleaseState
 
 
 class NewRelease(RequestModel):
-    """Asks for a version to be served. ``previous`` is the version served before the current one.
+    """Requests that a version be served. ``previous`` is the version served before the current one.
 
     The default ``rollout`` is the model's own, or none for a version that was served before.
     """
@@ -32,7 +32,7 @@ class TrialCounts(ResponseModel):
 
 
 class Trial(ResponseModel):
-    """Traffic that a canary or shadow was judged by, of the tried version and of the served one."""
+    """The traffic on which a trial was judged: that of the version on trial and of the served one."""
 
     seconds: float
     tried: TrialCounts
@@ -72,7 +72,7 @@ class ReplicaVersion(ResponseModel):
 
 
 class ReplicaStatus(ResponseModel):
-    """A replica. ``version`` answers requests that name no version; None: the replica does not answer."""
+    """A replica. ``version`` answers requests that name no version; it is None if the replica is not responding."""
 
     replica: str
     version: int | None

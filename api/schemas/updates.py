@@ -11,7 +11,7 @@ from service.core.states import StageState, UpdateState
 
 
 class NewUpdate(RequestModel):
-    """Asks for the line's next version, by default on the newest data version, or for a one-off.
+    """Requests the line's next version, by default on the newest data version, or a one-off version.
 
     A one-off is a branch from a trunk checkpoint (``branch_from``) under any ``decay``, or a version under
     another ``paradigm``. The line does not continue from it.

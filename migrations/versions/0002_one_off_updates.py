@@ -1,4 +1,4 @@
-"""One-off updates, which stand beside their line, and branches on request."""
+"""One-off updates, which are not part of their line, and requested branches."""
 
 import sqlalchemy as sa
 from alembic import op

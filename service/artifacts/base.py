@@ -99,8 +99,8 @@ class Artifacts(ABC):
     def publish(self, key: str, directory: Path, result: dict[str, Any]) -> Manifest:
         """Publish the directory that ``writing`` created, inside its block.
 
-        Returns the published manifest. It is another attempt's if that one published first; this attempt's files are
-        then removed.
+        Returns the published manifest. If another attempt published first, that is its manifest, and this attempt's
+        files are removed.
         """
         files = hash_and_sync(directory)
         manifest = Manifest(key=key, directory=directory.name, files=files, result=result)

@@ -17,7 +17,7 @@ _DISK_FULL_MESSAGE = re.compile(
 
 @contextmanager
 def translate_disk_full(what: str) -> Iterator[None]:
-    """Raise DiskFull, naming ``what`` could not be written, if the block fails on a full disk or an exhausted quota."""
+    """Raise DiskFull, saying that ``what`` could not be written, if the block fails on a full disk or an exhausted quota."""
     try:
         yield
     except Exception as error:

@@ -140,7 +140,7 @@ def _garbage(key: str, reason: Reason, files: Sequence[StoredFile], manifest_byt
 
 
 def _by_key(files: Iterable[StoredFile]) -> dict[str, _StoredArtifact]:
-    """Group files by artifact. Files that do not fit the layout are not ours: they are never removed."""
+    """Group files by artifact. Files outside the layout are not ours and are never removed."""
     by_key: dict[str, _StoredArtifact] = {}
     for file in files:
         owner = split_path(file.path)

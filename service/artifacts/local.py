@@ -100,7 +100,7 @@ class LocalArtifacts(Artifacts):
         return created
 
     def _sync_up_to_root(self, folder: Path) -> None:
-        """Make new folders on the way survive a power cut. The loser of a race syncs too: the winner may not be done."""
+        """Sync new parent folders so that they survive a power cut. Even the loser of a race syncs: the winner may not be done."""
         while folder != self.root.parent:
             sync_folder(folder)
             folder = folder.parent

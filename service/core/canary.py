@@ -8,13 +8,13 @@ from service.core.traffic import Histogram, Traffic
 EARLY_REQUESTS = 20  # a rate over fewer requests says nothing
 EARLY_FAILURES = 5
 MIN_SCORED_TOKENS = 1000
-# Clients disconnect for reasons of their own. If this many more leave the version on trial, it is too slow.
+# Clients always disconnect sometimes. If this many more abandon the version on trial, it is too slow.
 MAX_DEPARTED_RATE = 0.25
 
 
 @dataclass(frozen=True)
 class TrialVerdict:
-    """``reasons`` says why the version is rejected. Without reasons, it takes over."""
+    """``reasons`` lists why the version is rejected; if it is empty, the version takes over."""
 
     reasons: tuple[str, ...] = ()
 
@@ -57,8 +57,8 @@ def _too_many_departures(candidate: Traffic, served: Traffic) -> str | None:
     if candidate.departed_rate <= served.departed_rate + MAX_DEPARTED_RATE:
         return None
     return (
-        f"clients left {candidate.departed} of {candidate.given} requests before an answer, "
-        f"against {served.departed} of {served.given} for the served version"
+        f"clients abandoned {candidate.departed} of {candidate.given} requests before a response, "
+        f"compared with {served.departed} of {served.given} for the served version"
     )
 
 

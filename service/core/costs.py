@@ -1,4 +1,4 @@
-"""The cost of training, and how a line of versions compares with other ways of making them.
+"""The cost of training, and how a line compares with other ways of training the same versions.
 
 Closed forms follow Wang et al. 2024 (arXiv 2410.04103). Data version i has T_i steps, and E_i = T_1 + … +
 T_i.
@@ -17,8 +17,8 @@ def training_flops(
     """Forward and backward FLOPs of ``tokens`` tokens: 6·(non-embedding + output head)·tokens + attention.
 
     The first two arguments count parameters. Attention counts as 6·layers·hidden·context·tokens, half of the
-    usual 12·…, because the causal kernels skip the masked half. A tied output head counts: it is a matrix
-    product, while an embedding is only a lookup.
+    usual 12·…, because the causal kernels skip the masked half. A tied output head counts, because it is a matrix
+    product; an embedding is only a lookup.
     """
     return 6.0 * (non_embedding + output_head) * tokens + 6.0 * layers * hidden * context * tokens
 
@@ -46,10 +46,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class StageCost:
-    """The cost of a whole training stage, and the part that was trained anew.
-
-    The rest had been trained before.
-    """
+    """The cost of a whole training stage, and of the part that was newly trained. The rest was reused."""
 
     whole: Amount
     anew: Amount
@@ -78,15 +75,15 @@ def stage_cost(stage: TrainStage, result: Mapping[str, Any], *, reused: bool) ->
 def from_scratch(ends: Sequence[int]) -> int:
     """Σ E_i: every version trains on all data up to it. T·N(N+1)/2 for N equal versions.
 
-    ``ends`` are the E_i of the versions that a line made, in steps or tokens. A line that made its first
-    version when there were three data versions starts with E_3: it made no version of the first two alone,
-    and would not have made one from scratch either.
+    ``ends`` are the E_i of the versions that a line made, in steps or tokens. A line whose first
+    version came after three data versions starts with E_3, because training from scratch would not have made
+    the first two versions either.
     """
     return sum(ends)
 
 
 def continual(ends: Sequence[int]) -> int:
-    """E_N: every version trains once on the data that is new since the last version.
+    """E_N: every version trains once on the data that is new since the version before it.
 
     T·N for N equal versions.
     """

@@ -86,7 +86,7 @@ class DatabaseAway(Unavailable):
     """``__cause__`` holds the driver's error, which callers of the API must not see."""
 
     def __init__(self) -> None:
-        super().__init__("the database does not answer")
+        super().__init__("the database is not responding")
 
 
 class DatabaseBehind(Unavailable):

@@ -2,7 +2,7 @@
 
 A run is a chain of stages that share one start-up, such as a trunk segment and the branch that leaves it. The
 executor never decides whether a stage counts: a stage has finished when its artifact's manifest exists, and
-the orchestrator records it only under the current epoch. Both executors (in process, over Ray) pass the same
+the orchestrator records it only under the current epoch. Both executors (local, and over Ray) pass the same
 contract tests.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 class RunState(StrEnum):
     """State of a run.
 
-    LOST means that the executor does not know it or its process is gone: it may be submitted again.
+    LOST: the executor does not know the run, or its process is gone. It may be submitted again.
     """
 
     RUNNING = "running"
@@ -89,7 +89,7 @@ class RunError:
 class RunReport:
     """The state of a run.
 
-    ``points`` are those since the cursor of the last poll; ``cursor`` is the one for the next.
+    ``points`` are new since the cursor passed to this poll; pass ``cursor`` to the next one.
     """
 
     state: RunState
@@ -101,7 +101,7 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Everything about the training hardware that changes bits. Read once per model line."""
+    """Everything about the training hardware that affects results bit for bit. Read once per model line."""
 
     device: str  # "cpu" | "cuda"
     bf16: bool  # bf16 autocast is supported, and was measured to be faster than fp32
@@ -117,20 +117,20 @@ class Executor(Protocol):
         ...
 
     def submit(self, run: Run) -> None:
-        """Start the run, or adopt the existing run of that id. Raises Unavailable if neither was possible."""
+        """Start the run, or adopt the existing run with that id. Raises Unavailable if neither is possible."""
         ...
 
     def poll(self, run_id: str, cursor: int) -> RunReport:
-        """Observe the run. Raises Unavailable if its state is unknown: a time-out alone is never LOST."""
+        """Observe the run. Raises Unavailable if its state is unknown: a timeout alone never means LOST."""
         ...
 
     def cancel(self, run_id: str) -> None:
-        """Ask the run to end, without waiting: poll tells when it has. Ignores ids that it does not know."""
+        """Ask the run to end and return at once; ``poll`` reports its end. Ignores unknown ids."""
         ...
 
     def close(self) -> None:
         """Stop the runs that end with this process at their next step, and wait until they have ended.
 
-        A stopped run fails with the code of ``Stopped``. Runs that outlive this process go on.
+        A stopped run fails with the code of ``Stopped``. Runs that outlive this process continue.
         """
         ...

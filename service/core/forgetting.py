@@ -80,9 +80,9 @@ def backward_transfers(
 ) -> tuple[float | None, ...]:
     """For every version, the mean of (loss now - loss when new) over old slices, in nats per token.
 
-    A slice is old if its data version is older than the version's own. It was new to the line's first
-    version, by number, that was made for the slice's data version or a later one; for that version itself the
-    slice has no change. None if no old slice has both losses.
+    A slice is old if its data version is older than the model version's own. It was new to the line's first
+    version (by number) for the slice's data version or a later one; that version itself counts no change for
+    it. None if no old slice has both losses.
     """
     of_data = {name: number for name, number in slices.items() if number is not None}
     when_new: dict[str, float | None] = {}

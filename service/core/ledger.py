@@ -34,9 +34,8 @@ class Batching(Protocol):
 def steps_of(rows: int, batch_rows: int, epochs: int, replay_fraction: float = 0.0) -> int:
     """T_i: optimizer steps of a data version with ``rows`` rows of its own.
 
-    Rows of older versions come on top, so that ``replay_fraction`` of all rows in these steps are replayed.
-    The last batch of each pass over the own rows is filled up with the first of them; a pass takes at least
-    one step.
+    Rows of older versions are added, so that ``replay_fraction`` of all rows in these steps are replayed.
+    The first of its own rows fill the last batch of each pass over them; a pass takes at least one step.
     """
     own = epochs * max(1, -(-rows // batch_rows))
     return math.ceil(own / (1 - Fraction(str(replay_fraction)))) if replay_fraction else own
@@ -70,7 +69,7 @@ def ledger_up_to(ledger: Sequence[LedgerEntry], step: int) -> tuple[LedgerEntry,
 
 
 def new_rows_of(line: Batching, entry: LedgerEntry) -> int:
-    """Number of own rows that the stream reads of a version, filled-up last batches included."""
+    """Number of a version's own rows that the stream reads, including those that fill its last batches."""
     return steps_of(entry.rows, line.batch_rows, line.epochs) * line.batch_rows
 
 

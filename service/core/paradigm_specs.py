@@ -61,7 +61,7 @@ BranchLength = Annotated[FixedLength | ProportionalLength | AutoLength, Field(di
 
 
 class Decay(Spec):
-    """How the rate falls from the peak, and how many older rows are replayed meanwhile.
+    """How the rate falls from the peak, and how many older rows are replayed during the decay.
 
     ``floor`` is a fraction of the peak rate. ``cuts``, for multi_step only, are the fractions of the decay at
     which the rate drops. ``beta2`` replaces the optimizer's second beta. ``replay_fraction`` is the share of

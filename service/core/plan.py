@@ -1,8 +1,8 @@
 """Plans: the stages of one update, in two parts, and the keys under which stages publish.
 
 Part one, the tokenizer and the packs, can be written at once. Part two needs the number of steps of each
-version, which only the packs tell. Both parts are pure: the same ledger gives the same stages with the same
-keys. So work that any model has done before is found by its key and not repeated.
+version, which is known only once the packs exist. Both parts are pure: equal ledgers give equal stages with
+equal keys, so work that any model has already done is found by its key and not repeated.
 """
 
 from collections.abc import Mapping, Sequence

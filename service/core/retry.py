@@ -1,4 +1,4 @@
-"""Whether a failed stage gets another attempt, and how long it waits for it."""
+"""Whether a failed stage gets another attempt, and how long to wait before it."""
 
 from dataclasses import dataclass
 
@@ -19,11 +19,11 @@ class Retry:
 
 
 def after_failure(attempt: int, max_attempts: int, error: RunError, *, advanced: bool) -> Retry:
-    """What follows failed attempt number ``attempt`` (1, 2, …) of a stage that is allowed ``max_attempts``.
+    """Decide what follows the failure of attempt number ``attempt`` (1, 2, …) out of ``max_attempts``.
 
-    Some failures do not count and raise ``max_attempts`` by one. A full disk, a store that does not answer or
-    a stopped process says nothing about the stage. An attempt that ``advanced`` left a checkpoint, from which
-    the next attempt continues.
+    Two kinds of failure do not count, and raise ``max_attempts`` by one: those that are not the stage's fault
+    (a full disk, an unavailable store, a stopped process), and those of an attempt that ``advanced``, i.e. left
+    a checkpoint from which the next attempt continues.
     """
     max_attempts += advanced or error.code in (Unavailable.code, Stopped.code)
     if not worth_another(attempt, max_attempts, error.retryable):

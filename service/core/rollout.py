@@ -1,6 +1,6 @@
 """How a release proceeds: what a line should serve, and the next action on a pending release.
 
-Decides, writes nothing.
+Pure: it decides, and writes nothing.
 
 A release begins, is loaded by every replica, is put on trial if it is a canary or a shadow, is promoted, and
 goes live when every replica answers with it.
@@ -19,8 +19,8 @@ from service.core.serving import ReplicaReport, Residence, ServedTarget, ServedV
 from service.core.serving_specs import CanarySpec, RolloutSpec, ServingSpec, ShadowSpec
 from service.core.traffic import NOTHING, Traffic
 
-# Replicas report a load that takes too long themselves. One that stays silent past this is gone or keeps
-# restarting.
+# Replicas themselves report loads that take too long. One that stays silent for longer than this is gone or
+# keeps restarting.
 GRACE_SECONDS = 60.0
 # Share of a canary's requests that are scored. Scoring costs both versions a pass over the prompt.
 SCORED_SHARE = 0.1
@@ -30,7 +30,7 @@ ROLLOUT: TypeAdapter[RolloutSpec] = TypeAdapter(RolloutSpec)
 
 @dataclass(frozen=True)
 class PendingRelease:
-    """A release that was requested and is not live yet. ``is_first`` means that the line serves nothing so far.
+    """A release that was requested and is not live yet. ``is_first`` means that the line serves nothing yet.
 
     ``trial_spec`` describes the trial; None if the version takes over once every replica has loaded it.
     """
@@ -54,7 +54,7 @@ class Action(StrEnum):
     GO_LIVE = "go_live"
     """Every replica answers with it: record that it is live."""
     FAIL = "fail"
-    """Give it up. Replicas keep what they served before."""
+    """Abandon it. Replicas keep serving what they served before."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def served_target(
 def next_action(
     pending: PendingRelease, target: ServedTarget, reports: Sequence[ReplicaReport], now: datetime
 ) -> Decision | None:
-    """The next action on a pending release, or None while there is nothing to do but wait."""
-    # A starting replica holds up nothing, as long as another one is up.
+    """The next action on a pending release, or None if there is nothing to do yet."""
+    # A starting replica does not hold up the release as long as another one is up.
     reports = [report for report in reports if not report.starting] or reports
     if pending.begun_at is None:
         return Decision(Action.BEGIN)
@@ -123,10 +123,10 @@ def next_action(
             return Decision(Action.GO_LIVE)
         if target.rolling:
             seconds *= max(len(reports), 1)  # replicas are replaced one after another
-        # A first version is never given up: there is nothing to go back to.
+        # A first version is never abandoned, because there is nothing to fall back to.
         if pending.is_first or not _is_late(pending.promoted_at or pending.begun_at, now, seconds):
             return None
-        return Decision(Action.FAIL, f"not every replica answers with the version after {seconds:g} s")
+        return Decision(Action.FAIL, f"some replicas still do not serve the version after {seconds:g} s")
     if pending.tried_at is None:
         if versions and all(v is not None and v.state == Residence.READY for v in versions):
             return Decision(Action.PROMOTE if pending.trial_spec is None else Action.TRY)

@@ -2,7 +2,7 @@
 
 It is level-triggered: every tick calls ``apply`` with everything that should be served. ``apply`` changes
 only what differs and returns without waiting; ``observe`` reports what every replica answers with now. A
-replica loads a new version beside the old one and swaps when it is warm, so that no request is dropped.
+replica loads a new version alongside the old one and swaps once it is warm, so that no request is dropped.
 Requests in flight keep the version they started with.
 """
 
@@ -23,7 +23,7 @@ class ServedVersion:
 
 @dataclass(frozen=True)
 class Trial:
-    """A version on trial beside the served one, before it may take over.
+    """A version on trial alongside the served one, before it may replace it.
 
     It answers ``share`` of the requests and gets copies of ``shadowed`` of them. If ``scored``, the loss of
     both versions on the copied prompts is measured.
@@ -41,14 +41,14 @@ class ServedTarget:
 
     ``kept``: earlier versions that stay loaded while memory allows. ``rolling``: replicas hold ``stable``
     alone and are replaced one by one when it changes. ``awake``: do not scale to zero for now. ``proven``:
-    the line has been live, so a replica that cannot load ``stable`` must not join those that have.
+    the line has been live, so a replica that cannot load ``stable`` must not join the ones that did.
     """
 
     model: str
     stable: ServedVersion | None
     trial: Trial | None = None
     kept: tuple[ServedVersion, ...] = ()
-    sequence: int = 0  # rises with every decision about what the line should answer with
+    sequence: int = 0  # rises with every decision about which version the line serves
     spec: ServingSpec = DEFAULT_SERVING
     rolling: bool = False
     awake: bool = True
@@ -88,7 +88,7 @@ class VersionReport:
 class ReplicaReport:
     """What one replica answers with: ``number`` if a request names no version; None if it does not answer.
 
-    ``sequence`` is that of the replica's latest target, to which ``versions`` belongs. ``starting``: the
+    ``sequence`` comes from the replica's latest target; ``versions`` reports on that target. ``starting``: the
     replica is not up yet, and may never be.
     """
 
@@ -112,7 +112,7 @@ class Serving(Protocol):
 
         A target with a lower ``sequence`` than the line already has is ignored: with several orchestrators,
         the last to call may have read the database first. If its sequence stays lower, the database was
-        restored from a backup; then the database is right.
+        restored from a backup and takes precedence.
         """
         ...
 

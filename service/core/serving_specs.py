@@ -11,7 +11,7 @@ Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class ReplaceSpec(Spec):
-    """Every replica loads the new version beside the old one; once all have it, all switch to it."""
+    """Every replica loads the new version alongside the old one; once all have loaded it, they switch to it."""
 
     strategy: Literal["replace"] = "replace"
 
@@ -23,13 +23,14 @@ class RollingSpec(Spec):
 
 
 class _TrialSpec(Spec):
-    """A new version is tried beside the old one for ``seconds`` and ``min_requests``, at most
-    ``max_seconds``.
+    """Compare the new version with the old one for at least ``seconds`` and ``min_requests``.
+
+    The trial ends after ``max_seconds`` at the latest.
 
     It takes over unless its error rate exceeds the old one's by more than ``max_error_rate``, its median
     latency (to the first token, or between tokens) exceeds ``max_latency_ratio`` times the old one's, or its
     loss on prompts that both score exceeds the old one's by more than ``max_loss_increase`` nats per token,
-    if given.
+    if that is set.
     """
 
     seconds: Seconds = 300

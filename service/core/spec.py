@@ -14,7 +14,7 @@ class AddedAfter020:
     """Marks a field that did not exist in 0.2.0: ``field: Annotated[bool, ADDED_AFTER_0_2_0] = False``.
 
     A fingerprint leaves the field out while it has its default, so the default must mean what 0.2.0 did.
-    Otherwise existing lines would lose their trunk, which is found by its fingerprint.
+    Otherwise existing lines would lose their trunks, which are found by fingerprint.
     """
 
 

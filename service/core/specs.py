@@ -1,4 +1,4 @@
-"""What a user asks of a model line, as the API and the store hold it.
+"""The specification of a model line, as the API receives it and the store keeps it.
 
 Every field but name and dataset has a default.
 """
@@ -50,7 +50,7 @@ class TokenizerSpec(Spec):
 
 
 class TrainingRecipe(Spec):
-    """The training settings that a line takes over exactly as its user gave them. Each decides its bits.
+    """The training settings that a line uses exactly as its user set them. Each affects results bit for bit.
 
     ``sequence_length`` is in tokens. ``peak_lr`` is the rate of the trunk after ``warmup_steps``.
     ``replay_mixture`` says how replayed rows are drawn from the older data versions. ``epochs`` are passes
@@ -70,7 +70,7 @@ class TrainingRecipe(Spec):
 
 
 class TrainingSpec(TrainingRecipe):
-    """How a line trains. All fields but ``workers`` and ``strategy`` decide its bits; those two may change later.
+    """How a line trains. Only ``workers`` and ``strategy``, which do not affect its results, may change later.
 
     ``replay_fraction`` is the share of replayed rows in the line's own stream, from the second data version on; a
     branch has its own. ``workers`` is the number of data-parallel training processes.

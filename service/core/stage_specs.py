@@ -80,7 +80,7 @@ class PackStage(Spec):
 
     data_key: ArtifactKey
     earlier_keys: tuple[ArtifactKey, ...]  # data versions whose documents count as duplicates here
-    slice_keys: tuple[ArtifactKey, ...]  # given slices, whose documents are kept out of training
+    slice_keys: tuple[ArtifactKey, ...]  # uploaded slices, whose documents are kept out of training
     tokenizer_key: ArtifactKey
     sequence_length: int
 

@@ -1,4 +1,4 @@
-"""The states of rows: what each means, who moves a row on, and MOVES, the one table of legal moves."""
+"""The states of rows: what each means, what moves a row on, and MOVES, the only table of legal moves."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -10,7 +10,7 @@ class UpdateState(StrEnum):
     PENDING = "pending"
     """Registering the data version wrote the update, or a user requested it. It waits until the model's
     earlier updates have ended. Then the orchestrator resolves the model line, writes the tokenizer and pack
-    stages, and moves the update to running. If that fails for good, the update fails."""
+    stages, and moves the update to running. If that fails with a permanent error, the update fails."""
     RUNNING = "running"
     """Its stages are written and not all of them have ended. A model has at most one running update. The
     transaction that records the end of its last stage moves it on."""
@@ -33,12 +33,11 @@ class StageState(StrEnum):
 
     PENDING = "pending"
     """Some of the stages that it needs have not succeeded. The transaction that records the last of them
-    makes it ready. A training stage that needs only the training stage before it is claimed together with
-    that stage, as one run."""
+    makes it ready. A training stage whose only need is the previous training stage is claimed together with
+    it, as one run."""
     READY = "ready"
     """Everything it needs has succeeded. An orchestrator claims it once ``ready_at`` has come; after a failed
-    attempt that time lies in the future. If its artifact exists already, it succeeds at once, without a
-    run."""
+    attempt that time lies in the future. If its artifact already exists, it succeeds at once, without a run."""
     RUNNING = "running"
     """One orchestrator holds it under a lease and polls its run. When the lease expires, another orchestrator
     takes it over under a new epoch. A failed attempt moves it back to ready. If the stage before it in the
@@ -73,8 +72,8 @@ class ReleaseState(StrEnum):
 
     PENDING = "pending"
     """Requested by an update or a user: its version is being loaded, is on trial, or is not yet what every
-    replica answers with. A model has at most one pending release. The orchestrator moves it on by what the
-    replicas report."""
+    replica answers with. A model has at most one pending release. The orchestrator advances it according to
+    the replicas' reports."""
     LIVE = "live"
     """Every replica answers with its version. A model has at most one live release. The next one to go live
     ends it."""
@@ -83,8 +82,8 @@ class ReleaseState(StrEnum):
     SUPERSEDED = "superseded"
     """A later release was requested before it went live. Final."""
     FAILED = "failed"
-    """Its version did not load in time or failed its trial; ``error`` says which. The replicas kept what they
-    served. Final."""
+    """Its version did not load in time or failed its trial; ``error`` says which. Replicas keep the version
+    that they served. Final."""
 
 
 class CheckpointState(StrEnum):

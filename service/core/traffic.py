@@ -1,4 +1,4 @@
-"""Traffic of a model version: counts that can be added over replicas and subtracted to get a period."""
+"""Traffic of a model version: counts that can be summed over replicas and subtracted to cover a period."""
 
 import bisect
 from dataclasses import dataclass, fields

@@ -112,7 +112,7 @@ class ZstdDecoder:
 
     def _content_error(self, reason: str) -> BadContent:
         if "too much memory" in reason:
-            return body_error(f"the zstd stream asks for a window over {MAX_WINDOW_BYTES} bytes")
+            return body_error(f"the zstd stream needs a window larger than {MAX_WINDOW_BYTES} bytes")
         if self._ended_frames and not self._has_output:
             return body_error("bytes that are not zstd follow the zstd stream")
         return body_error("the body is not a valid zstd stream")

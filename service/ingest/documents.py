@@ -41,7 +41,7 @@ class DocumentSpool:
     """Receives documents from a parser, checks them, writes them in order, and collects their hashes.
 
     Documents whose hash is below CANDIDATES_BELOW are also written to a file of their own. The holdout is
-    nearly always among them, so all documents need not be searched for it.
+    nearly always among them, so the other documents rarely have to be searched.
     """
 
     def __init__(self, scratch: Scratch, limits: Limits) -> None:

@@ -1,13 +1,13 @@
-"""The sink of a streamed body: fed chunk by chunk, ended, and published as a data version or a given slice.
+"""The sink of a streamed body: fed chunk by chunk, ended, and published as a data version or an uploaded slice.
 
     with Ingest(artifacts, DataFormat.NDJSON, ContentEncoding.GZIP) as ingest:
         for chunk in chunks:
             ingest.feed(chunk)
-        body = ingest.end()                    # body.sha256 tells whether the content is registered already
+        body = ingest.end()                    # look body.sha256 up to see whether the content is already registered
         version = ingest.publish_version(earlier=[…], given=[…], holdout_fraction=0.02)
 
 Leaving the block deletes everything that is not published. A body can be published again if the versions
-before it have changed meanwhile. An Ingest must not be used by two threads at a time.
+before it have changed. Not thread-safe.
 """
 
 import hashlib
@@ -120,8 +120,8 @@ class Ingest:
         """Publish the ended body as a data version, under ``data/<fingerprint>``. Raises NothingNew.
 
         ``earlier`` are the artifact folders of the earlier versions that are not excluded, except those
-        whose hashes are ``cached``; ``given`` those of the given evaluation sets. The fingerprint is the
-        sha256 of all that the artifact depends on: sha256 and format of the content, sha256 of the list of
+        whose hashes are ``cached``; ``given`` are those of uploaded evaluation sets. The fingerprint is the
+        sha256 of everything that the artifact depends on: sha256 and format of the content, sha256 of the list of
         holdout hashes, and the counts. Can be called again if the earlier versions have changed.
         """
         assert self._body is not None
@@ -132,7 +132,7 @@ class Ingest:
         return self._publish("data", self._body, split.duplicates, split.holdout, files)
 
     def publish_slice(self) -> Ingested:
-        """Publish the ended body as a given evaluation set, under ``slice/<fingerprint>``."""
+        """Publish the ended body as an uploaded evaluation set, under ``slice/<fingerprint>``."""
         assert self._body is not None
         with translate_disk_full(_BODY):
             distinct = write_hashes(self._spool.hashes, self._scratch)

@@ -1,6 +1,6 @@
 """Reads a Parquet file for ``parquet.py`` in a child process with little memory.
 
-A Parquet file declares the sizes of its pages, and nobody can check that before decoding them; a page of a
+A Parquet file declares the sizes of its pages, which cannot be verified without decoding them; a page of a
 few bytes may expand to a million rows of a megabyte; and malformed files have crashed the library. So the
 file, this process's standard input, is read where the kernel limits memory and where a crash is only an exit
 status.

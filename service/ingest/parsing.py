@@ -105,7 +105,7 @@ def _parse_json(line: bytes) -> Any:
 
 
 def _parse_json_or_explain(line: bytes) -> Any:
-    """Parse a line that the fast parser refuses with the json module, whose errors say what is wrong."""
+    """Parse a line that the fast parser rejected, with the json module, because its errors are more precise."""
     try:
         value = json.loads(line.decode(), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

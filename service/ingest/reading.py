@@ -28,7 +28,7 @@ def training_documents(version: Path, earlier: Sequence[Path], slices: Sequence[
     """Documents of a data version to train on, in order.
 
     Skips documents of earlier versions, repeated documents, the version's own holdout, and documents of
-    given evaluation sets. All arguments are folders of verified artifacts. ``earlier`` are the earlier
+    uploaded evaluation sets. All arguments are folders of verified artifacts. ``earlier`` are the earlier
     versions that are not excluded *now*, possibly fewer than at registration. Takes one bit of memory per
     document.
     """

@@ -15,8 +15,8 @@ _CHUNK_BYTES = 1 << 20
 def open_uri(uri: str, import_roots: Sequence[Path]) -> Iterator[bytes]:
     """Chunks of an ``s3://bucket/key``, or of a ``file://`` under an import root after following links.
 
-    Raises InvalidRequest at once for anything else; the message does not tell a file outside the roots from
-    a missing one. For a missing object it is raised with the first chunk, as is Unavailable if the store
+    Raises InvalidRequest at once for anything else; its message does not reveal whether a file outside the
+    roots exists. The first chunk raises InvalidRequest for a missing object, and Unavailable if the store
     does not answer. Question marks and hashes in a name must be percent-encoded.
     """
     try:

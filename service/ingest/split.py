@@ -4,7 +4,7 @@ documents                          all documents of the body
 └─ distinct                        one per hash                          -> hashes.bin
    ├─ known                        already in an earlier version
    └─ not known
-      ├─ given                     in a given evaluation set
+      ├─ given                     in an uploaded evaluation set
       └─ new
          ├─ held out               the lowest hashes                     -> holdout.bin, holdout.ndjson.zst
          └─ trained on
@@ -82,7 +82,7 @@ def split_body(
     if not unknown:
         raise NothingNew("every document of the body is already in the dataset")
     if not new:
-        raise NothingNew("every new document of the body belongs to a given evaluation set")
+        raise NothingNew("every new document of the body is in an uploaded evaluation set")
     return Split(duplicates=hashes.count - unknown, holdout=holdout)
 
 

@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 async def in_worker(function: Callable[[], _T], executor: Executor | None = None) -> _T:
-    """Run ``function`` on a worker thread and wait until it ends, even if this task is cancelled meanwhile.
+    """Run ``function`` on a worker thread and wait until it ends, even if this task is cancelled.
 
     The caller can close what the function works on afterwards, because no thread still uses it.
     """
@@ -64,6 +64,6 @@ async def _wait_to_end(future: asyncio.Future[_T]) -> _T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        future.exception()  # retrieve it, or asyncio logs that nobody did
+        future.exception()  # or asyncio logs that the exception was never retrieved
         raise cancelled
     return future.result()

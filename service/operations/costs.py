@@ -75,7 +75,7 @@ class CostReport:
 
 @dataclass(frozen=True)
 class _Position:
-    """The present position of a line, from which its next version is planned."""
+    """The current position of a line, from which its next version is planned."""
 
     excluded: frozenset[int]
     trunk_step: int

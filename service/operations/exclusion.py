@@ -1,4 +1,4 @@
-"""Excludes a data version: every line that has read it rewinds to before it and plans around it from then on."""
+"""Excludes a data version: every line that has read it rewinds to before it and leaves it out of later plans."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from service.store.tables import Model
 
 @dataclass(frozen=True)
 class AffectedVersion:
-    """A model version that was trained on the excluded data. If it is served, it stays so until another is released."""
+    """A model version that was trained on the excluded data. If served, it stays served until another is released."""
 
     model: str
     number: int
@@ -21,7 +21,7 @@ class AffectedVersion:
 
 
 def exclude_version(database: Database, dataset_name: str, number: int, reason: str) -> list[AffectedVersion]:
-    """Leave a data version out of every later plan, for good. Excluding it again keeps the first reason.
+    """Exclude a data version permanently from every later plan. Excluding it again keeps the first reason.
 
     Trunk checkpoints that have read it become abandoned. Its unfinished updates are cancelled, and an update that is
     training later data on top of it starts again. Raises NotFound.

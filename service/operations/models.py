@@ -55,7 +55,7 @@ def create_model(
             if newest is not None and spec.auto_update:
                 updates.add(session, row, newest)
     except IntegrityError as error:
-        raise Conflict(f"a model named {spec.name!r} exists already: choose another name") from error
+        raise Conflict(f"a model named {spec.name!r} already exists: choose another name") from error
     return row
 
 

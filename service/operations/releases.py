@@ -19,10 +19,10 @@ def release_version(
     reason: str | None = None,
     rollout: RolloutSpec | None = None,
 ) -> Release:
-    """Write a pending release, which the orchestrator carries out. Returns the live release if it has this version already.
+    """Write a pending release, which the orchestrator carries out. Returns the live release if it already has this version.
 
     ``rollout`` replaces the model's own. A version that was live before needs no second trial: unless ``rollout`` is
-    given, it takes over as soon as it is loaded. Raises NotFound, or Conflict when ``rollout`` and the model's own
+    set, it takes over as soon as it is loaded. Raises NotFound, or Conflict when ``rollout`` and the model's own
     differ and one of them is rolling.
     """
     with database.transaction() as session:
@@ -76,7 +76,7 @@ def _rollback_target(session: Session, model_id: str) -> str | None:
         if row.state in (ReleaseState.ENDED, ReleaseState.LIVE):
             version_id = row.model_version_id
             path = [*(path[: path.index(version_id)] if version_id in path else path), version_id]
-    # Asking again while a rollback is under way does not go further back.
+    # Requesting it again while a rollback is in progress does not go further back.
     if path and pending is not None and pending.model_version_id not in path:
         return path[-1]
     return path[-2] if len(path) > 1 else None

@@ -47,7 +47,7 @@ def request_branch(
     decay: BranchSpec | None = None,
     data_version: int | None = None,
 ) -> Update:
-    """Write a pending update that branches from a trunk checkpoint. Fields that ``decay`` leaves unset are the model's.
+    """Create a pending update that branches from a trunk checkpoint. ``decay`` overrides fields of the model's decay.
 
     The branch may read up to the end of ``data_version``, by default the checkpoint's. Raises NotFound, or
     InvalidRequest if it would read past that end and the steps are already known.
@@ -81,7 +81,7 @@ def request_branch(
 
 
 def _why_passed(session: Session, model: Model, target: DataVersion) -> str | None:
-    """Say why the line can no longer make a version of ``target``: it, or its trunk, has read later data."""
+    """Return why the line can no longer train on ``target`` (it, or its trunk, has read later data), or None if it can."""
     trunk, newest = lines.trunk(session, model.id), lines.newest_version(session, model)
     position = max(trunk.data_version if trunk else 0, newest.data_version if newest else 0)
     if position <= target.number:

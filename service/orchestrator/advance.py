@@ -43,7 +43,7 @@ def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> 
 
 
 def reuse(session: Session, stage_id: str, manifest: Manifest) -> bool:
-    """Have a ready stage succeed at once, because its artifact exists already.
+    """Complete a ready stage at once, because its artifact already exists.
 
     Returns False if it is no longer ready.
     """
@@ -89,8 +89,8 @@ def fail_attempt(
     """Record a failed attempt whose run has ended: the stage gets another attempt later, or the update fails.
 
     ``advanced`` attempts left a checkpoint from which the next attempt continues. A stage whose needs have
-    not all succeeded was claimed behind them in one run and never started: it waits again, and the attempt
-    does not count.
+    not all succeeded was claimed together with them in one run and never started. It goes back to waiting,
+    and the attempt does not count.
     """
     at = now(session)
     stage = stages.get(session, stage_id)

@@ -41,8 +41,8 @@ def collect(database: Database, artifacts: Artifacts, executor: Executor, leases
                 _settle(database, artifacts, leases, lease, report)
                 moved = True
         if report.state == RunState.LOST:
-            # A slow claimant may have submitted the run since this poll. Dispatch checks the claim after
-            # submitting.
+            # A slow orchestrator may have submitted the run since this poll; dispatch checks the claim after it
+            # submits.
             executor.cancel(run_id)
     return moved
 
@@ -142,7 +142,7 @@ def _has_advanced(database: Database, artifacts: Artifacts, lease: Lease) -> boo
 def _published_points(artifacts: Artifacts, manifest: Manifest) -> list[dict[str, object]]:
     """The metric points in the artifact.
 
-    They are complete, while live points may have been lost on the way.
+    They are complete; live points may have been lost.
     """
     lines = artifacts.path(manifest, METRICS).read_text().splitlines()
     return [json.loads(line) for line in lines if line]

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def dispatch(database: Database, artifacts: Artifacts, executor: Executor, leases: LeaseTable) -> bool:
-    """Move every ready stage on as far as possible. Returns whether any moved."""
+    """Advance every ready stage as far as possible. Returns whether any changed."""
     with database.reading() as session:
         owned = stages.ids_running_of(session, leases.owner)
         ready = list(stages.ready(session))
@@ -42,7 +42,7 @@ def dispatch(database: Database, artifacts: Artifacts, executor: Executor, lease
 def run_id(stage: Stage) -> str:
     """The external name of the stage's next attempt.
 
-    The executor refuses a duplicate, which means that it runs already.
+    The executor rejects a duplicate id: that run already exists.
     """
     return f"run-{stage.id}-a{stage.attempt + 1}"
 
@@ -89,10 +89,10 @@ def _run(
 
 
 def _reclaim(database: Database, executor: Executor, leases: LeaseTable, stage_ids: Sequence[str]) -> bool:
-    """Resume stages that this orchestrator owns without a lease in memory: the answer to a claim was lost.
+    """Resume stages that this orchestrator owns but has no lease for in memory.
 
-    After a lost claim nothing was submitted yet. After a lost take-over the run exists, and submitting it
-    again adopts it.
+    That happens if the database's response to a claim was lost. After a claim, nothing has been submitted yet;
+    after a takeover, the run exists and submitting it again adopts it.
     """
     if not stage_ids:
         return False
@@ -133,7 +133,7 @@ def _submit(database: Database, executor: Executor, leases: LeaseTable, run: Run
         with database.reading() as session:
             is_needed = stages.any_running(session, run.id)
         if not is_needed:
-            logger.warning("run %s was given up before it was submitted", run.id)
+            logger.warning("run %s was cancelled before it was submitted", run.id)
             executor.cancel(run.id)
     except DatabaseAway:
         raise
@@ -155,9 +155,9 @@ def _is_missing(artifacts: Artifacts, stage: Stage) -> bool:
 
 
 def _training_behind(session: Session, stage: Stage) -> list[Stage]:
-    """Training stages that wait for this one or for each other in turn, and for nothing else.
+    """The chain of training stages that directly follow this one, which can share its run.
 
-    They can share its run.
+    Each of them needs only the one before it.
     """
     chain: list[Stage] = []
     if stage.kind not in TRAINING_KINDS:

@@ -52,7 +52,7 @@ class Orchestrator:
     def tick(self) -> bool:
         """One pass.
 
-        Returns whether any row moved. Whatever does not answer is tried again at the next tick.
+        Returns whether any row changed. Whatever is unavailable is retried at the next tick.
         """
         moved = False
         for part in (
@@ -80,8 +80,8 @@ class Orchestrator:
     def release_leases(self) -> None:
         """Record what has ended and end all leases. Call it last in a process, after closing the executor.
 
-        The next orchestrator then adopts the runs that go on elsewhere at once, instead of waiting for leases
-        to expire.
+        The next orchestrator then adopts runs that continue elsewhere immediately, without waiting for leases to
+        expire.
         """
         try:
             collect.collect(self.database, self.artifacts, self.executor, self.leases)

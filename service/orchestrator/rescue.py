@@ -30,7 +30,7 @@ def take_over(database: Database, leases: LeaseTable) -> bool:
 
 
 def end_cancelled_runs(database: Database, executor: Executor) -> bool:
-    """Cancel the runs of cancelled stages, and forget those that have ended. Returns whether any has."""
+    """Cancel the runs of cancelled stages, and forget those that have ended. Returns whether any ended."""
     with database.reading() as session:
         run_ids = stages.runs_to_end(session)
     moved = False

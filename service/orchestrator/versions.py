@@ -89,7 +89,7 @@ def judge_candidate(session: Session, update: Update, gate: Stage) -> GateVerdic
 def cost_of(session: Session, update_id: str) -> dict[str, Any]:
     """Cost of an update's training stages.
 
-    ``device_seconds`` covers only what was trained anew; ``tokens`` and ``flops`` cover the whole plan.
+    ``device_seconds`` covers only newly trained steps; ``tokens`` and ``flops`` cover the whole plan.
     """
     cost = {"tokens": 0, "flops": 0.0, "device_seconds": 0.0, "reused_tokens": 0, "wasted_seconds": 0.0}
     for stage in updates.stages(session, update_id):

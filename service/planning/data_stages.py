@@ -85,10 +85,10 @@ def _existing_tokenizer(session: Session, line: LineSpec) -> PlannedStage:
 def _keep_packs_already_read(
     session: Session, model: Model, spec: ModelSpec, packs: Sequence[PlannedStage]
 ) -> list[PlannedStage]:
-    """Reuse the packs that the line has read already: slices given since then would make different packs."""
+    """Reuse the packs that the line has read already: slices uploaded since then would change them."""
     trunk, newest = lines.trunk(session, model.id), lines.newest_version(session, model)
     read_up_to = trunk.data_version if trunk else 0
-    if newest is not None and spec.paradigm.name != "from_scratch":  # from_scratch reads all data anew
+    if newest is not None and spec.paradigm.name != "from_scratch":  # from_scratch re-reads all data
         read_up_to = max(read_up_to, newest.data_version)
     read = lines.newest_pack_specs(session, model.id, read_up_to)
     kept = []

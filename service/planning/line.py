@@ -22,7 +22,7 @@ def resolve_line(spec: ModelSpec, base_key: str | None, tokenizer_key: str, nume
 
 
 def resolve_numerics(training: TrainingSpec, capabilities: Capabilities) -> Numerics:
-    """The numerics of a line, from what its user asked for and what the training hardware can do.
+    """The numerics of a line, from what the user requested and what the training hardware can do.
 
     An explicit ``precision`` or ``compile`` is respected. ``auto`` picks bf16 if the hardware runs it faster
     than fp32, and compiles on CUDA only: on a CPU, compiling takes 30-45 s in every training process and

@@ -1,1 +1,1 @@
-"""Registration: writes ingested bodies down as data versions and slices of their datasets."""
+"""Registration: records ingested bodies as data versions and slices of their datasets."""

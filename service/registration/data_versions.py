@@ -50,7 +50,8 @@ def register_version(
     Raises NotFound for an unknown dataset, NothingNew if the dataset already has every document.
     """
     while True:
-        # One snapshot: a row of the same content that appears in between must not make its documents known.
+        # Read everything from one snapshot; otherwise a version with the same content, registered between two
+        # reads, would make all of the body's documents look like duplicates.
         with database.reading() as session:
             snapshot = datasets.snapshot(session, dataset_name)
             dataset_id, extent = snapshot.dataset_id, snapshot.extent
@@ -137,9 +138,9 @@ def _split_holds(
 ) -> bool:
     """Whether the published split is still right, and its artifact still exists.
 
-    The split stays right if the dataset only gained small versions without any document of the body.
+    The split stays valid if the dataset has gained only small versions that share no document with the body.
     """
-    # An artifact left by a registration that died may have been found here, and then collected.
+    # The artifact may have been left by a registration that died, and garbage-collected since.
     if not ingest.is_published(ingested):
         return False
     dataset_id, seen = snapshot.dataset_id, snapshot.extent

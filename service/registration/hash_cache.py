@@ -65,10 +65,9 @@ class _Entry:
 
 
 class HashCache:
-    """Least-recently-used cache of datasets; one per process, safe for threads.
+    """Least-recently-used cache of datasets; one per process, thread-safe.
 
-    Data versions are immutable, so entries are only extended. An exclusion starts the entry of a dataset
-    anew.
+    Data versions are immutable, so entries only grow. An exclusion resets the entry of its dataset.
     """
 
     def __init__(self, artifacts: Artifacts, max_hashes: int = MAX_HASHES) -> None:
@@ -99,7 +98,7 @@ class HashCache:
     ) -> None:
         """Add all versions above ``after``, up to the extent, that are not excluded, in order.
 
-        Skips versions that another thread has added meanwhile, and ignores versions that leave a gap.
+        Skips versions that another thread has added in the meantime, and ignores versions that leave a gap.
         """
         with self._lock:
             entry = self._entries.get(dataset_id)

@@ -1,4 +1,4 @@
-"""Registers ingested bodies as given evaluation sets of a dataset."""
+"""Registers ingested bodies as uploaded evaluation sets of a dataset."""
 
 from dataclasses import dataclass
 
@@ -37,9 +37,9 @@ def check_slice(database: Database, dataset_name: str, name: str) -> None:
 def register_slice(
     database: Database, dataset_name: str, ingest: Ingest, *, name: str, data_version: int | None = None
 ) -> RegisteredSlice:
-    """Register an ended body as a given evaluation set. Its data version need not exist yet.
+    """Register an ended body as an uploaded evaluation set. Its data version need not exist yet.
 
-    Raises NotFound for an unknown dataset, Conflict if the dataset has another slice of that name.
+    Raises NotFound for an unknown dataset, Conflict if the dataset has a different slice with that name.
     """
     while True:
         ingested = ingest.publish_slice()

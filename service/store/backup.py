@@ -23,7 +23,7 @@ def backup(url: str, target: Path) -> None:
     if not source.is_file():
         raise NotFound(f"there is no database at {source}")
     if target.exists():
-        raise Conflict(f"{target} exists already: choose another file")
+        raise Conflict(f"{target} already exists: choose another file")
     partial = target.with_name(f".{target.name}-{os.getpid()}")
     try:
         with (

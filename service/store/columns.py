@@ -13,7 +13,7 @@ _RANDOM_BITS = 64
 
 
 class _Ids:
-    """Increasing 112-bit numbers: 48 bits of Unix time in ms, then 64 random bits. A clock set back does not disturb them."""
+    """Increasing 112-bit numbers: 48 bits of Unix time in ms, then 64 random bits. Robust to clocks set back."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

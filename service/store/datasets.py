@@ -1,4 +1,4 @@
-"""Datasets, their data versions and their given slices."""
+"""Datasets, their data versions and their uploaded slices."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class DatasetSnapshot(NamedTuple):
 
 
 def dataset(session: Session, name: str, *, lock: bool = False) -> Dataset:
-    """The dataset of that name, optionally locked against other writers. Raises NotFound."""
+    """The dataset with that name, optionally locked against other writers. Raises NotFound."""
     query = sa.select(Dataset).where(Dataset.name == name)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:

@@ -8,7 +8,7 @@ from service.store.tables import Model
 
 
 def of_model(session: Session, model: Model) -> Forgetting:
-    """Columns are the holdouts by data version, then given slices, then slices measured once but gone since."""
+    """Columns: the holdouts by data version, then uploaded slices, then slices that were measured but no longer exist."""
     one_off = {row.id for row in updates.of_model(session, model.id) if row.one_off}
     versions = [
         MeasuredVersion(

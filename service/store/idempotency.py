@@ -2,7 +2,7 @@
 
 The process that handles a request first claims the key's row under a lease, which it renews. Every
 transaction of the request marks the row as carried out, and fails if another process has taken over the
-claim: a process that was stalled changes nothing. A claim with an expired lease can be taken over unless the
+claim, so a stalled process changes nothing. A claim with an expired lease can be taken over unless the
 row is marked: then the request was carried out and only its answer is missing, so it must not be carried out
 again.
 """
@@ -69,8 +69,8 @@ class KeyStatus:
 class MarkedDatabase(Database):
     """The database as one request sees it: each transaction marks the row of the request's key.
 
-    If the answer to a COMMIT is lost, the mark tells whether the transaction was committed. It can tell that
-    of the first commit only, because later ones find the row marked.
+    If the response to a COMMIT is lost, the mark shows whether the transaction was committed. That works only
+    for the first commit, because later ones find the row already marked.
     """
 
     def __init__(self, database: Database, key: str, owner: str) -> None:
@@ -80,7 +80,7 @@ class MarkedDatabase(Database):
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
-        """As in Database. Raises Conflict, and commits nothing, if the claim was taken over."""
+        """Like ``Database.transaction``, but raises Conflict, and commits nothing, if the claim was taken over."""
         with super().transaction() as session:
             yield session
             mark_carried_out(session, self._key, self._owner)

@@ -23,8 +23,8 @@ from service.store.tables import (
     Update,
 )
 
-# Must differ from the lock numbers of migrations and of events: a registration takes this lock shared and then that of
-# events, and two registrations would deadlock on a single number.
+# Must differ from the lock numbers of migrations and of events: a registration takes this lock (shared) and then the
+# events lock, and two registrations would deadlock on a single number.
 _ADVISORY_LOCK = 7_204_103
 
 _ENDED = (UpdateState.SUCCEEDED, UpdateState.REJECTED, UpdateState.CANCELLED)
@@ -63,8 +63,8 @@ def artifacts_in_use(session: Session, keep_versions: int | None = None) -> InUs
 
     Always: data and slices; what models are made from; the trunk's live checkpoints; every released version with the
     trunk checkpoint it branched from; what a line's next update continues from; and all inputs and outputs of updates
-    that are waiting, running or failed (a failed one may be retried). ``keep_versions`` limits exports that were never
-    released, and the checkpoints that versions were exported from, to those of each model's newest versions.
+    that are waiting, running or failed (a failed one may be retried). ``keep_versions`` limits unreleased exports, and
+    the checkpoints that versions were exported from, to the newest ``keep_versions`` versions of each model.
     """
     keys: set[str] = set()
     for column in (DataVersion.artifact_key, Slice.artifact_key, Model.base_key, Model.tokenizer_source_key):

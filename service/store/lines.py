@@ -1,4 +1,4 @@
-"""The present position of a line: its trunk, the version it continues from, and the ledger it has read."""
+"""The current position of a line: its trunk, the version it continues from, and the ledger it has read."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -39,10 +39,10 @@ def rewound_from(session: Session, model_id: str) -> int | None:
 
 
 def newest_version(session: Session, model: Model, *, before: int | None = None) -> ModelVersion | None:
-    """Return the version the line continues from: the newest data, nothing excluded read, one-off updates left out.
+    """Return the version that the line continues from, ignoring one-offs and versions trained on excluded data.
 
-    Of several versions of the same data version, the one made last counts. ``before`` considers only versions of data
-    versions below that number.
+    If several versions share a data version, the latest one counts. ``before`` ignores data versions from that number
+    on.
     """
     query = (
         sa.select(ModelVersion)

@@ -40,9 +40,9 @@ def points(session: Session, stage_id: str) -> Sequence[MetricPoint]:
 def thinned_points(session: Session, stage: Stage, at_most: int) -> Sequence[sa.Row[Any]]:
     """Return rows of METRIC_COLUMNS in order of step: all points, or ``at_most`` spread evenly from first to last.
 
-    A reused stage has the points of the stage that published its artifact, from its own first step on. When every
-    evenly spaced step has a point, those are returned. Otherwise, of n points numbered from 0, those at which
-    ⌊number·(at_most-1)/(n-1)⌋ rises.
+    A reused stage has the points of the stage that published its artifact, from its own first step on. If every
+    evenly spaced step has a point, returns those points. Otherwise numbers the n points from 0 and returns the ones
+    at which ⌊number·(at_most-1)/(n-1)⌋ rises.
     """
     own = sa.and_(
         MetricPoint.stage_id == _trained_by(session, stage), MetricPoint.step > stage.spec.get("from_step", 0)
@@ -72,8 +72,8 @@ def thinned_points(session: Session, stage: Stage, at_most: int) -> Sequence[sa.
 def _evenly(own: sa.ColumnElement[bool], first: int, last: int, count: int) -> sa.Select[*tuple[Any, ...]]:
     """Select the points at ``count`` evenly spaced steps, each by its primary key.
 
-    A recursive CTE produces the steps. Given a literal list, PostgreSQL's planner scans the whole curve instead
-    (180 ms for a million points, 11 ms this way). Given a join, SQLite's planner starts from the curve and takes minutes.
+    A recursive CTE produces the steps. With a literal list, PostgreSQL's planner would scan the whole
+    curve (180 ms instead of 11 ms for a million points); with a join, SQLite's planner would take minutes.
     """
     marks = sa.select(sa.cast(0, sa.BigInteger).label("mark")).cte("marks", recursive=True)
     marks = marks.union_all(sa.select(marks.c.mark + 1).where(marks.c.mark < count - 1))

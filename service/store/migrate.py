@@ -1,7 +1,7 @@
 """Migrates a database to the revision that this code expects, and checks that it is there.
 
-A revision never breaks the release before it (``DECISIONS.md``), so this code also works with a database that is ahead:
-a newer release is being rolled out, or was rolled back.
+A revision never breaks the release before it (``DECISIONS.md``), so this code also works with a database that is
+ahead, because a newer release is being rolled out or was rolled back.
 """
 
 from functools import cache

@@ -15,7 +15,7 @@ from service.store.tables import Checkpoint, Model, ModelVersion, Update
 
 
 def model(session: Session, name: str, *, lock: bool = False) -> Model:
-    """Return the model of that name, with a row lock if ``lock``. Raises NotFound."""
+    """Return the model with that name, with a row lock if ``lock``. Raises NotFound."""
     query = sa.select(Model).where(Model.name == name)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
@@ -63,7 +63,7 @@ def page_of_checkpoints(
 
 @dataclass
 class ModelStatus:
-    """The present state of a model. ``update_id`` is its running update."""
+    """The current state of a model. ``update_id`` is its running update."""
 
     trunk_step: int = 0
     latest_version: int | None = None

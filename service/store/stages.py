@@ -1,7 +1,7 @@
 """Stages as a durable queue: an orchestrator claims a stage under a lease and an epoch, and writes only while both hold.
 
-Every write names the epoch of the claim. An orchestrator that was presumed dead and reports a result later matches no
-row, and gets ``Fenced``.
+Every write names the epoch of the claim. If an orchestrator that was presumed dead reports a result later, its write
+matches no row and raises ``Fenced``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,9 @@ from service.store.tables import Stage
 # The columns of a claim, cleared: no orchestrator holds the stage, and nothing runs for it.
 RELEASED_CLAIM = {"owner": None, "lease_until": None, "run_id": None}
 
-# A lease that ends further ahead than this many lease lengths was written before the database's clock was set back, and
-# would last as long as the clock was moved. Taking a stage over early is harmless, so orchestrators may differ in length.
+# If a lease ends more than this many lease lengths ahead, the database's clock was set back after it was written, and
+# it would last for as long as the clock was moved back. Taking a stage over early is harmless, so orchestrators may use
+# different lease lengths.
 _LEASES_AHEAD = 10
 
 
@@ -87,7 +88,7 @@ def claim(
 
 
 def start_next_of_run(session: Session, run_id: str) -> None:
-    """Set the start time of the next stage of a run: it was claimed with the first, but begins when that one ends."""
+    """Set the start time of the next stage of a run, which was claimed with the first but starts when that one ends."""
     running = sa.select(Stage.id).where(Stage.run_id == run_id, Stage.state == StageState.RUNNING)
     following = session.scalar(running.order_by(Stage.position).limit(1))
     session.execute(
@@ -161,7 +162,7 @@ def lost_attempt(stage: Stage, error: RunError, at: datetime) -> tuple[dict[str,
 
 
 def reopen_succeeded(session: Session, stage_id: str) -> None:
-    """Run a stage whose artifact turned out damaged again, with its full number of attempts. Does nothing if it runs already."""
+    """Make a stage ready again because its artifact is damaged, with its full number of attempts; no-op if it is running."""
     session.execute(
         sa.update(Stage)
         .where(Stage.id == stage_id, Stage.state == StageState.SUCCEEDED)

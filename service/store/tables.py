@@ -1,4 +1,4 @@
-"""Every table. CHECK constraints and unique partial indexes beside the columns make the database refuse nonsense itself.
+"""Every table. CHECK constraints and partial unique indexes let the database itself reject invalid rows.
 
 Times are UTC, from the database's clock. JSON columns hold documents that the specs of ``service.core`` validate.
 """
@@ -56,7 +56,7 @@ class DataVersion(Base):
 
 
 class Slice(Base):
-    """A given evaluation set. The holdouts of data versions are slices too, but have no rows here."""
+    """An uploaded evaluation set. The holdouts of data versions are slices too, but have no rows here."""
 
     __tablename__ = "slices"
     __table_args__ = (UniqueConstraint("dataset_id", "name"),)
@@ -88,8 +88,8 @@ class Model(Base):
 class Update(Base):
     """The plan that turns one data version into one model version.
 
-    ``planned``: the training stages and those after them are written too. A ``one_off`` update stands beside the line:
-    no other update continues from it. ``branch_from`` is the checkpoint that a one-off branch leaves.
+    ``planned``: the training stages and those after them are written too. A ``one_off`` update is not part of the
+    line: no other update continues from it. ``branch_from`` is the checkpoint that a one-off branch leaves.
     """
 
     __tablename__ = "updates"
@@ -119,11 +119,11 @@ class Update(Base):
 
 
 class Stage(Base):
-    """One node of an update, and its present attempt.
+    """One node of an update, and its current attempt.
 
     ``attempt`` counts tries, ``epoch`` counts claims. Every write of an orchestrator is guarded by the epoch of its
-    claim, and taking over an expired lease raises the epoch without a new attempt. ``run_id`` is set while a run of that
-    id may be going on.
+    claim, and taking over an expired lease raises the epoch without a new attempt. ``run_id`` is set while that run may
+    still be active.
     """
 
     __tablename__ = "stages"

@@ -1,4 +1,4 @@
-"""Updates: writing them, moving them between states, and the queries the orchestrator works through them by."""
+"""Updates: creating them, moving them between states, and the queries that the orchestrator finds its work with."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -26,7 +26,7 @@ def add(
     paradigm: ParadigmSpec | None = None,
     branch_from: Checkpoint | None = None,
 ) -> Update:
-    """Write a pending update to a data version: the line's next one, or with ``paradigm`` a one-off beside the line."""
+    """Create a pending update to a data version: the line's next one, or a one-off if ``paradigm`` is set."""
     own = ModelSpec.model_validate(model.spec).paradigm
     row = Update(
         model_id=model.id,
@@ -106,7 +106,7 @@ def unplanned(session: Session) -> Sequence[str]:
 
 
 def move(session: Session, row: Update, target: UpdateState, error: dict[str, object] | None = None) -> bool:
-    """Move the update to ``target``. Returns False, and changes nothing, if MOVES does not allow it from the present state."""
+    """Move the update to ``target``. Returns False, and changes nothing, if MOVES does not allow it from the current state."""
     values: dict[str, object] = {"state": target, "error": error}
     at = now(session)
     if target == UpdateState.RUNNING:

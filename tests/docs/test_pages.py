@@ -1,4 +1,4 @@
-"""The pages are what they promise to be: links lead somewhere, generated parts are current, lines are short."""
+"""The pages are in order: links resolve, generated parts are up to date, lines are short."""
 
 import os
 import re
@@ -18,7 +18,7 @@ GENERATED = {"report.md"}  # by `pathswitch study`
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+def test_links_point_to_existing_files_and_headings(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if target.startswith(("http://", "https://")):
             continue
@@ -62,7 +62,7 @@ STUDIES = sorted(path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob(
 @pytest.mark.parametrize(
     "command", [["docs/architecture.py", "--check"], ["docs/study/publish.py", "--check", *STUDIES]]
 )
-def test_what_is_generated_is_current(command: list[str]) -> None:
+def test_generated_pages_are_up_to_date(command: list[str]) -> None:
     checked = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -74,7 +74,7 @@ def test_what_is_generated_is_current(command: list[str]) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def test_git_keeps_less_than_a_megabyte_of_studies() -> None:
+def test_committed_studies_are_smaller_than_a_megabyte() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "docs/study"], cwd=ROOT, capture_output=True, text=True, check=False
     )

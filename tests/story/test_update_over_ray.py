@@ -1,4 +1,4 @@
-"""A whole update over real Ray and Ray Serve under the openai client, compared with one without Ray."""
+"""A whole update over real Ray and Ray Serve, seen through the openai client, compared with one without Ray."""
 
 import threading
 from collections.abc import Iterator

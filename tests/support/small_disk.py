@@ -32,7 +32,7 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(path: Path, size: int) -> Iterator[SmallDisk]:
-    """Mount a tmpfs of ``size`` bytes at ``path``. Skips the test if the user may not mount."""
+    """Mount a tmpfs of ``size`` bytes at ``path``. Skips the test if the user is not allowed to."""
     path.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)],

@@ -1,8 +1,8 @@
-"""Seeded draws: permutations, positions and weighted choices that depend on nothing but a name.
+"""Seeded draws: permutations, positions and weighted choices that depend only on a name.
 
-The name says what a draw is for: a purpose, the seed, the step. Its hash is the key of a Philox counter
-generator, of which only the raw 64-bit outputs are used. The algorithm fixes those (Salmon et al. 2011,
-"Parallel random numbers: as easy as 1, 2, 3"), while numpy's permutation and choice may change between
+The name identifies the draw: a purpose, the seed and the step. Its hash is the key of a Philox counter
+generator. Only its raw 64-bit outputs are used, because the algorithm fixes them (Salmon et al. 2011,
+"Parallel random numbers: as easy as 1, 2, 3"), whereas numpy's permutation and choice may change between
 versions.
 """
 

@@ -1,7 +1,7 @@
 """The executor port without Ray, for tests, studies and machines that run no Ray.
 
-Runs wait in one queue. Runs that train yield to all others, because an export or an evaluation takes seconds
-and users wait for its result. The Ray executor uses this class, too: its stage host runs every stage that
+Runs wait in one queue. Training runs yield to all others, because an export or an evaluation takes seconds
+and users are waiting for it. The Ray executor uses this class, too: its stage host runs every stage that
 does not train.
 """
 
@@ -25,7 +25,7 @@ from workers.stages.context import StageContext
 
 logger = logging.getLogger(__name__)
 
-# Orchestrators still poll ended runs for a while. What such runs published outlives their entry here.
+# Orchestrators poll ended runs for a while longer. Published artifacts outlive the entry.
 _ENDED_RUNS_KEPT = 256
 
 
@@ -39,9 +39,9 @@ class _Progress:
 
 
 class LocalExecutor:
-    """Runs chains of stages one at a time on a thread of this process, or ``processes`` of them side by side.
+    """Runs chains of stages one at a time on a thread of this process, or ``processes`` of them in parallel.
 
-    Side by side, each runs in a child process with its share of the cores. A run always trains with one
+    In parallel, each runs in a child process with its share of the cores. A run always trains with one
     worker.
     """
 

@@ -32,8 +32,8 @@ POLL_SECONDS = 0.2
 HOST_GPUS = 0.1
 
 _ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
-# Ray's watcher for announced node losses would be one more process per run. We do not need it: after a lost
-# node the next attempt resumes from our own checkpoint.
+# Ray's preemption watcher would be one more process per run. We do not need it, because after a node is lost
+# the next attempt resumes from our own checkpoint.
 _JOB_ENVIRONMENT = _ENVIRONMENT | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 _ACTIVE = {JobStatus.PENDING, JobStatus.RUNNING}
@@ -44,7 +44,7 @@ class StageHost:
     """Runs all stages that do not train, in one long-lived process that has imported torch.
 
     The import is inside ``__init__``, because the orchestrator imports this module and does not need torch. A
-    host that 0.2 started answers this release's orchestrator: method names stay until 0.4.
+    host that 0.2 started may serve this release's orchestrator, so method names stay until 0.4.
     """
 
     def __init__(self, artifacts_url: str) -> None:

@@ -3,8 +3,7 @@
 It outlives orchestrators and jobs, so either can restart without losing the other. One actor serves all runs,
 because starting a Python process for each would cost every update a second or two.
 
-Ranks that 0.2 started may call a board of this release, and the other way round, so method names stay until
-0.4.
+Ranks that 0.2 started may call a board of this release, and vice versa, so method names stay until 0.4.
 """
 
 from collections import OrderedDict

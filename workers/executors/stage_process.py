@@ -1,4 +1,4 @@
-"""A child process that runs stages for its parent, so that several can train side by side on one machine.
+"""A child process that runs stages for its parent, so that several can train in parallel on one machine.
 
 Two children with one thread each train two small models 2.3 times as fast as one process with two threads
 trains them one after the other (measured on two cores).
@@ -33,7 +33,7 @@ class _StageResult:
 
 
 class StageProcess:
-    """Runs one stage at a time, for one thread. Starts its child with the first stage, and after it died."""
+    """Runs one stage at a time, for one thread. Starts a child for the first stage, and whenever it has died."""
 
     def __init__(self, artifacts_url: str) -> None:
         self._url = artifacts_url

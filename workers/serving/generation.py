@@ -132,9 +132,8 @@ class RequestRejected:
     retry_after_seconds: int | None = None
 
 
-Refused = (
-    RequestRejected  # Kept through 0.3: replicas started by 0.2 pickle their rejections under this name.
-)
+# Kept through 0.3: replicas started by 0.2 pickle their rejections under this name.
+Refused = RequestRejected
 
 
 @dataclass(frozen=True, slots=True)

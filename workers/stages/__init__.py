@@ -37,7 +37,7 @@ def run_stage(call: StageCall, context: StageContext) -> Manifest:
     kind = StageKind(call.kind)
     published = context.artifacts.manifest(call.key)
     if kind in TRAINING_KINDS:
-        # The ranks must agree: if one returned early, the others would wait for it for ever.
+        # The ranks must agree: if one returned early, the others would wait forever.
         device = call.spec["line"]["numerics"]["device"]
         exists = Ranks.current(device).from_first(lambda: published is not None)
         published = context.artifacts.manifest(call.key) if exists else None

@@ -30,7 +30,7 @@ def tokenizer(call: StageCall, context: StageContext) -> Manifest:
 
 
 def pack(call: StageCall, context: StageContext) -> Manifest:
-    """Tokenise a data version. Result: the pack's header, of which planning reads ``rows`` and ``tokens``."""
+    """Tokenise a data version. Result: the pack's header; planning reads its ``rows`` and ``tokens``."""
     stage = PackStage.model_validate(call.spec)
     encoder = TextEncoder(load_tokenizer(context.artifacts.open(stage.tokenizer_key)))
     texts = _training_texts(context, stage.data_key, stage.earlier_keys, stage.slice_keys)

@@ -13,7 +13,7 @@ from workers.training.model import ParameterCounts, count_parameters
 
 @dataclass(frozen=True)
 class Accounting:
-    """Counts from the step at which this attempt resumed. ``carried_…`` are the costs of earlier attempts."""
+    """Measures cost from the step at which this attempt resumed. ``carried_…`` are costs of earlier attempts."""
 
     stage: TrainStage
     parameters: ParameterCounts
@@ -34,7 +34,7 @@ class Accounting:
         num_devices: int,
         start_time: float,
     ) -> Self:
-        """Start to count. ``start_key`` names the checkpoint of ``state``; None means initial weights."""
+        """Start counting. ``start_key`` names the checkpoint of ``state``; None means initial weights."""
         manifest = None
         if start_key is not None and start_key != stage.start_key:
             manifest = artifacts.manifest(start_key)

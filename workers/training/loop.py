@@ -52,8 +52,8 @@ def train(
 ) -> Manifest:
     """Train the stage from its newest checkpoint to ``to_step`` and publish the end under ``key``.
 
-    Every rank of the process group calls this; the first rank publishes and reports. Raises Diverged, which
-    publishes nothing, and Stopped after ``should_stop`` was true on any rank and the step's checkpoint is
+    Every rank of the process group calls this; the first rank publishes and reports. Raises Diverged without
+    publishing anything, and Stopped once ``should_stop`` is true on any rank and the step's checkpoint is
     published. ``workers.training.accounting`` describes the manifest's result.
     """
     start_time = time.monotonic()

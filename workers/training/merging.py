@@ -16,7 +16,7 @@ def merged_weights(
 ) -> dict[str, torch.Tensor]:
     """Compute Σᵢ weightᵢ · tensorᵢ for every tensor, in float64 and in order. Keeps the tensor's dtype.
 
-    Memory holds the sum and one checkpoint at a time. Raises Stopped, and ArtifactCorrupt if the
+    Only the sum and one checkpoint are in memory at a time. Raises Stopped, and ArtifactCorrupt if the
     architectures differ.
     """
     total: dict[str, torch.Tensor] = {}
@@ -32,7 +32,7 @@ def merged_weights(
             name: tensor.shape for name, tensor in total.items()
         }:
             raise ArtifactCorrupt(
-                f"{folder.name}: {WEIGHTS} has another architecture than that of the first checkpoint"
+                f"{folder.name}: the architecture in {WEIGHTS} differs from the first checkpoint's"
             )
         for name, tensor in tensors.items():
             total[name].add_(tensor.double(), alpha=weight)

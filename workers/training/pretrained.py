@@ -1,7 +1,7 @@
-"""Builds and loads transformers models, one at a time per process. All other code gets its models here.
+"""Builds and loads transformers models, one at a time per process. All models are created here.
 
 While transformers loads a model, it patches torch for the whole process (initialisers that do nothing,
-tensors without storage). A model built in another thread meanwhile has come out without its weights.
+tensors without storage). A model that another thread builds at that moment comes out without weights.
 """
 
 import threading

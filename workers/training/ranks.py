@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """``rank`` of ``world`` processes, and the device that this one trains on."""
+    """The rank of this process, the number of processes (``world``), and the device that this one trains on."""
 
     rank: int
     world: int
@@ -46,5 +46,5 @@ class Ranks:
         return value[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
-        """Return once every rank has called this."""
+        """Block until every rank has called this."""
         self.add(0.0)

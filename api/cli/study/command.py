@@ -106,7 +106,7 @@ def study(options: Options) -> None:
 
 @contextmanager
 def _service(options: Options) -> Iterator[str]:
-    """The URL of the control plane, whose service runs for the length of the block."""
+    """Run the service for the duration of the block if necessary, and yield its URL."""
     if options.api is not None:
         yield options.api
         return

@@ -13,7 +13,7 @@ from service.core.paradigm_specs import ParadigmSpec, PathSwitchingSpec
 from service.core.spec import Spec
 from service.core.specs import ArchitectureSpec, ModelSpec, Name, TokenizerSpec, TrainingSpec
 
-# A study must also measure versions that a gate would reject, so that only a non-finite loss rejects one.
+# A study must also measure versions that a gate would reject, so only a non-finite loss rejects a version.
 _NO_GATE = {"max_new_loss_increase": 100.0, "max_old_loss_increase": 100.0}
 
 
@@ -28,7 +28,7 @@ class StudyModel(Spec):
 class StudyRow(Spec):
     """A row of the report's table.
 
-    ``peak_of`` names the tuned row whose best peak rate it uses, by default itself.
+    ``peak_of`` names the tuned row whose best peak rate this row uses; by default its own.
     """
 
     name: Name
@@ -109,8 +109,8 @@ class StudyConfig(Spec):
     ) -> dict[str, Any]:
         """The body that creates the model line of a row, with all defaults filled in.
 
-        If a later release changes a default, the line gets another name. ``peak_lr`` None means the rate of
-        the row or the study. Raises pydantic's ValidationError.
+        If a later release changes a default, the line gets another name. If ``peak_lr`` is None, the row or the study
+        sets the rate. Raises pydantic's ValidationError.
         """
         training = self.model.training | row.training | {"seed": seed}
         if peak_lr is not None:

@@ -258,7 +258,7 @@ def _all_curves(line: LineResult) -> list[Curve]:
 def _loss_range(curves: Sequence[Curve]) -> tuple[float, float]:
     """Range of the y axis.
 
-    It leaves out the highest tenth, because losses of the first steps hide all detail.
+    It cuts off the highest tenth of the losses, because those of the first steps would hide all detail.
     """
     losses = sorted(loss for curve in curves for loss in curve.losses)
     low, high = losses[0], losses[-1 - len(losses) // 10]

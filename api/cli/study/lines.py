@@ -14,7 +14,7 @@ from service.core.specs import MAX_PEAK_LR
 class StudyLine:
     """A model line to train.
 
-    ``only_newest``: only its final version, which is enough to tune a from-scratch row.
+    ``only_newest``: train only its final version, which is enough to tune a from-scratch row.
     """
 
     row: StudyRow
@@ -76,7 +76,7 @@ def num_lines(config: StudyConfig, results: Results) -> int:
 
 
 def peak_of(config: StudyConfig, row: StudyRow, results: Results) -> float | None:
-    """Peak rate of a row: the configured one, or the best tuned one. None: tuning is not finished."""
+    """Peak rate of a row: the configured one or the best tuned one; None while tuning is unfinished."""
     tuning = config.tuning
     source = row.peak_of or row.name
     if tuning is None or source not in tuning.rows:

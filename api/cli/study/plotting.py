@@ -30,7 +30,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 
 
 def new_panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure with a grid of ``count`` panels. ``width`` and ``height`` are of one panel, in inches."""
+    """A figure with a grid of ``count`` panels. ``width`` and ``height`` are the size of one panel in inches."""
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

@@ -35,7 +35,7 @@ class Curve(Spec):
 class Measured(Spec):
     """Measurements of one version.
 
-    ``losses``, ``perplexities`` and ``bits_per_byte`` are by label of the slice's version.
+    ``losses``, ``perplexities`` and ``bits_per_byte`` are keyed by the label of the slice's data version.
     """
 
     data_version: int
@@ -68,7 +68,7 @@ class LineResult(Spec):
 
     @property
     def settled(self) -> bool:
-        """Whether training again would give the same result. Errors other than divergence may go away."""
+        """Whether training again would give the same result. Errors other than divergence may be transient."""
         return self.error is None or self.error.startswith("diverged")
 
 
@@ -91,7 +91,7 @@ class CommandRun(Spec):
 
 
 class Results(Spec):
-    """All results. ``lines`` are by line name, ``parts`` are the runs of the command."""
+    """All results. ``lines`` are keyed by line name; ``parts`` are runs of the command."""
 
     config: StudyConfig
     versions: tuple[DataUsed, ...]
@@ -115,7 +115,7 @@ def open_results(folder: Path, config: StudyConfig, data: StudyData) -> Results:
         return fresh
     earlier = read_results(path)
     if (earlier.versions, earlier.slices) != (fresh.versions, fresh.slices):
-        raise CliError(f"{path} has results for other data", "Choose another folder with --out.")
+        raise CliError(f"{path} has results for different data", "Choose another folder with --out.")
     return fresh.model_copy(update={"parts": earlier.parts, "lines": earlier.lines})
 
 
@@ -123,7 +123,7 @@ def read_results(path: Path) -> Results:
     try:
         return Results.model_validate_json(path.read_text())
     except (OSError, ValidationError) as error:
-        raise CliError(f"{path} has no valid study results", str(error)) from error
+        raise CliError(f"{path} is not a valid results file", str(error)) from error
 
 
 def save_results(folder: Path, results: Results) -> None:

@@ -1,4 +1,4 @@
-"""Has a service train the lines of a study, a few at a time, and saves the result of each finished line."""
+"""Trains the lines of a study on a service, a few at a time, and saves the result of each finished line."""
 
 import time
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class StudyProgress:
 class StudyRun:
     """One run of a study.
 
-    It keeps ``in_flight`` lines in training, some of which wait for others' shared trunks.
+    It keeps ``in_flight`` lines in training. Some of them wait for a trunk that they share with others.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class StudyRun:
     def run(self, deadline: float) -> bool:
         """Train until every line has a result or ``time.monotonic()`` passes the deadline.
 
-        Returns whether all have one.
+        Returns whether every line has one.
         """
         self._push_data()
         last_answer = time.monotonic()
@@ -134,7 +134,7 @@ class StudyRun:
         if pushed.row.number != number:
             raise CliError(
                 f"dataset {self._dataset} has {body.label} as data version {pushed.row.number}, not {number}",
-                "It was changed outside the study: use another service or home.",
+                "Something other than the study changed it. Use another service or home.",
             )
 
     def _begin(self, line: StudyLine) -> _Active:

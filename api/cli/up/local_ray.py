@@ -1,6 +1,6 @@
 """The local Ray of `up`: a head node in a child process, with its own token, ports and temporary folder.
 
-The flags were found by experience: other clusters on the machine use Ray's default ports, the dashboard agent
+We learned these flags the hard way: other clusters on the machine use Ray's default ports, the dashboard agent
 must not wait for a port that orphans hold, and the logical CPUs must be enough for a trainer, replicas and
 actors.
 """
@@ -28,7 +28,7 @@ MAX_FOLDER_LENGTH = 40
 class LocalRay:
     """A Ray head node.
 
-    It keeps its ports over restarts if they are still free, so that its address stays the same.
+    It keeps its ports across restarts if they are still free, so its address stays the same.
     """
 
     def __init__(self, home: Path) -> None:
@@ -84,7 +84,7 @@ class LocalRay:
         ]
 
     def environment(self) -> dict[str, str]:
-        """Environment of the head node: what a client needs, and more."""
+        """Environment of the head node: that of a client, with settings for the head."""
         return {
             **self.client_environment(),
             # By default the head waits 15 s for replicas to move to another node, and there is no other node.

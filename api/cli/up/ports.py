@@ -49,7 +49,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def usable_port(what: str, host: str, port: int, flag: str, variable: str) -> int:
-    """The port to use: the given one, or a free one for 0. Raises CliError if it cannot be used."""
+    """Return ``port``, or a free port if it is 0. Raises CliError if the port cannot be used."""
     try:
         if port == 0:
             return free_ports(host, 1)[0]

@@ -29,7 +29,7 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 @dataclass(frozen=True, order=True)
 class Process:
-    """The identity of a process, as homes record it. ``started`` is in clock ticks since boot."""
+    """Identifies a process, also across reuse of its pid. ``started`` is in clock ticks since boot."""
 
     pid: int
     started: int
@@ -96,7 +96,7 @@ def descendants(pids: Collection[int], table: Mapping[int, Status]) -> set[Proce
 
 
 def adopt_orphans() -> None:
-    """Keep every descendant below this process when its parent ends, however often it forks."""
+    """Make this process adopt every orphaned descendant, however often it forked."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -110,7 +110,7 @@ def reap_orphans(table: Mapping[int, Status], own: Collection[int]) -> None:
 def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path | int) -> subprocess.Popen[bytes]:
     """Start a command in its own session, so that Ctrl-C in a terminal reaches this process only.
 
-    The kernel sends it SIGTERM when the calling thread ends, even by kill -9: call this from the main thread.
+    The kernel sends it SIGTERM when the calling thread ends, even by kill -9, so call this from the main thread.
     ``log`` is a file to append its output to, or a file descriptor.
     """
     parent = os.getpid()

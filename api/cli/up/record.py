@@ -1,4 +1,4 @@
-"""Lock of a home, and record of the processes started on it: `<home>/lock` and `<home>/processes.json`.
+"""The lock on a home, and the record of the processes started on it: `<home>/lock` and `<home>/processes.json`.
 
 The lock is released whenever its holder ends. The record survives a holder that was killed, so that the next
 one can end the processes that it left behind.
@@ -29,7 +29,7 @@ class HomeInUse(CliError):
 
 
 class HomeLock:
-    """Holds the lock of a home for the length of a block. Raises HomeInUse."""
+    """Holds the lock on a home while the block runs. Raises HomeInUse."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -82,8 +82,8 @@ class ProcessRecord:
             return set()
         rows = [*content["parts"].values(), *content["descendants"]]
         running = {process for process in (Process(*row) for row in rows) if processes.alive(process)}
-        # Every part leads a session. If the leader still lives, the session is ours; otherwise its number may have
-        # been given to a foreign process.
+        # Every part leads a session. If the leader is still alive, the session is ours; otherwise its id may have
+        # been reused by an unrelated process.
         sessions = {process.pid for process in running}
         table = processes.all_processes()
         running |= {

@@ -23,12 +23,12 @@ from service.settings import Settings
 from service.store import migrate
 
 PROBE_SECONDS = 2.0
-# Ray stops last, when nothing runs on it any more, and takes about 3 s.
+# Ray stops last, once nothing runs on it, and takes about 3 s.
 RAY_GRACE_SECONDS = 5.0
 
 
 def up(settings: Settings) -> None:
-    """Run everything on this machine until a signal comes. Raises CliError if the service cannot start."""
+    """Run everything on this machine until a signal arrives. Raises CliError if the service cannot start."""
     home = settings.home.absolute()
     (home / "logs").mkdir(parents=True, exist_ok=True)
     with HomeLock(home):
@@ -91,7 +91,7 @@ def _prepare_stores(settings: Settings) -> None:
 def _parts(settings: Settings, ray: LocalRay | None) -> list[Part]:
     """The parts in start order.
 
-    The control plane needs no other part, and is ready while Ray still starts.
+    The control plane needs no other part, so it is ready while Ray is still starting.
     """
     logs = settings.home / "logs"
     ready_file = settings.home / "orchestrator.ready"
@@ -160,7 +160,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 
 def _orchestrator_environment(ready_file: Path, ray: LocalRay | None) -> dict[str, str]:
-    """Tells the orchestrator which file to create when ready, and whether `up` stops its Ray after it."""
+    """Tell the orchestrator which file to create when ready, and whether `up` will stop its Ray."""
     environment = {"PATHSWITCH_READY_FILE": str(ready_file)}
     return environment | ({"PATHSWITCH_RAY_ENDS": "1"} if ray else {})
 

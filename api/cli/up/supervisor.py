@@ -61,7 +61,7 @@ class Part:
 
 
 class Supervisor:
-    """Runs the parts until a signal comes. `parts` are in start order."""
+    """Runs the parts until a signal arrives. `parts` are in start order."""
 
     def __init__(
         self, parts: Sequence[Part], record: ProcessRecord, say: Say, announce: Callable[[], None]
@@ -102,7 +102,7 @@ class Supervisor:
     def _tend(self, part: Part) -> None:
         """Take a part one step closer to running and ready."""
         if not all(need.is_ready for need in part.needs):
-            # It cannot finish its work without what it needs, and would only wait for it.
+            # Without its needs it could not finish its work, only wait for them.
             self._end(part, grace_seconds=UNMET_NEED_GRACE_SECONDS)
         elif part.command is None or self._runs(part):
             part.started_at = part.started_at or time.monotonic()

@@ -40,15 +40,15 @@ class BranchGeometry(Spec):
     stream_steps: int
     replay_fraction: float
     held: str | None  # the bound that set the length: "min", "max" or "shortest"
-    clamped: bool  # the line was already past the branch point that the rule gives
+    clamped: bool  # the line was already past the branch point that the rule would give
 
 
 def branch_length(
     length: BranchLength, version_steps: int, all_steps: int, chosen: int | None = None
 ) -> tuple[int, str | None]:
-    """d_i, and the bound that set it, if one did. Fractions are exact decimals, so 0.1 of 30 is 3.
+    """Return d_i and the bound that set it, if any. Fractions are exact decimals, so 0.1 of 30 is 3.
 
-    ``chosen`` is the length that the rule auto chose, if it could.
+    ``chosen`` is the length that the rule auto chose, if it chose one.
     """
     held = None
     if isinstance(length, FixedLength):
@@ -159,7 +159,7 @@ def decay_path(
 
 
 def decay_fields(decay: DecaySpec, replay_fraction: float) -> dict[str, Any]:
-    """The fields that a run's path takes over from its decay, with the run's actual share of replay."""
+    """The fields that a run's path copies from its decay, with the run's actual share of replay."""
     # Without replay the budget means nothing: runs with either budget are the same and share a key.
     budget = decay.replay_budget if replay_fraction else "grown"
     return decay.fields_of(Decay) | {"replay_fraction": replay_fraction, "replay_budget": budget}

@@ -22,7 +22,7 @@ def plan_merge(context: PlanContext) -> Plan:
     paradigm, line, ledger = context.paradigm, context.line, context.ledger
     end = context.total_steps
     span, held = branch_length(paradigm.span, ledger[-1].steps, end)
-    # Not before the trunk's current step, because only there a checkpoint is sure to be published.
+    # Not before the trunk's current step, where no checkpoint is guaranteed to exist.
     reached = max(context.trunk_step, warmup_steps(line.warmup_steps, ledger[0].steps))
     clamped = span > end - reached
     points, weights = merge_points(end, min(span, end - reached), paradigm.k, paradigm.weights)

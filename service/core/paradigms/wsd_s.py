@@ -1,4 +1,4 @@
-"""WSD-S (Wen et al. 2024, arXiv 2410.05192): one line that decays for every version and goes on from there.
+"""WSD-S (Wen et al. 2024, arXiv 2410.05192): one line that decays for every version and continues from there.
 
 No step is trained twice, so N versions cost E_N plus the replayed rows of their decays. The price is that the
 line itself decays again and again.

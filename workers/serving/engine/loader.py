@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def engine_loader(threads: int, config: Mapping[str, Any], *, own_processes: bool = False) -> EngineLoader:
-    """The loader that ``config`` asks for: ``engine`` (an ``EngineName``) and fields of ``EngineOptions``.
+    """The loader that ``config`` selects: ``engine`` (an ``EngineName``) and fields of ``EngineOptions``.
 
     Fields that are missing keep the engine's defaults. ``threads`` is passed to ``TransformersEngine``; with
     ``own_processes`` every engine decodes in a process of its own. If the engine is not installed, every load
@@ -34,7 +34,7 @@ def engine_loader(threads: int, config: Mapping[str, Any], *, own_processes: boo
 
 
 def check_installed(config: Mapping[str, Any]) -> None:
-    """Raise ValueError if ``config`` asks for an engine that is not installed."""
+    """Raise ValueError if ``config`` names an engine that is not installed."""
     if config.get("engine") == EngineName.VLLM and not library.is_installed():
         raise ValueError(library.NOT_INSTALLED)
 

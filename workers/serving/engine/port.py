@@ -1,7 +1,7 @@
-"""The engine port: the interface of whatever runs one model version. ``loader`` picks the implementation.
+"""The engine port: the interface of anything that runs a model version. ``loader`` picks the implementation.
 
 An engine decodes several sequences at once. It takes all sequences of a request together and calls ``sink``
-from its own thread, in order within each sequence. How it batches them is its own business.
+from its own thread, in order within each sequence. How it batches them is up to the engine.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class EngineError(Exception):
 
 
 class QueueFull(Exception):
-    """Too many sequences are waiting, so the engine took none of the request.
+    """Too many sequences are waiting, so the engine rejected the whole request.
 
     Retry after ``retry_seconds``.
     """
@@ -34,8 +34,8 @@ class QueueFull(Exception):
 class SequenceRequest:
     """One prompt to continue.
 
-    ``max_tokens`` fits the context, and ``seed`` belongs to this sequence alone. With ``endless``, end tokens
-    do not end the sequence before ``max_tokens``.
+    ``max_tokens`` fits into the context; ``seed`` is for this sequence only. ``endless``: ignore end tokens until
+    ``max_tokens``.
     """
 
     index: int

@@ -12,7 +12,7 @@ from workers.serving.generation import AnswerItem, Generation
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that accepts requests. Each of ``loaded`` can be asked for by number.
+    """A model that accepts requests. Clients can name any version in ``loaded``.
 
     ``number`` is its served version, None while no replica answers; a request to a sleeping model wakes it.
     """
@@ -36,7 +36,7 @@ class ModelDirectory(Protocol):
 
 
 def served_model(report: ReplicaReport) -> ServedModel | None:
-    """Return what a replica can be asked for, or None if it does not answer."""
+    """Return the versions that a replica can answer with, or None if it does not answer."""
     if report.number is None:
         return None
     loaded = {version.number for version in report.versions if version.state == Residence.READY}

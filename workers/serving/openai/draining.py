@@ -14,10 +14,9 @@ STOPPING = RequestRejected(
 
 
 class DrainState:
-    """Counts requests in flight and says whether to reject new ones. Used only on the event loop.
+    """Counts requests in flight and decides whether to reject new ones. Use it only on the event loop.
 
-    The caller that starts draining is about to stop everything. If it dies before that, draining ends by
-    itself.
+    The caller that starts draining is about to stop everything; if it dies first, draining ends by itself.
     """
 
     def __init__(self) -> None:

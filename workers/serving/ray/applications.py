@@ -27,7 +27,7 @@ STREAM_SECONDS = 300.0  # how long a stopping replica lets its streams finish
 
 
 class ModelReplica:
-    """One replica of a model line. Its target is its user config; if rolling, its version is an argument."""
+    """One replica of a model line. Its user config is its target; a rolling line passes the version as an argument."""
 
     def __init__(self, args: Mapping[str, str]) -> None:
         from workers.serving.engine import processes
@@ -49,8 +49,8 @@ class ModelReplica:
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Set a new target.
 
-        Serve routes no requests to the replica meanwhile, so this returns at once and loads in the
-        background. Only a new replica waits for its first version, because it must not get requests before.
+        Serve routes no requests to the replica until this returns, so it returns at once and the versions load in
+        the background. Only a new replica waits for its first version, so that it gets no requests before that.
         """
         target = target_from_json(config)
         # When two orchestrators declare at once, the last to declare may have read the database first.

@@ -46,7 +46,7 @@ class KnownModel(TypedDict):
 
 @dataclass(frozen=True)
 class ReplicaOptions:
-    """Options of every replica. ``num_cpus`` is a logical share, small so that replicas fit beside a trainer."""
+    """Options of every replica. ``num_cpus`` is a logical share, small enough to leave room for a trainer."""
 
     artifacts_url: str
     engine: Mapping[str, int | str] = field(default_factory=dict)  # options for ``engine_loader``

@@ -37,16 +37,15 @@ REPORT_SECONDS = 2.0
 WAKE_SECONDS = 60.0  # how long the replica of a sleeping model may take to start, besides loading
 AWAKE_SECONDS = 5.0  # how long a model counts as awake after an answer
 ATTEMPTS = 3  # for a request whose replica dies before the first batch
-PINNED_ATTEMPTS = (
-    8  # for a request that names a version, because replicas may keep different earlier versions
-)
+# For a request that names a version, because replicas may keep different earlier versions.
+PINNED_ATTEMPTS = 8
 NOT_LOADED_CODES = ("model_not_found", "model_not_ready")
 
 
 def generate_handle(model: str) -> DeploymentHandle[Any]:
     """Return a handle to ``generate`` of the model's replicas."""
     handle = serve.get_deployment_handle(REPLICA, app_name(model), _check_exists=False)
-    # A handle with options learns about its replicas right away instead of at the first request.
+    # A handle with options discovers its replicas right away, not at the first request.
     return handle.options(method_name="generate", stream=True)
 
 
@@ -110,20 +109,20 @@ class RayDirectory:
                     yield await self._not_loaded(request, handle, batch)
                     return
             except BackPressureError:
-                yield [overloaded(f"Too many requests wait for the model `{request.model}`").rejection]
+                yield [overloaded(f"Too many requests are waiting for the model `{request.model}`").rejection]
                 return
             except DeploymentUnavailableError:
-                yield [not_ready(f"The model `{request.model}` cannot be served at the moment").rejection]
+                yield [not_ready(f"The model `{request.model}` is temporarily unavailable").rejection]
                 return
             except RayActorError:
                 num_deaths += 1
                 if started or num_deaths == ATTEMPTS:
-                    yield [failed("The replica died while it answered").rejection]
+                    yield [failed("The replica died while answering").rejection]
                     return
                 logger.warning("a replica of %s died before it answered; trying another", request.model)
             except Exception as error:  # Ray raises many kinds, and the stream must end with an error event
                 logger.exception("a request to %s failed", request.model)
-                yield [failed(f"The answer was lost: {type(error).__name__}").rejection]
+                yield [failed(f"The response was lost: {type(error).__name__}").rejection]
                 return
             finally:
                 _cancel(responses)  # no effect on a finished one
@@ -131,7 +130,7 @@ class RayDirectory:
     async def _not_loaded(
         self, request: Generation, handle: DeploymentHandle[Any], rejection: list[AnswerItem]
     ) -> list[AnswerItem]:
-        """Reject a request for a version that no tried replica has loaded; the last one gave ``rejection``."""
+        """Reject a request for a version that no replica tried so far has loaded. ``rejection`` is the last one's."""
         reports = await asyncio.to_thread(_broadcast, handle, "report", ReplicaReport)
         versions = [report.version(request.version or 0) for report in reports]
         if all(version is None or version.state == Residence.FAILED for version in versions):
@@ -209,7 +208,7 @@ def _cancel(response: Any) -> None:
 
 
 def _broadcast(handle: DeploymentHandle[Any], method: str, kind: type[T]) -> list[T]:
-    """Return the answers that arrive in time. Call it only while a replica runs: Serve waits for one."""
+    """Return the answers that arrive in time. Call this only while a replica is running: Serve waits for one."""
     try:
         answers = handle.broadcast(method).results(timeout_s=REPORT_SECONDS, return_exceptions=True)
     except (RayError, RayServeException, TimeoutError):

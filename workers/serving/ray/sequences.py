@@ -22,10 +22,10 @@ class _Ahead:
 class Sequences:
     """Reconciles the sequence numbers of the database with those that Serve has seen.
 
-    Serve may have a higher sequence than the target: another orchestrator read the database after us, and at
+    Serve may have a higher sequence than the target if another orchestrator read the database after us; at
     the next tick we will read the same. If Serve stays ahead, the database was restored from a backup or
-    Serve was changed by hand. Then the database is right, and its sequences are offset by the difference,
-    because replicas ignore older ones.
+    Serve was changed by hand. The database then wins, and its sequences are offset by the difference, because
+    replicas ignore older ones.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Sequences:
         if ahead.polls <= PATIENCE_POLLS or now - ahead.since < PATIENCE_SECONDS:
             return replace(declared, spec=target.spec)
         logger.warning(
-            "Serve has decision %d of %s but the database is at %d; going on from the database",
+            "Serve has decision %d of %s but the database is at %d; continuing from the database",
             *(declared.sequence, model, target.sequence),
         )
         del self._ahead[model]

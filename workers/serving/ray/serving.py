@@ -32,7 +32,7 @@ FAILED_RETRY_SECONDS = 30.0
 DRAIN_POLL_SECONDS = 0.25
 IDLE_POLLS = 3  # in a row, because the proxy forwards the last bytes a moment after the ingress sends them
 INGRESS_SECONDS = 3.0  # longer, because it shares two cores with decoding replicas and a trainer
-REPLICA_GPUS = 0.05  # small, so that a GPU holds several model lines beside a trainer and the stage host
+REPLICA_GPUS = 0.05  # small enough for a GPU to hold several model lines, a trainer and the stage host
 
 
 class RayServing:

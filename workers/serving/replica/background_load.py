@@ -1,4 +1,4 @@
-"""One load of an engine in a thread of its own, because a load may outlast its time limit or never return."""
+"""Loads an engine in a separate thread, because a load may exceed its time limit or never return."""
 
 import threading
 import time

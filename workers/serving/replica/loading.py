@@ -1,4 +1,4 @@
-"""Loads the wanted versions into the pool, one after another, beside those that answer.
+"""Loads the wanted versions into the pool, one at a time, while the loaded ones keep answering.
 
 A load that fails leaves everything as it was and is tried again later.
 """
@@ -24,7 +24,7 @@ FREED_SECONDS = 5.0  # how long the memory of a closed engine may take to become
 
 
 class NotEnoughMemory(Exception):
-    """A version does not fit beside those that are loaded."""
+    """A version does not fit into memory alongside the loaded ones."""
 
 
 class LoadingThread:
@@ -46,7 +46,7 @@ class LoadingThread:
         while (version := self._next_version()) is not None:
             try:
                 engine = self._load_in_background(version)
-            except Exception as error:  # reported, while the served version goes on answering
+            except Exception as error:  # reported; the served version keeps answering
                 reason = f"{type(error).__name__}: {error}"
                 # A version that does not fit is retried often, so its traceback is not logged.
                 logger.error(
@@ -100,7 +100,7 @@ class LoadingThread:
         return engine
 
     def _make_room(self, version: ServedVersion, num_bytes: int) -> None:
-        """Evict kept versions until there is enough memory. Raises NotEnoughMemory if that does not suffice.
+        """Evict kept versions until there is enough memory. Raises NotEnoughMemory if there still is not.
 
         The first version is loaded regardless: ``num_bytes`` is an upper bound, and no other version is at
         risk.
@@ -109,7 +109,7 @@ class LoadingThread:
         while self._pool.models and (free := self._engine_loader.free_bytes()) < num_bytes:
             if not self._pool.evict_kept(version):
                 raise NotEnoughMemory(
-                    f"the version needs {num_bytes >> 20} MiB beside those that are loaded, "
+                    f"the version needs {num_bytes >> 20} MiB in addition to the loaded ones, "
                     f"but only {free >> 20} MiB are free"
                 )
             self._wait_for_memory(num_bytes)

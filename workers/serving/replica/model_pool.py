@@ -1,7 +1,7 @@
 """The versions that a replica has loaded, which of them is served, and which could not be loaded.
 
-``loading`` adds versions and ``routing`` picks the one that answers a request; all of it is guarded by one
-condition. A request keeps its version until it ends, so that an answer never mixes two. A version that is no
+``loading`` adds versions and ``routing`` picks the one that answers a request. One condition variable guards
+all state. A request keeps its version until it ends, so that an answer never mixes two. A version that is no
 longer wanted is closed when its last request ends.
 """
 
@@ -95,7 +95,7 @@ class ModelPool:
     def can_recover(self) -> bool:
         """Whether the pool serves, or can still load what it should serve.
 
-        After the served engine was lost and its replacement failed to load too, only a new process helps.
+        If the served engine was lost and its replacement failed to load, only a new process helps.
         """
         with self.changed:
             return not (self._served_lost and self._stable() in self.failures)
@@ -200,11 +200,11 @@ class ModelPool:
         return None
 
     def should_load(self, version: ServedVersion) -> bool:
-        """Whether to go on loading a version: it is wanted, and no lost served version is more urgent."""
+        """Whether to keep loading a version: it is wanted, and no lost served version is more urgent."""
         return not self.closing and version in self.wanted() and self.recovering() in (None, version)
 
     def add(self, version: ServedVersion, engine: Engine) -> None:
-        """Take over a loaded engine; close it if its version is no longer wanted."""
+        """Add a loaded engine, or close it if its version is no longer wanted."""
         with self.changed:
             if self.closing or version not in self.wanted():
                 engine.close()
@@ -220,7 +220,7 @@ class ModelPool:
             self.changed.notify_all()
 
     def evict_kept(self, incoming: ServedVersion) -> bool:
-        """Unload the least wanted kept version in favour of another. Returns False if there is none."""
+        """Unload the oldest kept version to make room for ``incoming``. Returns False if there is none."""
         with self.changed:
             if self.target is None or incoming in self.target.kept:
                 return False

@@ -40,7 +40,7 @@ class Replica:
         self._shadow = ShadowTraffic(self.pool, self._router, self._runner)
 
     def healthy(self) -> bool:
-        """Whether the replica answers or can still load what should; if not, its process must be replaced."""
+        """Whether the replica answers, or can still load the version that should; if not, replace its process."""
         return self._loading.is_alive() and self.pool.can_recover()
 
     def metrics(self) -> list[Metric]:
@@ -49,9 +49,9 @@ class Replica:
         return replica_metrics(model, self.pool.report(), self.pool.all_models())
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[AnswerItem], None]:
-        """Answer one request with one version, in batches if it streams, else in one batch.
+        """Answer a request with a single version: in batches if it streams, otherwise in one batch.
 
-        If the version on trial or a lost engine fails before the first batch, the served version answers
+        If the version on trial fails, or an engine dies, before the first batch, the served version answers
         instead, once it is loaded.
         """
         try:

@@ -1,4 +1,4 @@
-"""Runs one request on one loaded model, and counts what came of it."""
+"""Runs one request on one loaded model, and counts its outcome."""
 
 import asyncio
 import logging

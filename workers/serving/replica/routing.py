@@ -19,7 +19,7 @@ class Router:
         self._pool = pool
 
     async def route(self, number: int | None = None, affinity: str | None = None) -> LoadedModel:
-        """As ``acquire``, but wait while a lost served version is reloaded. Raises RejectionError."""
+        """Like ``acquire``, but wait while a lost served version is reloaded. Raises RejectionError."""
         try:
             return self.acquire(number, affinity)
         except RejectionError:
@@ -40,7 +40,7 @@ class Router:
             await asyncio.sleep(0.05)
 
     def acquire(self, number: int | None = None, affinity: str | None = None) -> LoadedModel:
-        """Acquire the version with that number, or the served one, or for its share the one on trial.
+        """Acquire the version with that number; without one, the served version or, for its share, the one on trial.
 
         Equal affinities get the same version. Raises RejectionError.
         """

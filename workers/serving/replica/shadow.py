@@ -11,7 +11,7 @@ from workers.serving.replica.routing import Router
 
 logger = logging.getLogger(__name__)
 
-MAX_SHADOWS = 4  # copies that run at once; further requests are not copied meanwhile
+MAX_SHADOWS = 4  # concurrent copies; requests beyond that are not copied
 
 
 class ShadowTraffic:
@@ -22,7 +22,7 @@ class ShadowTraffic:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def maybe_copy(self, request: Generation) -> None:
-        """Copy the share of requests that the trial asks for, in the background."""
+        """Copy the trial's share of requests in the background."""
         trial = self._router.draw_shadow()
         if trial is None or len(self._tasks) >= MAX_SHADOWS:
             return

@@ -15,14 +15,14 @@ CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
 
 
-def test_weights_count_in_the_type_they_are_computed_in(export: Path) -> None:
+def test_weights_are_sized_in_the_type_they_are_computed_in(export: Path) -> None:
     tensors = load_file(export / "model.safetensors")
     numbers = sum(tensor.numel() for tensor in tensors.values())
     assert memory.weight_bytes(export, CPU) == 4 * numbers
     assert memory.weight_bytes(export, CUDA) == sum(tensor.nbytes for tensor in tensors.values())
 
 
-def test_the_cache_counts_by_token_and_is_bounded(export: Path) -> None:
+def test_the_cache_estimate_grows_with_tokens_up_to_its_bound(export: Path) -> None:
     config = json.loads((export / "config.json").read_text())
     width = config["hidden_size"] // config["num_attention_heads"]
     a_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width * 4
@@ -38,7 +38,7 @@ def test_a_loader_counts_weights_and_cache(export: Path) -> None:
     assert TransformersLoader().free_bytes() > 1 << 20
 
 
-def test_a_tighter_control_group_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tighter_cgroup_limit_bounds_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("5000\n")

@@ -27,7 +27,7 @@ def generation(
     affinity: str | None = None,
     **sampling: Any,
 ) -> Generation:
-    """Return a greedy request for ten tokens, with these changes."""
+    """Return a greedy request for ten tokens, with the arguments applied to it."""
     changed = Sampling(**{"max_tokens": 10, "temperature": 0.0, **sampling})
     return Generation("line", prompts, changed, n=n, stream=stream, version=version, affinity=affinity)
 

@@ -12,7 +12,7 @@ MAX_QUEUED_SECONDS = 5.0  # for the queue of retries, because some clients never
 
 
 class AdmissionQueue:
-    """Counts the sequences in flight: ``num_slots`` of them run, the rest waits. Any thread may use it."""
+    """Counts the sequences in flight: ``num_slots`` of them run, the rest wait. Thread-safe."""
 
     def __init__(self, num_slots: int, max_waiting: int) -> None:
         self._num_slots = num_slots
@@ -70,7 +70,7 @@ class AdmissionQueue:
         """Seconds until a retry should succeed; 1 if no sequence has ended yet.
 
         By then half of the waiting sequences will have ended, and the clients rejected earlier will have been
-        served, if sequences end and requests are admitted at the recent rates. A retry in vain costs about as
+        served, if sequences end and requests are admitted at the recent rates. A wasted retry costs about as
         much as an answer.
         """
         if not self._ends:

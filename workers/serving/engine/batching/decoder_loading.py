@@ -19,7 +19,7 @@ from workers.training.pretrained import load_model
 def load_decoder(
     folder: Path, tokenizer: ExportTokenizer, threads: int, options: EngineOptions
 ) -> SlotDecoder:
-    """Load the export. Call this in the thread that will decode. Raises as ``TransformersEngine``.
+    """Load the export. Call this in the thread that will decode. Raises what ``TransformersEngine`` raises.
 
     OpenMP keeps a thread team for every thread that ever computed. Once the teams have more threads than the
     machine has cores, their threads stop spinning, which costs a fifth to a quarter of the speed (10 M

@@ -1,8 +1,8 @@
 """The process that decodes for one engine. ``process_decoder`` starts it and is its only client.
 
-The process receives ``Begin`` and ``Cancel`` messages. It sends ``DecoderLimits``, or the error that kept it
-from loading. Then it sends ``StepEvents`` after every engine step and, without events, whenever it becomes
-idle, so every request is followed by some message. It ends when its client does, even by kill -9.
+The process receives ``Begin`` and ``Cancel`` messages. It first sends ``DecoderLimits``, or the error that kept
+it from loading; then ``StepEvents`` after every engine step, and empty ones whenever it becomes idle, so every
+request is followed by some message. It ends when its client does, even by kill -9.
 """
 
 import os
@@ -63,9 +63,8 @@ def receive(connection: Connection) -> object:
 
 def decode_for(connection: Connection, folder: Path, threads: int, options: EngineOptions) -> None:
     """Main function of the process."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole terminal; the client ends this process
+    # Ctrl-C reaches every process on the terminal, but only the client may end this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     disable_progress_bar()  # it would leak a semaphore, because this process is killed in the end
     loading: Future[_Requests] = Future()
     threading.Thread(target=_receive_until_closed, args=(connection, loading), daemon=True).start()

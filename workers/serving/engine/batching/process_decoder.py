@@ -1,7 +1,7 @@
-"""Decodes in a process of its own.
+"""Decodes in a separate process.
 
-This process's interpreter then takes no time from the decoding thread, a version that hangs or that the
-kernel kills takes down nothing else, and all of its memory is returned when it ends.
+So this process's interpreter takes no time from the decoding thread, a version that hangs or is killed takes
+nothing else down, and all of its memory is freed when it ends.
 """
 
 import os
@@ -36,8 +36,8 @@ from workers.serving.generation import Token
 
 DIED = "the engine's process has died"
 
-# Memory of a process beside weights and KV cache: interpreter pages that are no longer shared; on a GPU
-# (H100) cuBLAS workspaces, beside the context.
+# Memory of a process besides weights and KV cache: interpreter pages that are no longer shared; on a GPU
+# (H100), cuBLAS workspaces in addition to the context.
 PROCESS_BYTES = {"cpu": 512 << 20, "cuda": 256 << 20}
 
 
@@ -57,7 +57,7 @@ class _OpenRequest:
 class ProcessDecoder:
     """Starts the process and waits until it has loaded the export.
 
-    Raises as ``TransformersEngine``, and EngineError if the process ends first.
+    Raises what ``TransformersEngine`` raises, and EngineError if the process ends first.
     """
 
     def __init__(self, folder: Path, threads: int, options: EngineOptions, seconds: float | None) -> None:
@@ -102,8 +102,8 @@ class ProcessDecoder:
             self._end_reason = self._end_reason or CLOSED
             if self._connection.closed:
                 return
-            # If the fork server has died, ``kill`` takes this process for dead too and does nothing. Shutting
-            # the socket down ends the process as well.
+            # If the fork server has died, ``kill`` believes that the process is dead too, and does nothing. Shutting
+            # down the socket ends it in any case.
             with socket.socket(fileno=os.dup(self._connection.fileno())) as duplicate, suppress(OSError):
                 duplicate.shutdown(socket.SHUT_RDWR)
         self._process.kill()

@@ -14,7 +14,7 @@ from workers.serving.engine.port import NOT_FINITE, EngineError
 
 logger = logging.getLogger(__name__)
 
-_TRIAL_TOKENS = 12  # in each of two sequences
+_TRIAL_TOKENS = 12  # per sequence; the trial has two
 _CHUNK_LENGTHS = ((5, 3, 1, 1, 2), (1, 1, 1, 7, 2))  # of both: one or several tokens, side by side
 # Allowed difference in standard deviations of the logits: more than rounding, far less than a wrong mask
 # causes.
@@ -27,10 +27,10 @@ class LogitsDiffer(Exception):
 
 
 def select_runner(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_bytes: int) -> ModelRunner:
-    """A runner with at most ``max_slots`` slots of ``slot_tokens`` tokens; it owns the model from now on.
+    """A runner with at most ``max_slots`` slots of ``slot_tokens`` tokens; it takes ownership of the model.
 
-    If the slots would take more than ``kv_cache_bytes``, there are fewer, and if one is too many, it is
-    shorter. Call this under ``torch.inference_mode``. Raises EngineError if the model's logits are not
+    If the slots would take more than ``kv_cache_bytes``, there are fewer of them; if even one does not fit,
+    it is shorter. Call this under ``torch.inference_mode``. Raises EngineError if the model's logits are not
     finite, and ValueError if its answers with a KV cache differ from those without.
     """
     trial = _Trial(model)
@@ -41,9 +41,7 @@ def select_runner(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_byte
             raise LogitsDiffer("its rotary angles depend on the longest sequence")
         runner = SlotRunner(model, num_slots=2, slot_tokens=_TRIAL_TOKENS)
         trial.run(runner)
-    except (
-        Exception
-    ) as error:  # models fail with a foreign attention in many ways; all can run with their own
+    except Exception as error:  # a replaced attention can fail in many ways; every model runs with its own
         logger.warning("%s decodes one sequence at a time: %s", type(model).__name__, error)
         model.set_attn_implementation(attention)
         runner = _sequence_runner(model, trial)

@@ -82,7 +82,7 @@ def sample(logits_RV: Tensor, samplers: Sequence[Sampler]) -> list[int | None]:
             drawn = _draw(logits_RV[rows], [samplers[row] for row in rows], nucleus=nucleus)
             for row, token in zip(rows, drawn, strict=True):
                 tokens[row] = token
-    # As in ``all_finite``, the maximum tells whether the row is finite.
+    # As in ``all_finite``, the maximum shows whether the row is finite.
     for row, finite in enumerate(np.isfinite(logits[range(len(logits)), best_R])):
         if not finite:
             tokens[row] = None

@@ -1,7 +1,7 @@
 """Continuous batching: one thread feeds all sequences in flight to the model together, step after step.
 
 Each engine step is one forward pass over a token of every decoding sequence, or over chunks of new prompts,
-or both. Between two steps sequences end, are cancelled, and hand their slots to others.
+or both. Between steps, sequences end or are cancelled, and others take their slots.
 """
 
 import logging
@@ -122,7 +122,7 @@ class SlotDecoder:
 
     def _start_waiting(self) -> None:
         skipped: list[DecodingSequence] = []
-        # The number of skipped sequences is bounded because each look compares a prompt with all slots.
+        # Skip only so many, because each attempt compares a prompt with all slots.
         while self._waiting and self._slots.any_free() and len(skipped) < self._runner.num_slots:
             sequence = self._waiting.popleft()
             if not sequence.cancelled.is_set() and not self._start(sequence):
@@ -146,7 +146,7 @@ class SlotDecoder:
     def _release(self, sequence: DecodingSequence, *, discard: bool = False) -> None:
         """Free a sequence's slot.
 
-        ``discard``: its contents may not be finite, or not be what was recorded.
+        ``discard``: do not reuse its contents, which may be non-finite or differ from the record.
         """
         self._active.remove(sequence)
         self._slots.release(sequence.slot, discard=discard)

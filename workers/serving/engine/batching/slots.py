@@ -47,12 +47,10 @@ class SlotTable:
         return any(slot.prompt is None for slot in self._slots)
 
     def assign(self, prompt: Sequence[int], *, whole: bool) -> SlotAssignment | None:
-        """Assign a free slot, of which there must be one.
+        """Assign a free slot; there must be one. Returns None if the prompt should wait for a running prefill.
 
-        None if the prompt should wait for a prefix being computed.
-
-        At least the last token of a prompt remains to be fed, because its logits start the continuation. With
-        ``whole``, all tokens remain.
+        At least the last prompt token is left to feed, because its logits start the continuation. If ``whole``,
+        all tokens are.
         """
         source, num_held = (None, 0) if whole or not self._reuses else self._longest_prefix(prompt)
         if not whole and self._reuses and self._is_being_fed(prompt, num_held):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workers.serving.engine.batching.model_runner import PrefillChunk
 
-# Key lengths are rounded up to multiples of this, so that sums run in the same order beside longer sequences.
+# Key lengths are rounded up to multiples of this, so that sums run in the same order when longer sequences share the batch.
 LENGTH_STEP = 16
 # Masked keys that cost as much as one more attention call. Estimated for 320 numbers a key on two cores, and
 # for a GPU, where a call takes tens of microseconds and a thousand keys take hundreds of nanoseconds.
@@ -90,8 +90,7 @@ def _groups(chunks: Sequence[PrefillChunk], max_wasted_keys: int) -> Iterator[At
 def _fits(members: Sequence[PrefillChunk], chunk: PrefillChunk, max_wasted_keys: int) -> bool:
     """Whether the chunk should join the group.
 
-    In a group, shorter sequences read masked keys beside a longer one; on its own, a chunk costs another
-    call.
+    Joining makes the shorter sequences read masked keys up to the longest; staying out costs another call.
     """
     last = members[-1]
     if not len(last.tokens) == len(chunk.tokens) == 1 or chunk.slot != last.slot + 1:

@@ -36,9 +36,9 @@ class StepPlanner:
     def plan(self, active: Sequence[DecodingSequence]) -> Step:
         """The next step: decoding sequences in slot order, then prompts in order of arrival.
 
-        Prompts that get their first token after one step have a step of their own: beside all other sequences
-        it would take half as long again. There are at most two such steps in a row, the second for prompts
-        that arrive during the first, so that decoding sequences do not wait longer.
+        Prompts that one step completes get a step to themselves, because sharing it with the other sequences
+        would make it half as long again. At most two such steps follow each other, the second for prompts
+        that arrive during the first, so that decoding sequences never wait longer than that.
         """
         decoding = sorted((s for s in active if not s.in_prompt), key=lambda sequence: sequence.slot)
         prompts = self._prompt_chunks(active)

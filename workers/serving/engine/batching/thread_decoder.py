@@ -14,7 +14,7 @@ from workers.serving.engine.text.tokenizer import ExportTokenizer
 
 
 class ThreadDecoder:
-    """Loads and decodes in one daemon thread. Raises as ``TransformersEngine``."""
+    """Loads and decodes in one daemon thread. Raises what ``TransformersEngine`` raises."""
 
     def __init__(
         self, folder: Path, tokenizer: ExportTokenizer, threads: int, options: EngineOptions

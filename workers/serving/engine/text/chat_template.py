@@ -6,7 +6,7 @@ The plain template writes one line per message and leaves the assistant's turn o
     user: What is an API?
     assistant:
 
-A base model goes on to write the other speaker's lines as well, so the stop strings end its turn where the
+A base model continues with the other speaker's lines, so the stop strings end its turn where the
 next speaker would begin.
 """
 

@@ -19,8 +19,8 @@ def engine_arguments(
 ) -> dict[str, Any]:
     """Arguments of ``AsyncEngineArgs``.
 
-    ``memory_share`` of the device must be free when vLLM starts. Because ``cache_bytes`` is given, it limits
-    nothing else, so that another version can be loaded beside this one.
+    ``memory_share`` of the device must be free when vLLM starts. Because ``cache_bytes`` is set, it limits
+    nothing else, so another version can be loaded alongside this one.
     """
     return {
         "model": str(folder),

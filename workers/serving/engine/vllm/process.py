@@ -8,7 +8,7 @@ import threading
 def end_with_parent() -> None:
     """End this process as soon as its parent has ended, even by kill -9.
 
-    Otherwise vLLM's engine would stay forever with all its memory. vLLM may call this more than once.
+    Otherwise vLLM's engine would keep running, and keep all its memory. vLLM may call this more than once.
     """
     parent = multiprocessing.parent_process()
     if parent is None:

@@ -222,7 +222,7 @@ def test_a_model_from_a_file_with_one_change(run: Run, name: str, tmp_path: Path
 def test_an_unreachable_control_plane_is_reported_with_its_address(run: Run) -> None:
     done = run("dataset", "list", url="http://127.0.0.1:9")
     assert done.status == 1
-    assert done.err.startswith("pathswitch: the control plane does not answer at http://127.0.0.1:9")
+    assert done.err.startswith("pathswitch: the control plane is not responding at http://127.0.0.1:9")
     assert "pathswitch up" in done.err
 
 

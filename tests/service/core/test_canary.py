@@ -73,7 +73,9 @@ def test_a_version_that_clients_leave_is_rejected() -> None:
     left = replace(NOTHING, departed=20)
     ended = judge(SPEC, left, served, 1)
     assert ended == TrialVerdict(
-        ("clients left 20 of 20 requests before an answer, against 50 of 1050 for the served version",)
+        (
+            "clients abandoned 20 of 20 requests before a response, compared with 50 of 1050 for the served version",
+        )
     )
     assert judge(SPEC, replace(NOTHING, departed=19), served, 1) is None
     assert judge(SPEC, replace(NOTHING, departed=3), served, 600) != TrialVerdict()

@@ -155,7 +155,7 @@ def test_a_zstd_window_over_8_mib_is_refused(tmp_path: Path) -> None:
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=24)
     stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     body = stream.compress(ndjson("a")) + stream.flush()
-    message = "the zstd stream asks for a window over 8388608 bytes"
+    message = "the zstd stream needs a window larger than 8388608 bytes"
     assert row_errors(tmp_path, body, NDJSON, ZSTD) == [("body", message)]
 
 

@@ -98,7 +98,7 @@ def test_a_version_that_does_not_fit_beside_the_loaded_ones_is_not_loaded(
     states = settled(pool, trying(1, version(2)))
     assert states == {1: Residence.READY, 2: Residence.FAILED}
     assert failures(pool.report())[2] == (
-        "NotEnoughMemory: the version needs 1 MiB beside those that are loaded, but only 0 MiB are free"
+        "NotEnoughMemory: the version needs 1 MiB in addition to the loaded ones, but only 0 MiB are free"
     )
     assert loader.folders == ["1"]
 

@@ -27,7 +27,7 @@ def judge(
     if errors and (candidate.requests >= EARLY_REQUESTS or candidate.failures >= EARLY_FAILURES):
         return TrialVerdict((errors,))
     departures = _too_many_departures(candidate, served)
-    if departures and candidate.given >= EARLY_REQUESTS:
+    if departures and candidate.accepted >= EARLY_REQUESTS:
         return TrialVerdict((departures,))
     enough = candidate.requests >= spec.min_requests and (
         spec.max_loss_increase is None or candidate.scored_tokens >= MIN_SCORED_TOKENS
@@ -57,8 +57,8 @@ def _too_many_departures(candidate: Traffic, served: Traffic) -> str | None:
     if candidate.departed_rate <= served.departed_rate + MAX_DEPARTED_RATE:
         return None
     return (
-        f"clients abandoned {candidate.departed} of {candidate.given} requests before a response, "
-        f"compared with {served.departed} of {served.given} for the served version"
+        f"clients abandoned {candidate.departed} of {candidate.accepted} requests before a response, "
+        f"compared with {served.departed} of {served.accepted} for the served version"
     )
 
 

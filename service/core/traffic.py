@@ -69,12 +69,12 @@ class Traffic:
     refused: int = 0
 
     @property
-    def given(self) -> int:
+    def accepted(self) -> int:
         return self.requests + self.departed
 
     @property
     def departed_rate(self) -> float:
-        return self.departed / self.given if self.given else 0.0
+        return self.departed / self.accepted if self.accepted else 0.0
 
     @property
     def error_rate(self) -> float:

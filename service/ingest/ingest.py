@@ -4,7 +4,7 @@
         for chunk in chunks:
             ingest.feed(chunk)
         body = ingest.end()                    # look body.sha256 up to see whether the content is already registered
-        version = ingest.publish_version(earlier=[…], given=[…], holdout_fraction=0.02)
+        version = ingest.publish_version(earlier=[…], uploaded=[…], holdout_fraction=0.02)
 
 Leaving the block deletes everything that is not published. A body can be published again if the versions
 before it have changed. Not thread-safe.
@@ -113,20 +113,20 @@ class Ingest:
     def publish_version(
         self,
         earlier: Sequence[Path],
-        given: Sequence[Path],
+        uploaded: Sequence[Path],
         holdout_fraction: float,
         cached: HashSet | None = None,
     ) -> Ingested:
         """Publish the ended body as a data version, under ``data/<fingerprint>``. Raises NothingNew.
 
         ``earlier`` are the artifact folders of the earlier versions that are not excluded, except those
-        whose hashes are ``cached``; ``given`` are those of uploaded evaluation sets. The fingerprint is the
+        whose hashes are ``cached``; ``uploaded`` are those of uploaded evaluation sets. The fingerprint is the
         sha256 of everything that the artifact depends on: sha256 and format of the content, sha256 of the list of
         holdout hashes, and the counts. Can be called again if the earlier versions have changed.
         """
         assert self._body is not None
         with translate_disk_full(_BODY):
-            split = split_body(self._spool.hashes, cached, earlier, given, holdout_fraction, self._scratch)
+            split = split_body(self._spool.hashes, cached, earlier, uploaded, holdout_fraction, self._scratch)
             write_holdout(self._spool, self._scratch)
         files = (DOCUMENTS, HASHES, HOLDOUT, HOLDOUT_HASHES)
         return self._publish("data", self._body, split.duplicates, split.holdout, files)

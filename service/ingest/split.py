@@ -4,7 +4,7 @@ documents                          all documents of the body
 └─ distinct                        one per hash                          -> hashes.bin
    ├─ known                        already in an earlier version
    └─ not known
-      ├─ given                     in an uploaded evaluation set
+      ├─ uploaded                  in an uploaded evaluation set
       └─ new
          ├─ held out               the lowest hashes                     -> holdout.bin, holdout.ndjson.zst
          └─ trained on
@@ -51,19 +51,19 @@ def split_body(
     hashes: HashSpool,
     cached: HashSet | None,
     earlier: Sequence[Path],
-    given: Sequence[Path],
+    uploaded: Sequence[Path],
     holdout_fraction: float,
     scratch: Scratch,
 ) -> Split:
     """Split the documents of a body; writes ``hashes.bin`` and ``holdout.bin``.
 
-    ``earlier`` and ``given`` are the artifact folders of earlier versions and of given evaluation sets;
+    ``earlier`` and ``uploaded`` are the artifact folders of earlier versions and of uploaded evaluation sets;
     ``cached`` holds the hashes of the other earlier versions. Raises NothingNew if no document is new.
     """
     unknown = new = 0
     with ExitStack() as stack:
         earlier_files = [stack.enter_context(HashFile(folder / HASHES)) for folder in earlier]
-        given_files = [stack.enter_context(HashFile(folder / HASHES)) for folder in given]
+        uploaded_files = [stack.enter_context(HashFile(folder / HASHES)) for folder in uploaded]
         known: list[HashSet] = [*earlier_files] if cached is None else [cached, *earlier_files]
         all_hashes = stack.enter_context(closing(scratch.create(HASHES)))
         # The holdout is the lowest new hashes. Its size is known only at the end, so write all and truncate.
@@ -72,10 +72,10 @@ def split_body(
             all_hashes.write(b"".join(block))
             block = _without(block, known)
             unknown += len(block)
-            block = _without(block, given_files)
+            block = _without(block, uploaded_files)
             new += len(block)
             lowest.write(b"".join(block))
-            for file in (*earlier_files, *given_files):
+            for file in (*earlier_files, *uploaded_files):
                 file.release_pages()
         holdout = holdout_size(holdout_fraction, new)
         lowest.truncate(holdout * HASH_BYTES)

@@ -37,7 +37,7 @@ def begin_update(database: Database, executor: Executor, update_id: str) -> bool
         model = models.by_id(session, update.model_id)
         number = datasets.version_by_id(session, update.data_version_id).number
         data = datasets.ledger_data(session, model.dataset_id, number)
-        slice_keys = [row.artifact_key for row in datasets.given_slices(session, model.dataset_id)]
+        slice_keys = [row.artifact_key for row in datasets.uploaded_slices(session, model.dataset_id)]
         if model.line is None:
             assert numerics is not None
             tokenizer = _first_tokenizer(model, spec, data, slice_keys)

@@ -58,7 +58,7 @@ def register_version(
             existing = _find(session, dataset_id, body.sha256)
             if existing is not None:
                 return existing
-            slices = datasets.given_slices(session, dataset_id) if extent.slices else ()
+            slices = datasets.uploaded_slices(session, dataset_id) if extent.slices else ()
             after = cache.newest(dataset_id, extent)
             added = datasets.version_artifacts(session, dataset_id, after) if extent.newest > after else []
         cached = cache.read(dataset_id, extent, after, added)
@@ -66,7 +66,7 @@ def register_version(
             continue
         ingested = ingest.publish_version(
             earlier=[cache.folder(key) for _, key in cached.uncached],
-            given=[cache.folder(row.artifact_key) for row in slices],
+            uploaded=[cache.folder(row.artifact_key) for row in slices],
             holdout_fraction=snapshot.holdout_fraction,
             cached=cached,
         )

@@ -59,7 +59,7 @@ def _write(
 ) -> RegisteredSlice:
     with database.transaction() as session:
         dataset = datasets.dataset(session, dataset_name, lock=True)
-        row = datasets.given_slice(session, dataset.id, name)
+        row = datasets.uploaded_slice(session, dataset.id, name)
         if row is not None:
             if (row.artifact_key, row.data_version) != (ingested.manifest.key, data_version):
                 raise Conflict(f"the slice {name!r} exists with other content or for another data version")

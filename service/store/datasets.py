@@ -27,7 +27,7 @@ _SNAPSHOT_BY_NAME = sa.select(Dataset.id, Dataset.holdout_fraction, *_EXTENT).wh
 
 
 class DatasetExtent(NamedTuple):
-    """How much a dataset contains: its newest version, and counts of excluded versions and given slices.
+    """How much a dataset contains: its newest version, and counts of excluded versions and uploaded slices.
 
     Versions and slices are never removed or changed, and exclusions never revoked, so equal extents of a
     dataset mean equal content.
@@ -170,12 +170,12 @@ def newest_numbers(session: Session, dataset_ids: Sequence[str]) -> dict[str, in
     return {row[0]: row[1] for row in session.execute(query)}
 
 
-def given_slice(session: Session, dataset_id: str, name: str) -> Slice | None:
+def uploaded_slice(session: Session, dataset_id: str, name: str) -> Slice | None:
     return session.scalar(sa.select(Slice).where(Slice.dataset_id == dataset_id, Slice.name == name))
 
 
-def given_slices(session: Session, dataset_id: str) -> Sequence[Slice]:
-    """The given evaluation sets, oldest first."""
+def uploaded_slices(session: Session, dataset_id: str) -> Sequence[Slice]:
+    """The uploaded evaluation sets, oldest first."""
     return session.scalars(sa.select(Slice).where(Slice.dataset_id == dataset_id).order_by(Slice.id)).all()
 
 
@@ -185,7 +185,7 @@ def ledger_data(session: Session, dataset_id: str, up_to: int) -> list[DataRef]:
 
 
 def slice_refs(session: Session, dataset_id: str, up_to: int) -> list[SliceRef]:
-    """Evaluation sets for the data versions up to ``up_to``: their holdouts, then the given slices."""
+    """Evaluation sets for the data versions up to ``up_to``: their holdouts, then the uploaded slices."""
     refs = [
         SliceRef(
             name=holdout_name(row.number),
@@ -196,7 +196,7 @@ def slice_refs(session: Session, dataset_id: str, up_to: int) -> list[SliceRef]:
         for row in versions(session, dataset_id, up_to)
         if row.holdout_documents
     ]
-    for row in given_slices(session, dataset_id):
+    for row in uploaded_slices(session, dataset_id):
         if row.data_version is None or row.data_version <= up_to:
             refs.append(
                 SliceRef(

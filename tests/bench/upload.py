@@ -91,7 +91,7 @@ def measure(num_bytes: int, directory: Path) -> dict[str, float]:
             group.clear()
         with finishing:
             body = ingest.end()
-            ingest.publish_version(earlier=[], given=[], holdout_fraction=0.02)
+            ingest.publish_version(earlier=[], uploaded=[], holdout_fraction=0.02)
         highest = max(highest, resident_bytes())
     mebibytes = body.bytes / 2**20
     return {

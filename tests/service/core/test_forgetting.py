@@ -81,9 +81,9 @@ def test_slices_without_a_data_version_are_ignored() -> None:
     assert backward_transfers(versions, {"suite": None}) == (None, None)
 
 
-def test_a_given_slice_of_a_data_version_counts_like_its_holdout() -> None:
-    versions = [version(1, 1, v1=4.0, given=2.0), version(2, 2, v1=4.5, given=2.0)]
-    assert backward_transfers(versions, {"v1": 1, "given": 1}) == (None, 0.25)
+def test_an_uploaded_slice_of_a_data_version_counts_like_its_holdout() -> None:
+    versions = [version(1, 1, v1=4.0, uploaded=2.0), version(2, 2, v1=4.5, uploaded=2.0)]
+    assert backward_transfers(versions, {"v1": 1, "uploaded": 1}) == (None, 0.25)
 
 
 def test_a_slice_was_new_to_the_first_of_several_versions_for_its_data_version() -> None:

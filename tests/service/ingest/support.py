@@ -52,7 +52,7 @@ def publish(
     encoding: ContentEncoding | None = None,
     *,
     earlier: Sequence[Path] = (),
-    given: Sequence[Path] = (),
+    uploaded: Sequence[Path] = (),
     fraction: float = 0.0,
 ) -> Ingested:
     """Ingest a body as a data version."""
@@ -60,11 +60,11 @@ def publish(
         for chunk in [body] if isinstance(body, bytes) else body:
             ingest.feed(chunk)
         ingest.end()
-        return ingest.publish_version(earlier, given, fraction)
+        return ingest.publish_version(earlier, uploaded, fraction)
 
 
 def publish_slice(artifacts: Artifacts, body: bytes) -> Ingested:
-    """Ingest a body as a given evaluation set."""
+    """Ingest a body as an uploaded evaluation set."""
     with Ingest(artifacts, NDJSON) as ingest:
         ingest.feed(body)
         ingest.end()

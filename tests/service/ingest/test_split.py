@@ -30,9 +30,9 @@ def texts(artifacts: Artifacts, version: Ingested, file: str) -> list[str]:
 
 
 def trained(
-    artifacts: Artifacts, version: Ingested, earlier: Sequence[Path], given: Sequence[Path]
+    artifacts: Artifacts, version: Ingested, earlier: Sequence[Path], uploaded: Sequence[Path]
 ) -> list[str]:
-    documents = training_documents(folder(artifacts, version), earlier, given)
+    documents = training_documents(folder(artifacts, version), earlier, uploaded)
     return [document.text for document in documents]
 
 
@@ -67,15 +67,15 @@ def test_a_body_is_split_as_defined(
 ) -> None:
     artifacts = LocalArtifacts(tmp_path_factory.mktemp("a"))
     earlier = [folder(artifacts, publish(artifacts, ndjson(*part))) for part in (first, second) if part]
-    given_sets = [folder(artifacts, publish_slice(artifacts, ndjson(*suite)))] if suite else []
+    uploaded_sets = [folder(artifacts, publish_slice(artifacts, ndjson(*suite)))] if suite else []
 
     known = {*first, *second}
     new = {text for text in body if text not in known and text not in suite}
     if not new:
         with pytest.raises(NothingNew):
-            publish(artifacts, ndjson(*body), earlier=earlier, given=given_sets, fraction=fraction)
+            publish(artifacts, ndjson(*body), earlier=earlier, uploaded=uploaded_sets, fraction=fraction)
         return
-    version = publish(artifacts, ndjson(*body), earlier=earlier, given=given_sets, fraction=fraction)
+    version = publish(artifacts, ndjson(*body), earlier=earlier, uploaded=uploaded_sets, fraction=fraction)
     held_out = set(sorted(new, key=document_hash)[: holdout_size(fraction, len(new))])
     in_order = list(dict.fromkeys(body))
 
@@ -86,7 +86,7 @@ def test_a_body_is_split_as_defined(
     hashes = sorted(document_hash(text) for text in held_out)
     assert (folder(artifacts, version) / HOLDOUT_HASHES).read_bytes() == b"".join(hashes)
     expected = [text for text in in_order if text in new - held_out]
-    assert trained(artifacts, version, earlier, given_sets) == expected
+    assert trained(artifacts, version, earlier, uploaded_sets) == expected
 
 
 def test_the_holdout_of_many_documents_is_the_lowest_hashes(artifacts: Artifacts) -> None:
@@ -111,12 +111,12 @@ def test_a_body_without_new_documents_leaves_nothing(artifacts: Artifacts) -> No
     with pytest.raises(NothingNew, match="already in"):
         publish(artifacts, ndjson("b", "a", "b"), earlier=[folder(artifacts, first)])
     suite = publish_slice(artifacts, ndjson("c"))
-    with pytest.raises(NothingNew, match="given evaluation set"):
+    with pytest.raises(NothingNew, match="uploaded evaluation set"):
         publish(
             artifacts,
             ndjson("a", "c"),
             earlier=[folder(artifacts, first)],
-            given=[folder(artifacts, suite)],
+            uploaded=[folder(artifacts, suite)],
         )
     assert {path for path in artifacts.root.rglob("*") if "slice" not in path.parts} == before
 
@@ -129,7 +129,7 @@ def test_documents_of_an_excluded_version_are_trained_on_again(artifacts: Artifa
     assert trained(artifacts, version, [], []) == ["b", "c", "d", "e"]
 
 
-def test_a_slice_given_later_keeps_its_documents_out_of_training(artifacts: Artifacts) -> None:
+def test_a_slice_uploaded_later_keeps_its_documents_out_of_training(artifacts: Artifacts) -> None:
     version = publish(artifacts, ndjson("a", "b", "c"))
     suite = publish_slice(artifacts, ndjson("b", "x"))
     assert trained(artifacts, version, [], [folder(artifacts, suite)]) == ["a", "c"]

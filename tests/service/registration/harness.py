@@ -72,14 +72,14 @@ class Process:
             registered = register_version(self.database, self.cache, "d", ingest, ingest.end(), label=label)
             return Registered(texts, registered.row, registered.created, registered.updates, ingest.published)
 
-    def give(
+    def upload_slice(
         self,
         name: str,
         *texts: str,
         data_version: int | None = None,
         meanwhile: tuple[Callable[[], object], ...] = (),
     ) -> RegisteredSlice:
-        """Register a given evaluation set."""
+        """Register an uploaded evaluation set."""
         with InterruptedIngest(self.artifacts, *meanwhile) as ingest:
             ingest.feed(ndjson(*texts))
             ingest.end()

@@ -99,7 +99,7 @@ def test_a_body_has_nothing_new_if_all_of_it_came_in_between(process: Process) -
 
 
 def test_a_slice_that_came_in_between_counts(process: Process) -> None:
-    row = process.register(*"abcd", meanwhile=(lambda: process.give("suite", "a", "b"),)).row
+    row = process.register(*"abcd", meanwhile=(lambda: process.upload_slice("suite", "a", "b"),)).row
     assert (row.documents, row.duplicates, row.holdout_documents) == (4, 0, 1)
     assert process.held_out(row) < {"c", "d"}
 
@@ -127,14 +127,14 @@ def test_documents_of_a_slice_are_not_held_out(process: Process) -> None:
     process.register("x")
     process.register("y")
     texts = sorted("abcdefghijkl", key=document_hash)
-    given = set(texts[:4])  # the lowest hashes, which would be held out
-    process.give("suite", *given)
+    uploaded = set(texts[:4])  # the lowest hashes, which would be held out
+    process.upload_slice("suite", *uploaded)
     for body in ((*texts[:3], *texts[4:8]), (texts[3], *texts[8:10]), (*texts[10:12], "z")):
         registered = process.register(*body)
         assert registered.published == [registered.row.artifact_key]
         held_out = process.held_out(registered.row)
         assert len(held_out) == registered.row.holdout_documents == 1
-        assert held_out.isdisjoint(given)
+        assert held_out.isdisjoint(uploaded)
 
 
 def test_an_artifact_that_was_collected_in_between_is_published_again(process: Process) -> None:

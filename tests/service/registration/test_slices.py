@@ -1,4 +1,4 @@
-"""Registering given evaluation sets: they are immutable, and cannot take the name of a holdout."""
+"""Registering uploaded evaluation sets: they are immutable, and cannot take the name of a holdout."""
 
 import pytest
 
@@ -8,14 +8,14 @@ from tests.service.registration.harness import Process
 
 
 def test_a_slice_is_immutable(process: Process) -> None:
-    first = process.give("suite", "a", data_version=3)
+    first = process.upload_slice("suite", "a", data_version=3)
     assert first.created
-    again = process.give("suite", "a", data_version=3)
+    again = process.upload_slice("suite", "a", data_version=3)
     assert (again.row.id, again.created) == (first.row.id, False)
     with pytest.raises(Conflict):
-        process.give("suite", "b", data_version=3)
+        process.upload_slice("suite", "b", data_version=3)
     with pytest.raises(Conflict):
-        process.give("suite", "a")
+        process.upload_slice("suite", "a")
 
 
 def test_a_slice_cannot_take_the_name_of_a_holdout(process: Process) -> None:
@@ -32,5 +32,5 @@ def test_an_artifact_that_was_collected_in_between_is_published_again(process: P
         [key] = process.artifacts.keys("slice")
         process.artifacts.unpublish([key])
 
-    registered = process.give("suite", "a", "b", meanwhile=(collect,))
+    registered = process.upload_slice("suite", "a", "b", meanwhile=(collect,))
     process.artifacts.open(registered.row.artifact_key)

@@ -19,14 +19,10 @@ from service.core.executor import Executor
 from service.core.serving import Serving
 from service.core.stopping import set_exit_deadline
 from service.orchestrator.loop import Orchestrator
-from service.settings import Settings
+from service.settings import RAY_ENDS_VARIABLE, READY_FILE_VARIABLE, Settings
 from service.store.database import Database
 
 logger = logging.getLogger("pathswitch.orchestrator")
-
-READY_FILE_VARIABLE = "PATHSWITCH_READY_FILE"
-RAY_ENDS_VARIABLE = "PATHSWITCH_RAY_ENDS"
-"""The parent process sets this variable if it ends the Ray cluster when this process has ended."""
 
 
 def main() -> None:

@@ -11,6 +11,11 @@ from service.artifacts.s3 import s3_url
 from service.core.serving import EngineName
 from service.ingest.formats import Limits
 
+# Not settings: `pathswitch up` sets these for the orchestrator. The file to create when serving answers:
+READY_FILE_VARIABLE = "PATHSWITCH_READY_FILE"
+# Set to any value if the parent process ends the Ray cluster once the orchestrator has ended:
+RAY_ENDS_VARIABLE = "PATHSWITCH_RAY_ENDS"
+
 
 class Settings(BaseSettings):
     """Everything an operator sets, each as ``PATHSWITCH_<NAME>``."""

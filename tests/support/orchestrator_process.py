@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from service.main import READY_FILE_VARIABLE
-from service.settings import Settings
+from service.settings import READY_FILE_VARIABLE, Settings
 
 START_SECONDS = 90.0
 STOP_SECONDS = 30.0

@@ -19,7 +19,7 @@ from api.cli.up.supervisor import Part, Supervisor
 from service.artifacts import open_artifacts
 from service.core.errors import PathswitchError
 from service.core.stopping import PROCESS_SECONDS
-from service.settings import Settings
+from service.settings import RAY_ENDS_VARIABLE, READY_FILE_VARIABLE, Settings
 from service.store import migrate
 
 PROBE_SECONDS = 2.0
@@ -161,8 +161,8 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 def _orchestrator_environment(ready_file: Path, ray: LocalRay | None) -> dict[str, str]:
     """Tell the orchestrator which file to create when ready, and whether `up` will stop its Ray."""
-    environment = {"PATHSWITCH_READY_FILE": str(ready_file)}
-    return environment | ({"PATHSWITCH_RAY_ENDS": "1"} if ray else {})
+    environment = {READY_FILE_VARIABLE: str(ready_file)}
+    return environment | ({RAY_ENDS_VARIABLE: "1"} if ray else {})
 
 
 def _answers(url: str) -> Callable[[], bool]:

@@ -1,1 +1,1 @@
-"""The demo's data and traffic, study configurations, and the release script."""
+"""The demo's text and traffic, ready-made study configurations, and the script that releases a version."""

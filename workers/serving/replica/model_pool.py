@@ -73,11 +73,6 @@ class ModelPool:
                 self.failures.clear()
             self._settle()
 
-    def wait_until_settled(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until every wanted version is loaded or has failed once. Returns False on timeout."""
-        with self.changed:
-            return self.changed.wait_for(lambda: self.closing or not self.missing(), timeout_seconds)
-
     def wait_until_answering(self) -> None:
         """Wait until the served version is loaded or has failed once."""
         with self.changed:

@@ -12,6 +12,7 @@ from service.artifacts import Artifacts
 from service.core.serving import Residence, ServedTarget
 from service.core.serving_specs import LimitsSpec, ServingSpec
 from tests.support.waiting import until
+from tests.workers.serving.replica.loading import load, wait_until_settled
 from tests.workers.serving.replica.requests import ask, generation, number
 from tests.workers.serving.scripted_engines import ScriptedLoader
 from tests.workers.serving.serving_line import failures, line, trying, version
@@ -31,8 +32,7 @@ def pool(replica: Replica) -> ModelPool:
 
 
 def settled(pool: ModelPool, target: ServedTarget) -> dict[int, Residence]:
-    pool.set_target(target)
-    assert pool.wait_until_settled(30)
+    load(pool, target)
     return {report.number: report.state for report in pool.report().versions}
 
 
@@ -136,8 +136,7 @@ def test_another_decision_retries_versions_that_could_not_be_loaded(
 def test_when_a_version_on_trial_hangs_the_served_one_answers_its_requests(
     replica: Replica, loader: ScriptedLoader
 ) -> None:
-    replica.pool.set_target(trying(1, version(2), share=1.0))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, trying(1, version(2), share=1.0))
     loader.engine("2").hangs = True
     started = time.monotonic()
     assert number(ask(replica, REQUEST)) == 1
@@ -149,8 +148,7 @@ def test_when_a_version_on_trial_hangs_the_served_one_answers_its_requests(
 def test_a_served_version_that_hangs_is_reloaded_and_then_answers_its_requests(
     replica: Replica, loader: ScriptedLoader
 ) -> None:
-    replica.pool.set_target(line(1))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, line(1))
     hung = loader.engine("1")
     hung.hangs = True
     answer = ask(replica, REQUEST)
@@ -164,8 +162,7 @@ def test_a_served_version_that_hangs_is_reloaded_and_then_answers_its_requests(
 
 
 def test_long_steps_are_not_mistaken_for_a_hang(pool: ModelPool, loader: ScriptedLoader) -> None:
-    pool.set_target(line(1))
-    assert pool.wait_until_settled(30)
+    load(pool, line(1))
     engine = loader.engine("1")
     engine.hung_since, engine.hung_seconds = 1.0, MIN_HANG_SECONDS - 1
     model = Router(pool).acquire()
@@ -178,13 +175,11 @@ def test_long_steps_are_not_mistaken_for_a_hang(pool: ModelPool, loader: Scripte
 def test_a_retired_version_that_hangs_fails_its_remaining_requests_once(
     pool: ModelPool, loader: ScriptedLoader
 ) -> None:
-    pool.set_target(line(1))
-    assert pool.wait_until_settled(30)
+    load(pool, line(1))
     model = Router(pool).acquire()
     reasons: list[str] = []
     model.on_lost.add(reasons.append)
-    pool.set_target(line(2))
-    assert pool.wait_until_settled(30)
+    load(pool, line(2))
     engine = loader.engine("1")
     assert not engine.closed
     engine.hung_since = 1.0
@@ -199,8 +194,7 @@ def test_a_retired_version_that_hangs_fails_its_remaining_requests_once(
 
 def test_the_hang_limit_comes_from_the_spec_of_the_line(pool: ModelPool, loader: ScriptedLoader) -> None:
     spec = ServingSpec(limits=LimitsSpec(hang_seconds=3))
-    pool.set_target(replace(line(1), spec=spec))
-    assert pool.wait_until_settled(30)
+    load(pool, replace(line(1), spec=spec))
     engine = loader.engine("1")
     engine.hung_since, engine.hung_seconds = 1.0, 3.5
     until(lambda: engine.closed)
@@ -212,8 +206,7 @@ def test_a_lost_served_version_that_cannot_be_reloaded_makes_the_replica_unhealt
     """The cause may be the process itself, which Serve replaces when the health check fails."""
     replica = Replica("replica-0", artifacts.open, loader, retry_seconds=1000.0)
     pool = replica.pool
-    pool.set_target(line(1))
-    assert pool.wait_until_settled(30)
+    load(pool, line(1))
     loader.errors.append(MemoryError("no room"))
     loader.gate.clear()
     engine = loader.engine("1")
@@ -223,8 +216,7 @@ def test_a_lost_served_version_that_cannot_be_reloaded_makes_the_replica_unhealt
     loader.gate.set()
     until(lambda: not replica.healthy())
     assert pool.recovering() is None
-    pool.set_target(line(2))
-    assert pool.wait_until_settled(30)
+    load(pool, line(2))
     assert replica.healthy(), "the other version answers"
     pool.close()
 
@@ -232,8 +224,7 @@ def test_a_lost_served_version_that_cannot_be_reloaded_makes_the_replica_unhealt
 def test_requests_that_wait_for_the_lost_served_version_are_not_drawn_again_for_the_trial(
     replica: Replica, loader: ScriptedLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replica.pool.set_target(trying(1, version(2), share=0.1))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, trying(1, version(2), share=0.1))
     loader.gate.clear()
     draw = Mock(return_value=0.5)
     monkeypatch.setattr(random, "random", draw)
@@ -247,8 +238,7 @@ def test_requests_that_wait_for_the_lost_served_version_are_not_drawn_again_for_
 def test_requests_wait_for_the_next_version_when_the_served_one_is_lost_during_a_rollout(
     replica: Replica, loader: ScriptedLoader
 ) -> None:
-    replica.pool.set_target(line(1))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, line(1))
     loader.gate.clear()
     replica.pool.set_target(line(2))
     until(lambda: loader.folders == ["1", "2"])
@@ -275,8 +265,7 @@ def test_the_next_version_is_retried_at_once_when_the_served_one_is_lost(
 
 
 def test_a_discarded_engine_rejects_new_requests(pool: ModelPool, loader: ScriptedLoader) -> None:
-    pool.set_target(line(1))
-    assert pool.wait_until_settled(30)
+    load(pool, line(1))
     model = Router(pool).acquire()
     loader.engine("1").hung_since = 1.0
     until(lambda: model.lost)
@@ -288,15 +277,14 @@ def test_a_discarded_engine_rejects_new_requests(pool: ModelPool, loader: Script
 def test_a_lost_served_version_is_loaded_before_the_one_on_trial(
     pool: ModelPool, loader: ScriptedLoader
 ) -> None:
-    pool.set_target(line(1))
-    assert pool.wait_until_settled(30)
+    load(pool, line(1))
     loader.gate.clear()
     pool.set_target(trying(1, version(2)))
     until(lambda: loader.folders == ["1", "2"])
     loader.engine("1").hung_since = 1.0
     until(lambda: loader.folders == ["1", "2", "1"])
     loader.gate.set()
-    assert pool.wait_until_settled(30)
+    wait_until_settled(pool)
     assert pool.report().number == 1
 
 

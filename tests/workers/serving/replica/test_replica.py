@@ -10,6 +10,7 @@ import pytest
 from service.artifacts import Artifacts
 from service.core.serving import ServedTarget
 from tests.support.waiting import until
+from tests.workers.serving.replica.loading import is_settled, load, wait_until_settled
 from tests.workers.serving.replica.requests import PROMPT, ask, collect, generation, number, rejection, text
 from tests.workers.serving.scripted_engines import ScriptedLoader
 from tests.workers.serving.serving_line import failures, line, trying, version
@@ -23,8 +24,7 @@ def metrics_of(replica: Replica) -> bytes:
 
 
 def serve(replica: Replica, number_: int) -> None:
-    replica.pool.set_target(line(number_))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, line(number_))
 
 
 def test_requests_before_a_release_and_while_loading_are_rejected_with_the_reason(
@@ -37,7 +37,7 @@ def test_requests_before_a_release_and_while_loading_are_rejected_with_the_reaso
     assert "being loaded" in rejection(ask(replica, generation())).message
     assert replica.pool.report().number is None
     loader.gate.set()
-    assert replica.pool.wait_until_settled(30)
+    wait_until_settled(replica.pool)
     assert replica.pool.report().number == 1
     assert number(ask(replica, generation())) == 1
 
@@ -59,7 +59,7 @@ def test_a_swap_under_streams_drops_no_request_mixes_no_versions_and_frees_the_o
         clients = [asyncio.create_task(client(stop)) for _ in range(8)]
         await asyncio.sleep(0.3)
         replica.pool.set_target(line(2))
-        assert await asyncio.to_thread(replica.pool.wait_until_settled, 30)
+        await asyncio.to_thread(wait_until_settled, replica.pool)
         await asyncio.sleep(0.3)
         stop.set()
         return await asyncio.gather(*clients)
@@ -88,7 +88,7 @@ def test_a_stream_keeps_its_version_which_is_freed_when_the_stream_ends(
         stream = replica.generate(generation((PROMPT, "the dog"), n=2, max_tokens=60, stream=True))
         answer = await anext(stream)
         replica.pool.set_target(line(2))
-        assert await asyncio.to_thread(replica.pool.wait_until_settled, 30)
+        await asyncio.to_thread(wait_until_settled, replica.pool)
         assert number(await collect(replica, generation())) == 2
         assert loader.engines[0]() is not None
         assert b'requests_total{model="line",replica="replica-0",version="1"}' in metrics_of(replica)
@@ -111,8 +111,7 @@ def test_a_version_that_cannot_be_loaded_is_reported_and_the_old_one_goes_on(
         (2, "export/broken", "not finite"),
         (3, "export/missing", "ArtifactMissing"),
     ):
-        replica.pool.set_target(line(broken, key))
-        assert replica.pool.wait_until_settled(30)
+        load(replica.pool, line(broken, key))
         report = replica.pool.report()
         assert report.number == 1
         [(failed, error)] = failures(report).items()
@@ -124,8 +123,7 @@ def test_a_version_that_cannot_be_loaded_is_reported_and_the_old_one_goes_on(
 
 
 def test_a_failed_first_version_answers_503(replica: Replica) -> None:
-    replica.pool.set_target(line(1, "export/missing"))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, line(1, "export/missing"))
     assert rejection(ask(replica, generation())).status == 503
     assert "could not be loaded" in rejection(ask(replica, generation())).message
 
@@ -152,7 +150,7 @@ def test_the_latest_target_wins(replica: Replica, loader: ScriptedLoader) -> Non
     until(lambda: loader.folders == ["1", "2"])
     replica.pool.set_target(line(3))
     loader.gate.set()
-    assert replica.pool.wait_until_settled(30)
+    wait_until_settled(replica.pool)
     assert replica.pool.report().number == 3
     assert loader.folders == ["1", "2", "3"]
 
@@ -165,7 +163,7 @@ def test_the_target_can_return_to_the_served_version_while_another_loads(
     replica.pool.set_target(line(2))
     until(lambda: loader.folders == ["1", "2"])
     replica.pool.set_target(line(1))
-    assert replica.pool.wait_until_settled(0)
+    assert is_settled(replica.pool)
     loader.gate.set()
     until(lambda: len(loader.engines) == 2 and loader.engines[1]() is None)
     assert number(ask(replica, generation())) == 1
@@ -226,8 +224,7 @@ def test_requests_that_a_version_cannot_serve_are_rejected(
 
 
 def test_a_version_on_trial_answers_its_share_and_the_same_users_every_time(replica: Replica) -> None:
-    replica.pool.set_target(trying(1, version(2), share=0.3))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, trying(1, version(2), share=0.3))
     assert replica.pool.report().number == 1
     requests = [generation(max_tokens=1, affinity=f"user {user}") for user in range(60)]
     answered = [number(ask(replica, request)) for request in requests]
@@ -240,8 +237,7 @@ def test_a_version_on_trial_answers_its_share_and_the_same_users_every_time(repl
     assert versions[2].tried.requests == 2 * answered.count(2) + without_affinity.count(2)
     assert versions[1].tried.requests == 180 - versions[2].tried.requests
     # Requests from before do not count for the next trial.
-    replica.pool.set_target(replace(trying(1, version(3), share=1.0), sequence=1))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, replace(trying(1, version(3), share=1.0), sequence=1))
     assert number(ask(replica, generation())) == 3
     versions = {report.number: report for report in replica.pool.report().versions}
     assert (versions[1].tried.requests, versions[3].tried.requests) == (0, 1)
@@ -251,8 +247,7 @@ def test_a_version_on_trial_answers_its_share_and_the_same_users_every_time(repl
 def test_the_served_version_answers_requests_that_the_version_on_trial_fails(
     replica: Replica, loader: ScriptedLoader
 ) -> None:
-    replica.pool.set_target(trying(1, version(2), share=1.0))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, trying(1, version(2), share=1.0))
     assert number(ask(replica, generation())) == 2
     loader.engine("2").fails = True
     for stream in (False, True):
@@ -268,8 +263,7 @@ def test_the_served_version_answers_requests_that_the_version_on_trial_cannot_st
     replica: Replica, loader: ScriptedLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example because of a bad chat template. They count as failures."""
-    replica.pool.set_target(trying(1, version(2), share=1.0))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, trying(1, version(2), share=1.0))
 
     def fail_to_encode(_: str) -> tuple[int, ...]:
         raise KeyError("content")
@@ -286,8 +280,7 @@ def test_the_served_version_answers_requests_that_the_version_on_trial_cannot_st
 def test_requests_that_a_version_fails_to_score_count_as_failures(
     replica: Replica, loader: ScriptedLoader
 ) -> None:
-    replica.pool.set_target(trying(1, version(2), share=1e-9, shadowed=1.0, scored=True))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, trying(1, version(2), share=1e-9, shadowed=1.0, scored=True))
     loader.engine("2").fails = True
 
     async def answer() -> None:
@@ -306,8 +299,7 @@ def test_requests_that_a_version_fails_to_score_count_as_failures(
 def test_the_served_version_answers_requests_for_which_the_version_on_trial_is_too_busy(
     replica: Replica, loader: ScriptedLoader
 ) -> None:
-    replica.pool.set_target(trying(1, version(2), share=1.0))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, trying(1, version(2), share=1.0))
     loader.engine("2").full = True
     for stream in (False, True):
         assert number(ask(replica, generation(stream=stream))) == 1
@@ -360,13 +352,12 @@ def test_a_request_for_a_version_that_is_still_loading_is_told_to_retry(
     assert (rejected.status, rejected.code) == (503, "model_not_ready")
     assert rejected.retry_after_seconds
     loader.gate.set()
-    assert replica.pool.wait_until_settled(30)
+    wait_until_settled(replica.pool)
     assert number(ask(replica, generation(version=2))) == 2
 
 
 def test_exactly_the_loaded_versions_answer_by_number(replica: Replica) -> None:
-    replica.pool.set_target(line(1, kept=(version(2),)))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, line(1, kept=(version(2),)))
     texts = {asked: text(ask(replica, generation(version=asked))) for asked in (1, 2)}
     assert [number(ask(replica, generation(version=asked))) for asked in (1, 2, None)] == [1, 2, 1]
     assert texts[1] != texts[2]
@@ -379,8 +370,7 @@ def test_exactly_the_loaded_versions_answer_by_number(replica: Replica) -> None:
 
 
 def test_a_shadow_version_is_counted_and_scored_but_answers_no_client(replica: Replica) -> None:
-    replica.pool.set_target(trying(1, version(2), shadowed=1.0, scored=True))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, trying(1, version(2), shadowed=1.0, scored=True))
 
     async def answer_five() -> list[int]:
         numbers = [number(await collect(replica, generation())) for _ in range(5)]
@@ -405,8 +395,7 @@ def test_a_shadow_version_is_counted_and_scored_but_answers_no_client(replica: R
 
 
 def test_metrics_are_exported_by_model_version_and_replica(replica: Replica) -> None:
-    replica.pool.set_target(line(1, kept=(version(2),)))
-    assert replica.pool.wait_until_settled(30)
+    load(replica.pool, line(1, kept=(version(2),)))
     ask(replica, generation(max_tokens=5))
     ask(replica, generation(max_tokens=7, version=2, stream=True))
     exposed = bytes(metrics_response(replica.metrics()).body).decode()

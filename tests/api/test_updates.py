@@ -231,9 +231,8 @@ def test_metrics_of_a_reused_stage_cover_exactly_its_own_steps(each_plane: Contr
     trained = points(in_one, StageKind.TRAIN_TRUNK)
     assert [point.step for point in trained] == [first - 1, first, first + 1, second]
     assert points(updates[1], StageKind.TRAIN_TRUNK) == trained[2:]
-    assert [point.step for point in points(updates[0], StageKind.TRAIN_TRUNK)] == [
-        first
-    ]  # the stage's own range
+    # Only the stage's own range.
+    assert [point.step for point in points(updates[0], StageKind.TRAIN_TRUNK)] == [first]
     assert points(updates[1], StageKind.TRAIN_BRANCH) == points(in_one, StageKind.TRAIN_BRANCH) != []
 
 

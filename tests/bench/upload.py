@@ -81,9 +81,8 @@ def measure(num_bytes: int, directory: Path) -> dict[str, float]:
     chunks = ndjson_body(num_bytes)
     with Ingest(LocalArtifacts(directory), DataFormat.NDJSON) as ingest:
         while group := list(islice(chunks, _GROUP_CHUNKS)):
-            before = (
-                before or resident_bytes()
-            )  # after generating the first group, whose memory is not the sink's
+            # After generating the first group, whose memory is not the sink's.
+            before = before or resident_bytes()
             with feeding:
                 for chunk in group:
                     ingest.feed(chunk)

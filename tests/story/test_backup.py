@@ -123,9 +123,8 @@ def test_a_backup_taken_during_an_update_continues_elsewhere_to_the_same_bits(
             _, trunk = session.scalars(query)
         assert trunk.attempt == 2
         assert trunk.result is not None
-        assert (
-            trunk.result["resumed_from_step"] > trunk.result["from_step"]
-        )  # from a checkpoint in the backup
+        # From a checkpoint in the backup.
+        assert trunk.result["resumed_from_step"] > trunk.result["from_step"]
         third = push_and_release(restored, 3, executor, serving)
         assert third.artifact.sha256 == expected[2].artifact.sha256
         assert third.evaluations == expected[2].evaluations

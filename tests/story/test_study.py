@@ -48,9 +48,8 @@ CONFIG = StudyConfig.model_validate(
     }
 )
 TEXTS = {seed: texts_of(seed, DOCUMENTS) for seed in (1, 2)}
-DATA = data_of(
-    *(texts[:-6] for texts in TEXTS.values()), slices=[texts[-6:] for texts in TEXTS.values()]
-)  # the last six texts of each version are its slice
+# The last six texts of each version are its slice.
+DATA = data_of(*(texts[:-6] for texts in TEXTS.values()), slices=[texts[-6:] for texts in TEXTS.values()])
 UNTRAINED = 320  # perplexity of a uniform guess over this vocabulary
 
 

@@ -65,7 +65,6 @@ def _is_transient(response: httpx.Response, *, retried: bool) -> bool:
     problem = response.json()
     code, parts = problem["code"], {error["location"] for error in problem.get("errors", ())}
     assert code != "internal", response.text
-    away = code == "unavailable" and (
-        not parts or "database" in parts
-    )  # /readyz names the parts that do not answer
+    # /readyz names the parts that do not answer.
+    away = code == "unavailable" and (not parts or "database" in parts)
     return away or (code == "in_flight" and retried)

@@ -142,9 +142,8 @@ def run_server(folder: Path, **changes: str) -> Iterator[PostgresServer]:
         wait_until_ready(server, process)
         yield server
     finally:
-        process.send_signal(
-            signal.SIGINT
-        )  # fast shutdown: closes open connections instead of waiting for them
+        # Fast shutdown: closes open connections instead of waiting for them.
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

@@ -28,9 +28,8 @@ logger = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.5
 BOARD_SECONDS = 30
-TRAINER_GPUS = (
-    0.6  # leaves room for the stage host and serving replicas on the same GPU, but not for a second trainer
-)
+# Leaves room for the stage host and serving replicas on the same GPU, but not for a second trainer.
+TRAINER_GPUS = 0.6
 
 
 def main(run_id: str, artifacts_url: str) -> None:

@@ -209,9 +209,8 @@ def _forgetting(analysis: Analysis) -> Figure | None:
             for version in row.versions
         ]
         image = axes.imshow(gaps, cmap="RdBu_r", norm=norm, aspect="auto")
-        image.set_gid(
-            f"map-{row.row.name}"
-        )  # the default id is a hash of the pixels, which two rows may share
+        # The default id is a hash of the pixels, which two rows may share.
+        image.set_gid(f"map-{row.row.name}")
         for down, version in enumerate(row.versions):
             for across, label in enumerate(analysis.labels):
                 spread = version.slice_perplexities.get(label)

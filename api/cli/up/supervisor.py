@@ -49,9 +49,8 @@ class Part:
     # Its current state.
     child: subprocess.Popen[bytes] | None = None
     process: Process | None = None
-    tree: set[Process] = field(
-        default_factory=set
-    )  # all descendants, including those whose parents have ended
+    # All descendants, including those whose parents have ended.
+    tree: set[Process] = field(default_factory=set)
     started_with: Mapping[str, str] = field(default_factory=dict)
     log_start: int = 0
     started_at: float = 0.0

@@ -146,9 +146,8 @@ def test_an_unfinished_update_keeps_its_checkpoints_until_it_is_cancelled(harnes
     harness.executor.hold.clear()
     harness.executor.fail[StageKind.TRAIN_BRANCH].append(FATAL)
     assert harness.finish(orchestrator, update).state == UpdateState.FAILED
-    assert collect(harness) == {
-        trunk_checkpoint
-    }  # the trunk stage has succeeded, but the branch may be retried
+    # The trunk stage has succeeded, but the branch may be retried.
+    assert collect(harness) == {trunk_checkpoint}
     before = stage_keys(harness)
     cancel_update(harness.database, update)
     removed = collect(harness)

@@ -165,9 +165,8 @@ class Message(_Object):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
-    annotations: list[Any] = Field(
-        default=[], max_length=0
-    )  # present when a client sends one of our answers back
+    # Present when a client sends one of our answers back.
+    annotations: list[Any] = Field(default=[], max_length=0)
 
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)

@@ -77,9 +77,8 @@ def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
 def _max_tokens(num_prompt_tokens: int, requested: int | None, context_length: int, param: str) -> int:
     available = context_length - num_prompt_tokens
     if requested is None:
-        requested = max(
-            available, 1
-        )  # a prompt that fills the context is rejected, not answered with nothing
+        # A prompt that fills the context is rejected, not answered with nothing.
+        requested = max(available, 1)
     if requested > available:
         raise invalid(
             f"This model's maximum context length is {context_length} tokens. However, you requested "

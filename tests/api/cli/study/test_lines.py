@@ -70,11 +70,8 @@ def test_tuning_comes_first_and_rows_wait_for_the_peak_rate_they_use() -> None:
     assert settings_of(missing(results)) == [*grid, ("other", 0, 0.003), ("other", 1, 0.003)]
 
     results = tuned_row(results, "path", {0.001: 60, 0.002: 50})
-    assert {row for row, _, _ in settings_of(missing(results))} == {
-        "scratch",
-        "path",
-        "other",
-    }  # one peak rate has no result yet
+    # One peak rate has no result yet.
+    assert {row for row, _, _ in settings_of(missing(results))} == {"scratch", "path", "other"}
 
     results = tuned_row(results, "path", best_at(0.002))
     assert settings_of(missing(results)) == [

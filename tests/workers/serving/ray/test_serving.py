@@ -156,9 +156,8 @@ def test_a_swap_under_load_fails_no_request_and_mixes_no_versions(serving: RaySe
     assert {version for version, _ in clients.seen} == {"1", "2"}
     assert len(set(clients.seen)) == 2  # one text per version
     assert len(clients.seen) > 50
-    assert [report.replica for report in serving.observe(["line"])["line"]] == [
-        replica.replica
-    ]  # the same process
+    # The same process as before.
+    assert [report.replica for report in serving.observe(["line"])["line"]] == [replica.replica]
 
 
 def test_calls_without_changes_are_fast_and_redeploy_nothing(

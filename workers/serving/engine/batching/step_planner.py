@@ -12,9 +12,8 @@ MAX_PROMPT_STEPS = 2  # in a row, while other sequences decode
 # Prompt seconds per step. A decoding sequence waits for at most three steps, the last of which includes its
 # own token, and a long step would be taken for a hang.
 PREFILL_SECONDS = 2.0
-SCORED_LOGITS = (
-    1 << 24
-)  # rows times vocabulary while scoring prompts: 64 MiB, twice that while they are computed
+# Rows times vocabulary while scoring prompts: 64 MiB, twice that while they are computed.
+SCORED_LOGITS = 1 << 24
 
 Step = list[tuple[DecodingSequence, PrefillChunk]]
 

@@ -12,6 +12,7 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models/{model}/checkpoints")
 def list_checkpoints(model: str, database: DatabaseDep, page: PageDep) -> Page[Checkpoint]:
+    """List the checkpoints of the model's trunk, which updates can branch from."""
     with database.reading() as session:
         model_id = models.model(session, model).id
         rows, has_more = models.page_of_checkpoints(session, model_id, page.after, page.limit)

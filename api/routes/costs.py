@@ -19,4 +19,8 @@ def show_costs(
         int | None, Query(ge=1, le=1 << 50, description="size of the next version, for the forecast")
     ] = None,
 ) -> Costs:
+    """Show the cost of each version and of the line, and a forecast for the next version.
+
+    By default the forecast assumes as much new data as the newest version had.
+    """
     return Costs.model_validate(report_costs(database, model, next_tokens=tokens))

@@ -33,7 +33,10 @@ async def add_data_version(
     services: ServicesDep,
     label: Annotated[Text | None, Query()] = None,
 ) -> DataVersion:
-    """Register the data in the body, or the data that JSON names. Bad content: 422, nothing is stored."""
+    """Register the body, or the source that a JSON body names, as the next data version.
+
+    Bad content is rejected with 422, and nothing is stored.
+    """
     database = services.database
     await in_thread(partial(_check_dataset, database, dataset))
     async with receive_upload(request, services, LabelledSource) as received:
@@ -49,6 +52,7 @@ async def add_data_version(
 
 @router.get("/datasets/{dataset}/versions")
 def list_data_versions(dataset: str, database: DatabaseDep, page: PageDep) -> Page[DataVersion]:
+    """List the data versions of a dataset, including excluded ones."""
     with database.reading() as session:
         row = datasets.dataset(session, dataset)
         rows, has_more = datasets.page_of_versions(session, row.id, page.after, page.limit)
@@ -57,6 +61,7 @@ def list_data_versions(dataset: str, database: DatabaseDep, page: PageDep) -> Pa
 
 @router.get("/datasets/{dataset}/versions/{number}")
 def show_data_version(dataset: str, number: Number, database: DatabaseDep) -> DataVersion:
+    """Show a data version."""
     with database.reading() as session:
         row = datasets.version(session, datasets.dataset(session, dataset).id, number)
         return _documents(session, dataset, [row])[0]
@@ -64,7 +69,10 @@ def show_data_version(dataset: str, number: Number, database: DatabaseDep) -> Da
 
 @router.post("/datasets/{dataset}/versions/{number}/exclude")
 def exclude_data_version(dataset: str, number: Number, database: DatabaseDep, body: Exclusion) -> Excluded:
-    """Models rewind to before the data version at their next update. Served versions stay until replaced."""
+    """Exclude a data version from training.
+
+    Models rewind to before it at their next update. Served versions stay served until they are replaced.
+    """
     affected = exclude_version(database, dataset, number, body.reason)
     return Excluded(affected_versions=[AffectedVersion.model_validate(version) for version in affected])
 

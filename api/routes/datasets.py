@@ -16,6 +16,7 @@ router = APIRouter(tags=["data"])
 
 @router.post("/datasets", status_code=201)
 def add_dataset(body: NewDataset, database: DatabaseDep) -> Dataset:
+    """Create a dataset without data."""
     row = create_dataset(
         database, body.name, description=body.description, holdout_fraction=body.holdout_fraction
     )
@@ -24,6 +25,7 @@ def add_dataset(body: NewDataset, database: DatabaseDep) -> Dataset:
 
 @router.get("/datasets")
 def list_datasets(database: DatabaseDep, page: PageDep) -> Page[Dataset]:
+    """List the datasets."""
     with database.reading() as session:
         rows, has_more = datasets.page_of_datasets(session, page.after, page.limit)
         return Page(data=_documents(session, rows), has_more=has_more)
@@ -31,6 +33,7 @@ def list_datasets(database: DatabaseDep, page: PageDep) -> Page[Dataset]:
 
 @router.get("/datasets/{dataset}")
 def show_dataset(dataset: str, database: DatabaseDep) -> Dataset:
+    """Show a dataset."""
     with database.reading() as session:
         return _documents(session, [datasets.dataset(session, dataset)])[0]
 

@@ -36,7 +36,10 @@ async def list_events(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> Any:
-    """List events. With ``Accept: text/event-stream``, stream them without end, from ``Last-Event-ID`` on."""
+    """List events, or stream them from ``Last-Event-ID`` on if the client accepts ``text/event-stream``.
+
+    The stream does not end.
+    """
     streams = _EVENT_STREAM in request.headers.get("accept", "")
     # A browser that reconnects sends both: ``after`` from its URL, and the last event it received.
     cursor = await _cursor(services, last_event_id if streams and last_event_id else after)

@@ -11,7 +11,10 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models/{model}/forgetting")
 def show_forgetting(model: str, database: DatabaseDep) -> Forgetting:
-    """Show the matrix. Columns are holdouts by data version, then uploaded slices, then any others."""
+    """Show the losses of every version on every slice.
+
+    Columns are holdouts by data version, then uploaded slices, then any others.
+    """
     with database.reading() as session:
         found = forgetting.of_model(session, models.model(session, model))
     return Forgetting.model_validate(found)

@@ -22,6 +22,7 @@ _GCS_PORT = 6379
 
 @router.get("/healthz")
 async def healthz() -> Health:
+    """Report that the process is alive. Checks nothing else."""
     return Health(status="alive")
 
 
@@ -29,7 +30,7 @@ async def healthz() -> Health:
 async def readyz(services: ServicesDep) -> Health:
     """Check the migrated ``database``, the ``artifacts``, and ``ray`` if configured.
 
-    503 names those that fail.
+    A 503 names the checks that failed.
     """
     checks: dict[str, Callable[[], None]] = {
         "database": lambda: migrate.check(services.database),
@@ -48,6 +49,7 @@ async def readyz(services: ServicesDep) -> Health:
 
 @router.get("/metrics", response_class=Response)
 async def prometheus(request: Request) -> Response:
+    """Return the metrics of the control plane in Prometheus's text format."""
     page = await in_thread(lambda: generate_latest(request.app.state.registry))
     return Response(page, media_type=CONTENT_TYPE_LATEST)
 

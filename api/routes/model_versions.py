@@ -28,6 +28,7 @@ _FILE_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 @router.get("/models/{model}/versions")
 def list_model_versions(model: str, services: ServicesDep, page: PageDep) -> Page[ModelVersion]:
+    """List the versions of a model."""
     with services.database.reading() as session:
         row = models.model(session, model)
         rows, has_more = models.page_of_versions(session, row.id, page.after, page.limit)
@@ -36,7 +37,7 @@ def list_model_versions(model: str, services: ServicesDep, page: PageDep) -> Pag
 
 @router.get("/models/{model}/versions/{number}")
 def show_model_version(model: str, number: str, services: ServicesDep) -> ModelVersion:
-    """``number`` may be ``latest`` or ``served``."""
+    """Show a version of a model by its number, or the ``latest`` or ``served`` one."""
     with services.database.reading() as session:
         row = _version(session, model, number)
     return _document(services.artifacts, model, row)

@@ -18,7 +18,7 @@ BY = "user"
 
 @router.post("/models/{model}/releases", status_code=202)
 def add_release(model: str, body: NewRelease, database: DatabaseDep) -> Release:
-    """Serve any exported version, newer or older. The latest request wins."""
+    """Release an exported version, newer or older, or the previous one. The latest request wins."""
     if body.version == "previous":
         row = roll_back(database, model, by=BY, reason=body.reason, rollout=body.rollout)
     else:
@@ -28,6 +28,7 @@ def add_release(model: str, body: NewRelease, database: DatabaseDep) -> Release:
 
 @router.get("/models/{model}/releases")
 def list_releases(model: str, database: DatabaseDep, page: PageDep) -> Page[Release]:
+    """List the releases of a model."""
     with database.reading() as session:
         model_id = models.model(session, model).id
         rows, has_more = releases.page_of_releases(session, model_id, page.after, page.limit)

@@ -45,6 +45,7 @@ async def add_slice(
 
 @router.get("/datasets/{dataset}/slices")
 def list_slices(dataset: str, database: DatabaseDep, page: PageDep) -> Page[Slice]:
+    """List the uploaded evaluation sets of a dataset."""
     with database.reading() as session:
         row = datasets.dataset(session, dataset)
         rows, has_more = datasets.page_of_slices(session, row.id, page.after, page.limit)

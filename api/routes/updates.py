@@ -24,6 +24,10 @@ router = APIRouter(tags=["updates"])
 
 @router.post("/models/{model}/updates", status_code=202)
 def add_update(model: str, database: DatabaseDep, body: NewUpdate | None = None) -> Update:
+    """Request an update to a data version.
+
+    It can branch from an earlier checkpoint or, once, follow another paradigm.
+    """
     body = body or NewUpdate()
     if body.branch_from is not None:
         row = request_branch(database, model, body.branch_from, body.decay, body.data_version)
@@ -36,6 +40,7 @@ def add_update(model: str, database: DatabaseDep, body: NewUpdate | None = None)
 
 @router.get("/models/{model}/updates")
 def list_updates(model: str, database: DatabaseDep, page: PageDep) -> Page[Update]:
+    """List the updates of a model."""
     with database.reading() as session:
         model_id = models.model(session, model).id
         rows, has_more = updates.page_of_updates(session, model_id, page.after, page.limit)
@@ -44,12 +49,14 @@ def list_updates(model: str, database: DatabaseDep, page: PageDep) -> Page[Updat
 
 @router.get("/updates/{update}")
 def show_update(update: str, database: DatabaseDep) -> Update:
+    """Show an update and its stages."""
     with database.reading() as session:
         return _document(session, update)
 
 
 @router.post("/updates/{update}/cancel")
 def cancel(update: str, database: DatabaseDep) -> Update:
+    """Cancel an update that is pending, running or failed."""
     cancel_update(database, update)
     return read_after_commit(database, lambda session: _document(session, update))
 

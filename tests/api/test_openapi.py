@@ -250,6 +250,11 @@ def test_operation_ids_are_short_and_unique(description: dict[str, Any]) -> None
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", operation_id) for operation_id in ids)
 
 
+def test_every_route_is_described_in_whole_sentences(description: dict[str, Any]) -> None:
+    for name, operation in operations(description).items():
+        assert re.fullmatch(r"[A-Z].*\.", operation.get("description", ""), flags=re.S), name
+
+
 def test_every_reference_resolves(description: dict[str, Any]) -> None:
     for reference in references(description):
         resolve(description, {"$ref": reference})

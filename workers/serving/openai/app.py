@@ -41,6 +41,7 @@ def build_app(directory: ModelDirectory) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
+        """List the served models. A model and each of its loaded versions have separate ids."""
         served = await directory.served()
         data = [
             _model_json(id, name, number)
@@ -51,6 +52,7 @@ def build_app(directory: ModelDirectory) -> FastAPI:
 
     @app.get("/v1/models/{model}")
     async def model(model: str) -> Response:
+        """Show a served model or one of its loaded versions."""
         name, _ = parse_model_name(model)
         served = (await directory.served()).get(name)
         if served is None or model not in (ids := _model_ids(name, served)):
@@ -61,14 +63,17 @@ def build_app(directory: ModelDirectory) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Complete prompts of text or token ids."""
         return await _answer(directory, request, body, CompletionRendering)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Write the assistant's next message of a chat."""
         return await _answer(directory, request, body, ChatRendering)
 
     @app.get("/metrics")
     async def metrics() -> Response:
+        """Return the metrics of all replicas in Prometheus's text format."""
         return metrics_response(await directory.metrics())
 
     return app

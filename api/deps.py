@@ -13,7 +13,7 @@ from api.upload_pool import UploadPool
 from service.artifacts import Artifacts
 from service.registration.hash_cache import HashCache
 from service.settings import Settings
-from service.store.database import Database, retry_while_away
+from service.store.database import Database, retry_while_unavailable
 
 _T = TypeVar("_T")
 
@@ -81,7 +81,7 @@ def read_after_commit(database: Database, document: Callable[[Session], _T]) -> 
         with database.reading() as session:
             return document(session)
 
-    return retry_while_away(read)
+    return retry_while_unavailable(read)
 
 
 async def in_thread(function: Callable[[], _T]) -> _T:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.schemas.common import Problem, ProblemItem
-from service.core.errors import DatabaseAway, DiskFull, ErrorItem, PathswitchError, Unavailable
+from service.core.errors import DatabaseUnavailable, DiskFull, ErrorItem, PathswitchError, Unavailable
 
 logger = logging.getLogger("pathswitch.api")
 
@@ -78,7 +78,7 @@ def _data_error(request: Request, error: Any) -> Response:
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail)
 
 
-def no_database(error: DatabaseAway) -> Response:
+def no_database(error: DatabaseUnavailable) -> Response:
     logger.error("the database does not answer: %s", error.__cause__)
     return problem(error.status, error.code, error.detail)
 
@@ -107,7 +107,7 @@ _HANDLERS = {
     RequestValidationError: _validation_error,
     HTTPException: _http_exception,
     exc.DataError: _data_error,
-    DatabaseAway: lambda request, error: no_database(error),
+    DatabaseUnavailable: lambda request, error: no_database(error),
     ClientDisconnect: _client_disconnect,
     Exception: _unexpected,
 }

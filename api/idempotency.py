@@ -24,9 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.deps import REQUEST_DATABASE, in_thread
 from api.errors import no_database, problem
 from api.schemas.common import BASE, IDEMPOTENCY_KEY
-from service.core.errors import DatabaseAway
+from service.core.errors import DatabaseUnavailable
 from service.store import idempotency
-from service.store.database import Database, retry_while_away
+from service.store.database import Database, retry_while_unavailable
 from service.store.idempotency import Answer, KeyState, KeyStatus, MarkedDatabase
 
 logger = logging.getLogger("pathswitch.api")
@@ -74,7 +74,7 @@ class Idempotency:
             return
         try:
             response = await self._handle(key, scope, receive, send)
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             response = no_database(error)
         except HTTPException as error:  # a body that is too large
             response = problem(error.status_code, "content_too_large", error.detail)
@@ -124,7 +124,7 @@ class Idempotency:
             status = await in_thread(partial(self._look_up, key))
             if status.state == KeyState.FREE:
                 claim = partial(self._claim, key, target, owner)
-                status = await in_thread(partial(retry_while_away, claim))
+                status = await in_thread(partial(retry_while_unavailable, claim))
             if status.state != KeyState.IN_FLIGHT or status.target != target or loop.time() >= deadline:
                 return status
             await asyncio.sleep(_POLL_SECONDS[min(num_polls, len(_POLL_SECONDS) - 1)])
@@ -148,8 +148,8 @@ class Idempotency:
         finally:
             settle = partial(self._keep_or_release, key, owner, answer)
             try:
-                await in_thread(partial(retry_while_away, settle))
-            except DatabaseAway as error:
+                await in_thread(partial(retry_while_unavailable, settle))
+            except DatabaseUnavailable as error:
                 # This response is still correct; only a repeated request has to wait, or gets 409 answer_lost.
                 logger.error("cannot store the answer for Idempotency-Key %r: %s", key, error.__cause__)
         for message in response.messages:
@@ -206,7 +206,7 @@ class Idempotency:
     async def _renew_forever(self, key: str, owner: str) -> None:
         while True:
             await asyncio.sleep(idempotency.LEASE.total_seconds() / 3)
-            with suppress(DatabaseAway):
+            with suppress(DatabaseUnavailable):
                 await in_thread(partial(self._renew, key, owner))
 
     def _renew(self, key: str, owner: str) -> None:

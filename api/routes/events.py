@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from api.deps import Services, ServicesDep, in_thread
 from api.schemas.common import Page
 from api.schemas.events import Event
-from service.core.errors import DatabaseAway, InvalidRequest
+from service.core.errors import DatabaseUnavailable, InvalidRequest
 from service.store import events
 
 router = APIRouter(tags=["events"])
@@ -67,7 +67,7 @@ async def _stream(services: Services, cursor: int) -> AsyncIterator[str]:
     while not services.closing.is_set():
         try:
             rows = await in_thread(lambda: _read(services, cursor, _BATCH))  # noqa: B023  (awaited at once)
-        except DatabaseAway:
+        except DatabaseUnavailable:
             rows = []  # keep the stream open; it will send the missed events later
         for row in rows:
             yield f"id: {row.id}\nevent: {row.type}\ndata: {row.model_dump_json()}\n\n"

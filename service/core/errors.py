@@ -9,8 +9,8 @@ PathswitchError
 ├── Conflict                  409  the name is taken, or the state does not allow it
 ├── Unavailable               503  a part of the service does not answer yet: try again
 │   ├── DiskFull              503  a disk of the service is full
-│   ├── DatabaseAway          503  the database does not answer; a pending commit may have succeeded
-│   └── DatabaseBehind        503  the database must be migrated before this version of the code can use it
+│   ├── DatabaseUnavailable   503  the database does not respond; a pending commit may have succeeded
+│   └── DatabaseOutdated      503  the database must be migrated before this version of the code can use it
 └── StageError                500  a stage could not finish
     ├── Diverged                   the loss or gradient norm is not finite: never retried
     ├── StageInputInvalid          the inputs can never work: never retried
@@ -82,14 +82,14 @@ class DiskFull(Unavailable):
     """Retrying succeeds once there is disk space again."""
 
 
-class DatabaseAway(Unavailable):
+class DatabaseUnavailable(Unavailable):
     """``__cause__`` holds the driver's error, which callers of the API must not see."""
 
     def __init__(self) -> None:
         super().__init__("the database is not responding")
 
 
-class DatabaseBehind(Unavailable):
+class DatabaseOutdated(Unavailable):
     """The operator who deploys this version must run ``pathswitch db upgrade``."""
 
     def __init__(self, revision: str | None, needed: str) -> None:

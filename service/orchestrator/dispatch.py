@@ -9,7 +9,7 @@ from itertools import takewhile
 from sqlalchemy.orm import Session
 
 from service.artifacts import Artifacts
-from service.core.errors import ArtifactCorrupt, DatabaseAway, Unavailable
+from service.core.errors import ArtifactCorrupt, DatabaseUnavailable, Unavailable
 from service.core.executor import Executor, Run, StageCall
 from service.core.specs import ModelSpec
 from service.core.stage_specs import TRAINING_KINDS, StageKind
@@ -135,7 +135,7 @@ def _submit(database: Database, executor: Executor, leases: LeaseTable, run: Run
         if not is_needed:
             logger.warning("run %s was cancelled before it was submitted", run.id)
             executor.cancel(run.id)
-    except DatabaseAway:
+    except DatabaseUnavailable:
         raise
     except Unavailable as error:
         # The claim stands. The next poll reports the run as lost, and the stage gets its next attempt.

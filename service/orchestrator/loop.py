@@ -17,7 +17,7 @@ import logging
 from dataclasses import dataclass
 
 from service.artifacts import Artifacts
-from service.core.errors import DatabaseAway, DatabaseBehind, PathswitchError, Unavailable
+from service.core.errors import DatabaseOutdated, DatabaseUnavailable, PathswitchError, Unavailable
 from service.core.executor import Executor
 from service.core.serving import Serving
 from service.orchestrator import advance, collect, dispatch, release, rescue
@@ -65,7 +65,7 @@ class Orchestrator:
         ):
             try:
                 moved |= part()
-            except (DatabaseAway, DatabaseBehind) as error:
+            except (DatabaseUnavailable, DatabaseOutdated) as error:
                 if self._database_answers:
                     logger.error("waiting for the database: %s", error.__cause__ or error.detail)
                 self._database_answers = False
@@ -91,7 +91,7 @@ class Orchestrator:
             logger.warning("leases are kept until they expire: %s", error.detail)
 
     def check_database(self) -> bool:
-        """Raise DatabaseBehind until the database has the migrations that this code needs.
+        """Raise DatabaseOutdated until the database has the migrations that this code needs.
 
         Later migrations do no harm.
         """

@@ -2,8 +2,8 @@
 
 ``Database.transaction`` makes every commit of the project. On SQLite it begins IMMEDIATE, so that a
 transaction that reads before it writes cannot fail half-way. ``reading`` begins deferred and rolls back, so
-that reads never wait for writers. Both raise DatabaseAway if the database does not answer, stays locked, or
-has no space left.
+that reads never wait for writers. Both raise DatabaseUnavailable if the database does not respond, stays
+locked, or has no space left.
 """
 
 import threading
@@ -19,7 +19,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.orm import Session
 
-from service.core.errors import DatabaseAway
+from service.core.errors import DatabaseUnavailable
 
 # PostgreSQL ends a transaction that is idle for longer. The locks of a process that was stopped or cut off
 # in a transaction, and the stages it had claimed, would otherwise be held forever.
@@ -63,7 +63,7 @@ class Database:
             yield session
 
     def check(self) -> None:
-        """Raise DatabaseAway unless the database answers."""
+        """Raise DatabaseUnavailable unless the database responds."""
         with self.reading() as session:
             session.execute(sa.text("SELECT 1"))
 
@@ -88,19 +88,19 @@ class Database:
             ):
                 yield session
         except (exc.DBAPIError, exc.TimeoutError) as error:
-            if not is_away(error):
+            if not is_unavailable(error):
                 raise
-            raise DatabaseAway from error
+            raise DatabaseUnavailable from error
 
 
-def retry_while_away(function: Callable[[], _T]) -> _T:
-    """Call an idempotent function, again for up to RETRY_SECONDS while it raises DatabaseAway."""
+def retry_while_unavailable(function: Callable[[], _T]) -> _T:
+    """Call an idempotent function, again for up to RETRY_SECONDS while it raises DatabaseUnavailable."""
     deadline = time.monotonic() + RETRY_SECONDS
     num_retries = 0
     while True:
         try:
             return function()
-        except DatabaseAway:
+        except DatabaseUnavailable:
             if time.monotonic() >= deadline:
                 raise
         time.sleep(_PAUSES[min(num_retries, len(_PAUSES) - 1)])
@@ -152,12 +152,12 @@ def _discard_failed(connection: Connection) -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        if is_away(error):
+        if is_unavailable(error):
             connection.invalidate()
         raise
 
 
-def is_away(error: exc.DBAPIError | exc.TimeoutError) -> bool:
+def is_unavailable(error: exc.DBAPIError | exc.TimeoutError) -> bool:
     """Whether the failure is temporary: the database could not do it, but the request itself is valid."""
     if isinstance(error, exc.TimeoutError):  # no pooled connection became free
         return True

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from service.core.errors import Conflict
-from service.store.database import Database, is_away, now, retry_while_away
+from service.store.database import Database, is_unavailable, now, retry_while_unavailable
 from service.store.tables import IdempotentRequest
 
 Statement = TypeVar("Statement", sa.Update, sa.Delete)
@@ -90,14 +90,14 @@ class MarkedDatabase(Database):
         try:
             session.commit()
         except exc.DBAPIError as error:
-            if not (is_first and is_away(error) and self._was_committed(session)):
+            if not (is_first and is_unavailable(error) and self._was_committed(session)):
                 raise
 
     def _was_committed(self, session: Session) -> bool:
         connection = session.get_bind()
         assert isinstance(connection, Connection)
         connection.invalidate()  # rolls back a transaction that is not committed, and releases its locks
-        return retry_while_away(self._is_marked)
+        return retry_while_unavailable(self._is_marked)
 
     def _is_marked(self) -> bool:
         query = sa.select(IdempotentRequest.carried_out).where(

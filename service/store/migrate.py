@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import make_url
 
 import migrations
-from service.core.errors import DatabaseBehind
+from service.core.errors import DatabaseOutdated
 from service.store.database import Database
 
 
@@ -39,10 +39,10 @@ def downgrade(url: str, revision: str) -> None:
 
 
 def check(database: Database) -> None:
-    """Raise DatabaseBehind if migrations are missing, DatabaseAway if the database does not answer."""
+    """Raise DatabaseOutdated if migrations are missing, or DatabaseUnavailable."""
     revision = revision_of(database)
     if revision is None or revision < head():
-        raise DatabaseBehind(revision, head())
+        raise DatabaseOutdated(revision, head())
 
 
 def revision_of(database: Database) -> str | None:

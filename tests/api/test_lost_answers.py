@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from api import deps
 from api.main import create_app
 from api.routes import events
-from service.core.errors import DatabaseAway
+from service.core.errors import DatabaseUnavailable
 from service.store.database import Database
 from service.store.tables import Event
 from tests.support.control_plane import ControlPlane, ndjson, settings_of
@@ -113,11 +113,11 @@ def test_a_repeated_request_is_answered_and_was_carried_out_once(
 def test_the_event_stream_survives_an_outage_of_the_database(
     plane: ControlPlane, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, absences = events._read, iter([DatabaseAway(), DatabaseAway()])
+    read, outages = events._read, iter([DatabaseUnavailable(), DatabaseUnavailable()])
 
-    def away_twice(*arguments: object) -> object:
-        for absence in absences:
-            raise absence
+    def fail_twice(*arguments: object) -> object:
+        for outage in outages:
+            raise outage
         return read(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(events, "POLL_SECONDS", 0.01)
@@ -125,16 +125,16 @@ def test_the_event_stream_survives_an_outage_of_the_database(
     with plane.http.stream("GET", "/events", params={"after": "latest"}, headers=headers) as response:
         lines = response.iter_lines()
         assert next(lines).startswith("retry")
-        monkeypatch.setattr(events, "_read", away_twice)
+        monkeypatch.setattr(events, "_read", fail_twice)
         plane.client.create_dataset(name)
         assert next(line for line in lines if name in line).startswith("data: ")
-    assert next(absences, None) is None
+    assert next(outages, None) is None
 
 
 def test_reading_after_a_commit_gives_up_eventually(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.store.database.RETRY_SECONDS", 0.2)
-    away = Database("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    unreachable = Database("postgresql+psycopg://nobody@127.0.0.1:1/none")
     began = time.monotonic()
-    with pytest.raises(DatabaseAway):
-        deps.read_after_commit(away, lambda session: session)
+    with pytest.raises(DatabaseUnavailable):
+        deps.read_after_commit(unreachable, lambda session: session)
     assert time.monotonic() - began >= 0.2

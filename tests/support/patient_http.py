@@ -66,5 +66,5 @@ def _is_transient(response: httpx.Response, *, retried: bool) -> bool:
     code, parts = problem["code"], {error["location"] for error in problem.get("errors", ())}
     assert code != "internal", response.text
     # /readyz names the parts that do not answer.
-    away = code == "unavailable" and (not parts or "database" in parts)
-    return away or (code == "in_flight" and retried)
+    is_unavailable = code == "unavailable" and (not parts or "database" in parts)
+    return is_unavailable or (code == "in_flight" and retried)

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from service.core.errors import DatabaseAway
+from service.core.errors import DatabaseUnavailable
 from service.core.executor import Point
 from service.core.stage_specs import StageKind
 from service.core.states import StageState, UpdateState
@@ -138,11 +138,11 @@ def test_a_failed_renewal_is_repeated_at_the_next_tick(
     run_until(harness, orchestrator, StageKind.PACK)
     orchestrator.leases.renewed_at -= orchestrator.lease_seconds
 
-    def away(session: Session, held: Any, lease_seconds: float) -> None:
-        raise DatabaseAway
+    def fail(session: Session, held: Any, lease_seconds: float) -> None:
+        raise DatabaseUnavailable
 
-    monkeypatch.setattr(stages, "renew", away)
-    with pytest.raises(DatabaseAway):
+    monkeypatch.setattr(stages, "renew", fail)
+    with pytest.raises(DatabaseUnavailable):
         orchestrator.collect()
     monkeypatch.undo()
     assert orchestrator.leases.renewal_is_due()

@@ -131,15 +131,15 @@ def test_a_stage_that_ends_during_shutdown_is_recorded(harness: Harness, update_
 def test_a_process_ends_even_if_the_database_is_unreachable(
     harness: Harness, update_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from service.core.errors import DatabaseAway
+    from service.core.errors import DatabaseUnavailable
 
     orchestrator = harness.orchestrator()
     trunk_that_runs(harness, orchestrator, update_id)
 
-    def away() -> None:
-        raise DatabaseAway
+    def fail() -> None:
+        raise DatabaseUnavailable
 
-    monkeypatch.setattr(harness.database, "transaction", away)
+    monkeypatch.setattr(harness.database, "transaction", fail)
     orchestrator.release_leases()
     monkeypatch.undo()
     assert harness.stages(update_id)["trunk"].owner == orchestrator.owner

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from service.core.errors import Conflict, DatabaseAway
+from service.core.errors import Conflict, DatabaseUnavailable
 from service.store import idempotency
 from service.store.database import Database, at_commit
 from service.store.idempotency import MarkedDatabase
@@ -60,7 +60,7 @@ def test_a_commit_fails_only_if_it_was_not_carried_out(
     if done:
         write(marked)
     else:
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             write(marked)
     assert is_carried_out(database) is done
 
@@ -81,7 +81,7 @@ def test_the_mark_tells_nothing_about_a_second_transaction(
 ) -> None:
     write(marked)
     lose_next_answer(database, done=True)
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         write(marked)
 
 

@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy.engine import Connection
 
-from service.core.errors import DatabaseBehind
+from service.core.errors import DatabaseOutdated
 from service.store.database import Database
 from service.store.migrate import check, downgrade, head, revision_of, upgrade
 from tests.service.store.test_migrations import Rows, filled, revisions, rows_of, schema_of
@@ -188,12 +188,12 @@ def test_additions_do_not_break_the_old_code(database: Database) -> None:
 
 def test_an_empty_database_is_behind(sqlite: Database, tmp_path: Path) -> None:
     empty = Database(f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(DatabaseBehind, match="the database has no tables of ours"):
+    with pytest.raises(DatabaseOutdated, match="the database has no tables of ours"):
         check(empty)
     empty.close()
     sqlite.close()
     downgrade(sqlite.url, "base")
-    with pytest.raises(DatabaseBehind, match="the database has no tables of ours"):
+    with pytest.raises(DatabaseOutdated, match="the database has no tables of ours"):
         check(sqlite)
 
 
@@ -209,5 +209,5 @@ def test_the_error_for_an_old_database_says_how_to_upgrade(database: Database) -
     database.close()
     downgrade(database.url, revisions()[-2])
     reason = f"at revision {revisions()[-2]}, and this version needs {head()}: run `pathswitch db upgrade`"
-    with pytest.raises(DatabaseBehind, match=reason):
+    with pytest.raises(DatabaseOutdated, match=reason):
         check(database)

@@ -130,7 +130,7 @@ def test_a_failed_first_version_answers_503(replica: Replica) -> None:
 
 def test_a_failed_load_is_tried_again(artifacts: Artifacts, loader: ScriptedLoader) -> None:
     replica = Replica("replica-0", artifacts.open, loader, retry_seconds=0.05)
-    loader.errors = [MemoryError("too little"), OSError("store away")]
+    loader.errors = [MemoryError("too little"), OSError("store unavailable")]
     replica.pool.set_target(line(1))
     until(lambda: replica.pool.report().number == 1)
     assert not failures(replica.pool.report())

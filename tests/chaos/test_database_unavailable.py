@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from service.core.errors import DatabaseAway
+from service.core.errors import DatabaseUnavailable
 from service.main import tick_until
 from service.orchestrator.loop import Orchestrator
 from service.store import database as store_database
@@ -82,7 +82,7 @@ def test_a_failed_commit_leaves_no_transaction_open(
         raise failure("the reply was lost")
 
     monkeypatch.setattr(dialect, "do_commit", do_commit)
-    with pytest.raises(DatabaseAway), own.transaction() as session:
+    with pytest.raises(DatabaseUnavailable), own.transaction() as session:
         add_dataset(session, "d")
     monkeypatch.undo()
     with own.reading() as session:
@@ -115,7 +115,7 @@ def test_a_process_stopped_in_a_transaction_loses_its_locks_after_a_while(
                 assert claim(other, "other")
         return claimed is not None
 
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         claim(stopped, "stopped")
     with other.reading() as session:
         assert stages.get(session, stage.id).owner == "other"

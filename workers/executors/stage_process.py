@@ -109,9 +109,8 @@ def _serve(connection: Connection, artifacts_url: str) -> None:
                 run_stage(call, StageContext(artifacts, connection.send, should_stop))
             except EOFError:
                 return
-            except (
-                Exception
-            ) as exception:  # any exception ends the attempt, and the child takes the next stage
+            # Any exception ends the attempt, and the child takes the next stage.
+            except Exception as exception:
                 error = describe_failure(call.stage_id, exception)
             connection.send(_StageResult(error))
     except (EOFError, OSError):

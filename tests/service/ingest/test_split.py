@@ -145,10 +145,8 @@ def test_a_body_can_be_published_again(artifacts: Artifacts) -> None:
     assert (first.duplicates, first.holdout_documents) == (0, 2)
     assert (second.duplicates, second.holdout_documents) == (2, 1)
     assert first.manifest.key != second.manifest.key
-    for version in (
-        first,
-        second,
-    ):  # opening verifies them: the second publication has not written into the first
+    # Opening verifies them: the second publication has not written into the first.
+    for version in (first, second):
         assert texts(artifacts, version, "documents.ndjson.zst") == ["a", "b", "c", "d"]
 
 

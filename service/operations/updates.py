@@ -23,7 +23,7 @@ def request_update(database: Database, model_name: str, data_version: int | None
     with database.transaction() as session:
         model = models.model(session, model_name)
         target = _target(session, model, data_version)
-        if (reason := _why_passed(session, model, target)) is not None:
+        if (reason := _reason_to_reject(session, model, target)) is not None:
             raise InvalidRequest(reason)
         return updates.add(session, model, target)
 
@@ -80,7 +80,7 @@ def request_branch(
         )
 
 
-def _why_passed(session: Session, model: Model, target: DataVersion) -> str | None:
+def _reason_to_reject(session: Session, model: Model, target: DataVersion) -> str | None:
     """Return why the line can no longer train on ``target`` (it, or its trunk, has read later data), or None if it can."""
     trunk, newest = lines.trunk(session, model.id), lines.newest_version(session, model)
     position = max(trunk.data_version if trunk else 0, newest.data_version if newest else 0)
@@ -126,7 +126,7 @@ def retry_update(database: Database, update_id: str) -> Update:
             if target.excluded_at is not None:
                 raise Conflict(f"data version {target.number} is excluded: {target.excluded_reason}")
             model = models.by_id(session, row.model_id)
-            if not row.one_off and (reason := _why_passed(session, model, target)) is not None:
+            if not row.one_off and (reason := _reason_to_reject(session, model, target)) is not None:
                 raise Conflict(reason)
             rows = updates.stages(session, update_id)
             updates.move(session, row, UpdateState.RUNNING if rows else UpdateState.PENDING)

@@ -29,13 +29,13 @@ def succeed(session: Session, stage_id: str, epoch: int, manifest: Manifest) -> 
     stage = stages.get(session, stage_id)
     run_id, wasted = stage.run_id, stage.wasted_seconds
     # The training of failed attempts up to the checkpoint from which this one continued was not wasted.
-    carried = manifest.result.get("carried_device_seconds", 0.0) / manifest.result.get("devices", 1)
+    earlier = manifest.result.get("carried_device_seconds", 0.0) / manifest.result.get("devices", 1)
     _set_succeeded(
         session,
         stage_id,
         epoch,
         replace_non_finite(manifest.result),
-        wasted_seconds=max(0.0, wasted - carried),
+        wasted_seconds=max(0.0, wasted - earlier),
     )
     if run_id is not None:
         stages.start_next_of_run(session, run_id)

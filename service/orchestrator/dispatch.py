@@ -66,7 +66,7 @@ def _run(
         with database.transaction() as session:
             return advance.reuse(session, stage.id, manifest)
     with database.reading() as session:
-        followers = _training_behind(session, stage)
+        followers = _training_after(session, stage)
     # Look for artifacts outside the transaction, because an object store may be slow.
     chain = [stage.id, *(row.id for row in takewhile(partial(_is_missing, artifacts), followers))]
     began = time.monotonic()
@@ -154,7 +154,7 @@ def _is_missing(artifacts: Artifacts, stage: Stage) -> bool:
         return False
 
 
-def _training_behind(session: Session, stage: Stage) -> list[Stage]:
+def _training_after(session: Session, stage: Stage) -> list[Stage]:
     """The chain of training stages that directly follow this one, which can share its run.
 
     Each of them needs only the one before it.

@@ -37,12 +37,12 @@ def points(session: Session, stage_id: str) -> Sequence[MetricPoint]:
     ).all()
 
 
-def thinned_points(session: Session, stage: Stage, at_most: int) -> Sequence[sa.Row[Any]]:
-    """Return rows of METRIC_COLUMNS in order of step: all points, or ``at_most`` spread evenly from first to last.
+def thinned_points(session: Session, stage: Stage, max_points: int) -> Sequence[sa.Row[Any]]:
+    """Return rows of METRIC_COLUMNS in order of step: all, or ``max_points`` spread evenly from first to last.
 
     A reused stage has the points of the stage that published its artifact, from its own first step on. If every
     evenly spaced step has a point, returns those points. Otherwise numbers the n points from 0 and returns the ones
-    at which ⌊number·(at_most-1)/(n-1)⌋ rises.
+    at which ⌊number·(max_points-1)/(n-1)⌋ rises.
     """
     own = sa.and_(
         MetricPoint.stage_id == _trained_by(session, stage), MetricPoint.step > stage.spec.get("from_step", 0)
@@ -51,18 +51,18 @@ def thinned_points(session: Session, stage: Stage, at_most: int) -> Sequence[sa.
     # Reading both ends of the index is cheap; counting a million rows would take longer than everything else here.
     first = session.scalar(sa.select(sa.func.min(MetricPoint.step)).where(own))
     last = session.scalar(sa.select(sa.func.max(MetricPoint.step)).where(own))
-    if first is None or last is None or last - first < at_most:
+    if first is None or last is None or last - first < max_points:
         return session.execute(in_order).all()
-    even = session.execute(_evenly(own, first, last, at_most)).all()
-    if len(even) == at_most:
+    even = session.execute(_evenly(own, first, last, max_points)).all()
+    if len(even) == max_points:
         return even
     count = session.scalar(sa.select(sa.func.count()).select_from(MetricPoint).where(own)) or 0
-    if count <= at_most:
+    if count <= max_points:
         return session.execute(in_order).all()
     number = sa.func.row_number().over(order_by=MetricPoint.step) - 1
     numbered = sa.select(*_POINT, number.label("number")).where(own).subquery()
-    mark = (at_most - 1) * numbered.c.number // (count - 1)
-    mark_before = (at_most - 1) * (numbered.c.number - 1) // (count - 1)
+    mark = (max_points - 1) * numbered.c.number // (count - 1)
+    mark_before = (max_points - 1) * (numbered.c.number - 1) // (count - 1)
     kept = sa.select(*(numbered.c[column.key] for column in _POINT)).where(
         sa.or_(numbered.c.number == 0, mark > mark_before)
     )

@@ -13,15 +13,15 @@ from workers.training.model import ParameterCounts, count_parameters
 
 @dataclass(frozen=True)
 class Accounting:
-    """Measures cost from the step at which this attempt resumed. ``carried_…`` are costs of earlier attempts."""
+    """Measures the cost of this attempt. ``earlier_…`` are the costs of the attempts before it."""
 
     stage: TrainStage
     parameters: ParameterCounts
     num_devices: int
     start_time: float  # time.monotonic() at the start of the attempt
     resumed_from_step: int
-    carried_tokens: int
-    carried_device_seconds: float
+    earlier_tokens: int
+    earlier_device_seconds: float
 
     @classmethod
     def start(
@@ -38,19 +38,18 @@ class Accounting:
         manifest = None
         if start_key is not None and start_key != stage.start_key:
             manifest = artifacts.manifest(start_key)
-        carried: dict[
-            str, Any
-        ] = {}  # empty unless an earlier attempt at this very stage wrote the checkpoint
+        # Empty unless an earlier attempt at this very stage wrote the checkpoint.
+        earlier: dict[str, Any] = {}
         if manifest is not None and manifest.result.get("from_step") == stage.from_step:
-            carried = manifest.result
+            earlier = manifest.result
         return cls(
             stage,
             count_parameters(state.model),
             num_devices,
             start_time,
             resumed_from_step=state.step,
-            carried_tokens=carried.get("trained_tokens", 0),
-            carried_device_seconds=carried.get("device_seconds", 0.0),
+            earlier_tokens=earlier.get("trained_tokens", 0),
+            earlier_device_seconds=earlier.get("device_seconds", 0.0),
         )
 
     def result(self, state: TrainingState) -> dict[str, Any]:
@@ -79,9 +78,9 @@ class Accounting:
                 context=line.sequence_length,
                 tokens=tokens,
             ),
-            "trained_tokens": self.carried_tokens + (state.step - self.resumed_from_step) * batch_tokens,
-            "device_seconds": self.carried_device_seconds + self.num_devices * attempt_seconds,
-            "carried_device_seconds": self.carried_device_seconds,
+            "trained_tokens": self.earlier_tokens + (state.step - self.resumed_from_step) * batch_tokens,
+            "device_seconds": self.earlier_device_seconds + self.num_devices * attempt_seconds,
+            "carried_device_seconds": self.earlier_device_seconds,
             "devices": self.num_devices,
             "parameters": asdict(self.parameters),
         }

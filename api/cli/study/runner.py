@@ -25,12 +25,12 @@ CURVE_POINTS = 100
 class _Active:
     """A line in training.
 
-    ``waiting`` are the data versions to train, ``updates`` the updates by data version.
+    ``pending`` are the data versions to train, ``updates`` the updates by data version.
     """
 
     line: StudyLine
     model: str
-    waiting: list[int]
+    pending: list[int]
     updates: dict[int, Update] = field(default_factory=dict)
 
 
@@ -143,8 +143,8 @@ class StudyRun:
         if model not in {found.name for found in self._client.models()}:
             self._client.create_model({**line.spec, "name": model, "dataset": self._dataset})
         count = len(self._data.versions)
-        waiting = [count] if line.only_newest else list(range(1, count + 1))
-        active = _Active(line, model, waiting)
+        pending = [count] if line.only_newest else list(range(1, count + 1))
+        active = _Active(line, model, pending)
         for number, update in self._existing_updates(model).items():
             failed = update.state == UpdateState.FAILED
             active.updates[number] = self._client.retry_update(update.id) if failed else update
@@ -160,7 +160,7 @@ class StudyRun:
 
         Returns the result when the line is complete or has failed.
         """
-        for number in active.waiting:
+        for number in active.pending:
             update = active.updates.get(number)
             if update is None:
                 # The update may exist already, if the answer to an earlier request was lost.
@@ -240,7 +240,7 @@ def thin_curve(kind: StageKind, points: list[MetricPoint], max_points: int = CUR
 def _fraction_done(active: _Active) -> float:
     """Fraction of the line that is done. The training steps of an update count for 0.9 of it."""
     done = 0.0
-    for number in active.waiting:
+    for number in active.pending:
         update = active.updates.get(number)
         if update is None:
             break
@@ -253,4 +253,4 @@ def _fraction_done(active: _Active) -> float:
         total = sum(total for _, total in steps)
         done += sum(step for step, _ in steps) / total * 0.9 if total else 0.0
         break
-    return done / len(active.waiting)
+    return done / len(active.pending)

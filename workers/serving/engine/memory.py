@@ -47,8 +47,8 @@ def weight_bytes(folder: Path, device: torch.device, *, widest: int = 8) -> int:
     return num_bytes
 
 
-def cache_bytes(folder: Path, device: torch.device, *, num_slots: int, most: int) -> int:
-    """Memory of the keys and values of ``num_slots`` sequences of full context length, at most ``most``."""
+def cache_bytes(folder: Path, device: torch.device, *, num_slots: int, max_bytes: int) -> int:
+    """Memory of the keys and values of ``num_slots`` sequences of full length, at most ``max_bytes``."""
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config()
     try:
@@ -57,9 +57,9 @@ def cache_bytes(folder: Path, device: torch.device, *, num_slots: int, most: int
         per_token = 2 * text.num_hidden_layers * heads * width
         per_sequence = int(per_token * text.max_position_embeddings)
     except AttributeError:  # an architecture with other fields: assume the whole budget
-        return most
+        return max_bytes
     number_bytes = _FLOAT32_BYTES if device.type == "cpu" else _stored_bytes(folder)
-    return min(most, num_slots * per_sequence * number_bytes)
+    return min(max_bytes, num_slots * per_sequence * number_bytes)
 
 
 def free_bytes(device: torch.device) -> int:

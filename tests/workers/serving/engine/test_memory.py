@@ -27,14 +27,14 @@ def test_the_cache_estimate_grows_with_tokens_up_to_its_bound(export: Path) -> N
     width = config["hidden_size"] // config["num_attention_heads"]
     a_token = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width * 4
     context = config["max_position_embeddings"]
-    assert memory.cache_bytes(export, CPU, num_slots=3, most=1 << 40) == 3 * context * a_token
-    assert memory.cache_bytes(export, CPU, num_slots=3, most=1000) == 1000
+    assert memory.cache_bytes(export, CPU, num_slots=3, max_bytes=1 << 40) == 3 * context * a_token
+    assert memory.cache_bytes(export, CPU, num_slots=3, max_bytes=1000) == 1000
 
 
 def test_a_loader_counts_weights_and_cache(export: Path) -> None:
     small = TransformersLoader(options=EngineOptions(max_slots=1)).needed_bytes(export)
     large = TransformersLoader(options=EngineOptions(max_slots=2)).needed_bytes(export)
-    assert large - small == memory.cache_bytes(export, CPU, num_slots=1, most=1 << 40)
+    assert large - small == memory.cache_bytes(export, CPU, num_slots=1, max_bytes=1 << 40)
     assert TransformersLoader().free_bytes() > 1 << 20
 
 

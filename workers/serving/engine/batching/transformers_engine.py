@@ -112,7 +112,7 @@ class TransformersLoader:
 
     def needed_bytes(self, folder: Path) -> int:
         device, options = this_device(), self.options
-        cache = cache_bytes(folder, device, num_slots=options.max_slots, most=options.kv_cache_bytes)
+        cache = cache_bytes(folder, device, num_slots=options.max_slots, max_bytes=options.kv_cache_bytes)
         return weight_bytes(folder, device) + cache + (PROCESS_BYTES[device.type] if self._own_process else 0)
 
     def free_bytes(self) -> int:

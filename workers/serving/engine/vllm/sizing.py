@@ -14,7 +14,7 @@ OVERHEAD_BYTES = 2 << 30  # estimate for the process's context, activations and 
 def cache_bytes(folder: Path, options: EngineOptions) -> int:
     """Memory of the KV cache, with one sequence to spare: pages are partly empty, and vLLM reserves one."""
     return memory.cache_bytes(
-        folder, memory.this_device(), num_slots=options.max_slots + 1, most=options.kv_cache_bytes
+        folder, memory.this_device(), num_slots=options.max_slots + 1, max_bytes=options.kv_cache_bytes
     )
 
 

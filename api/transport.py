@@ -15,7 +15,7 @@ from api.schemas.events import Event
 from service.core.errors import InvalidRequest
 from service.ingest.formats import MEDIA_TYPES, ContentEncoding, DataFormat, format_of_path
 
-Answer = TypeVar("Answer", bound=BaseModel)
+Row = TypeVar("Row", bound=BaseModel)
 
 _PAGE_SIZE = 100
 _CHUNK_BYTES = 1 << 18
@@ -40,10 +40,10 @@ class ApiError(Exception):
         self.retry_after = retry_after
 
 
-class UploadResult(NamedTuple, Generic[Answer]):
+class UploadResult(NamedTuple, Generic[Row]):
     """The row of an upload. ``created`` is False if the content already existed."""
 
-    row: Answer
+    row: Row
     created: bool
 
 
@@ -57,8 +57,8 @@ class HttpTransport:
         self._http.close()
 
     def request(
-        self, method: str, path: str, model: type[Answer], *, base: str = BASE, json: Any = None, **query: Any
-    ) -> Answer:
+        self, method: str, path: str, model: type[Row], *, base: str = BASE, json: Any = None, **query: Any
+    ) -> Row:
         """Send one request and parse the answer. Query parameters that are None are left out.
 
         A POST whose answer is lost is sent again with the same idempotency key, so that it runs only once.
@@ -71,7 +71,7 @@ class HttpTransport:
         raise_for_problem(response)
         return model.model_validate_json(response.content)
 
-    def paginate(self, path: str, model: type[Answer], after: str | None = None) -> Iterator[Answer]:
+    def paginate(self, path: str, model: type[Row], after: str | None = None) -> Iterator[Row]:
         """Yield the items of a list, page by page."""
         has_more = True
         while has_more:
@@ -83,13 +83,13 @@ class HttpTransport:
     def upload(
         self,
         path: str,
-        model: type[Answer],
+        model: type[Row],
         source: Path | Iterable[bytes],
         format: DataFormat | None,
         encoding: ContentEncoding | None,
         progress: ProgressCallback | None,
         **query: Any,
-    ) -> UploadResult[Answer]:
+    ) -> UploadResult[Row]:
         """Stream a file or chunks of bytes.
 
         A file's suffixes give the format and encoding if they are None.
@@ -116,9 +116,7 @@ class HttpTransport:
         )
         return _upload_result(model, response)
 
-    def upload_from_uri(
-        self, path: str, model: type[Answer], body: Mapping[str, Any]
-    ) -> UploadResult[Answer]:
+    def upload_from_uri(self, path: str, model: type[Row], body: Mapping[str, Any]) -> UploadResult[Row]:
         """Have the service itself read the data that ``body`` names."""
         response = self._http.post(BASE + path, json=body, timeout=_UPLOAD_TIMEOUT)
         return _upload_result(model, response)
@@ -191,7 +189,7 @@ def raise_for_problem(response: httpx.Response) -> None:
     raise ApiError(problem, float(seconds) if seconds.isdigit() else None)
 
 
-def _upload_result(model: type[Answer], response: httpx.Response) -> UploadResult[Answer]:
+def _upload_result(model: type[Row], response: httpx.Response) -> UploadResult[Row]:
     raise_for_problem(response)
     created = response.status_code == httpx.codes.CREATED
     return UploadResult(model.model_validate_json(response.content), created)

@@ -33,11 +33,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         say(f"not ready: {problem}")
     if problems and not options.dry_run:
         return 1
-    release = Release(root, options.version, dry_run=options.dry_run)
-    release.run("make", "check")
-    release.run("make", "test")
-    release.build()
-    release.tag()
+    steps = ReleaseSteps(root, options.version, dry_run=options.dry_run)
+    steps.run("make", "check")
+    steps.run("make", "test")
+    steps.build()
+    steps.tag()
     if not options.dry_run:
         say(f"released {options.version}: push it with `git push --follow-tags`")
     return 1 if problems else 0
@@ -62,7 +62,7 @@ def find_problems(root: Path, version: str) -> Iterator[str]:
         yield f"CHANGELOG.md has entries under Unreleased: move them to the section of {version}"
 
 
-class Release:
+class ReleaseSteps:
     """The steps. A dry run only prints them."""
 
     def __init__(self, root: Path, version: str, *, dry_run: bool) -> None:

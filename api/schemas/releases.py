@@ -31,7 +31,7 @@ class TrialCounts(ResponseModel):
     loss: float | None
 
 
-class Trial(ResponseModel):
+class TrialTraffic(ResponseModel):
     """The traffic on which a trial was judged: that of the version on trial and of the served one."""
 
     seconds: float
@@ -50,7 +50,7 @@ class Release(ResponseModel):
     reason: str | None
     error: str | None
     rollout: RolloutSpec | None
-    trial: Trial | None
+    trial: TrialTraffic | None
     requested_at: Time
     begun_at: Time | None
     tried_at: Time | None

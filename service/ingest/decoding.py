@@ -21,7 +21,7 @@ MAX_WINDOW_BYTES = 8 << 20
 ZSTD_SLICE_BYTES = 1 << 10
 
 
-class Decoder(Protocol):
+class ContentDecoder(Protocol):
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Decode a chunk into non-empty pieces. Raises BadContent."""
         ...
@@ -118,7 +118,7 @@ class ZstdDecoder:
         return body_error("the body is not a valid zstd stream")
 
 
-def decoder(encoding: ContentEncoding | None) -> Decoder:
+def decoder(encoding: ContentEncoding | None) -> ContentDecoder:
     match encoding:
         case None:
             return IdentityDecoder()

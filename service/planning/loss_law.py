@@ -100,7 +100,7 @@ class LossLaw:
 def fit(trunk: TrunkCurve, branches: Sequence[BranchCurve]) -> LossLaw:
     """The most probable law. Needs the losses of at least one branch."""
     assert branches
-    problem = _Problem(trunk, branches)
+    problem = _LeastSquares(trunk, branches)
     best = min(
         (problem.solve(start) for start in problem.starts()), key=lambda solution: float(solution.cost)
     )
@@ -160,7 +160,7 @@ def _run(logs: Array, rate_sums: Array, decay: _DecayTerms | None) -> Array:
     return np.asarray(level - B * (decay.drops[:, None] * gain).sum(axis=0))
 
 
-class _Problem:
+class _LeastSquares:
     """The least-squares problem. Residuals of losses, pairs and priors are in standard deviations."""
 
     def __init__(self, trunk: TrunkCurve, branches: Sequence[BranchCurve]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.release import Release, changelog_sections, find_problems, main
+from deploy.release import ReleaseSteps, changelog_sections, find_problems, main
 
 CHANGELOG = """# Changelog
 
@@ -81,6 +81,6 @@ def test_a_dry_run_prints_the_steps_and_takes_none(root: Path, capsys: pytest.Ca
 
 
 def test_the_tag_carries_the_changelog_with_its_headings(root: Path) -> None:
-    Release(root, "1.2.0", dry_run=False).tag()
+    ReleaseSteps(root, "1.2.0", dry_run=False).tag()
     message = git(root, "tag", "--list", "--format=%(contents)", "v1.2.0")
     assert message == "Pathswitch 1.2.0\n\n### Added\n\n- A thing."

@@ -14,7 +14,7 @@ from workers.serving.engine.port import NOT_FINITE, EngineError
 
 logger = logging.getLogger(__name__)
 
-_TRIAL_TOKENS = 12  # per sequence; the trial has two
+_CHECK_TOKENS = 12  # per sequence; the check has two
 _CHUNK_LENGTHS = ((5, 3, 1, 1, 2), (1, 1, 1, 7, 2))  # of both: one or several tokens, side by side
 # Allowed difference in standard deviations of the logits: more than rounding, far less than a wrong mask
 # causes.
@@ -33,18 +33,18 @@ def select_runner(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_byte
     it is shorter. Call this under ``torch.inference_mode``. Raises EngineError if the model's logits are not
     finite, and ValueError if its answers with a KV cache differ from those without.
     """
-    trial = _Trial(model)
+    check = _LogitsCheck(model)
     attention = model.config._attn_implementation
     runner: SlotRunner | SequenceRunner
     try:
-        if trial.depends_on_batch:
+        if check.depends_on_batch:
             raise LogitsDiffer("its rotary angles depend on the longest sequence")
-        runner = SlotRunner(model, num_slots=2, slot_tokens=_TRIAL_TOKENS)
-        trial.run(runner)
+        runner = SlotRunner(model, num_slots=2, slot_tokens=_CHECK_TOKENS)
+        check.run(runner)
     except Exception as error:  # a replaced attention can fail in many ways; every model runs with its own
         logger.warning("%s decodes one sequence at a time: %s", type(model).__name__, error)
         model.set_attn_implementation(attention)
-        runner = _sequence_runner(model, trial)
+        runner = _sequence_runner(model, check)
     num_slots, slot_tokens = num_slots_and_tokens(
         max_slots, slot_tokens, kv_cache_bytes, runner.bytes_per_token
     )
@@ -54,23 +54,23 @@ def select_runner(model: Any, *, max_slots: int, slot_tokens: int, kv_cache_byte
     return runner
 
 
-def _sequence_runner(model: Any, trial: "_Trial") -> SequenceRunner:
-    runner = SequenceRunner(model, num_slots=2, slot_tokens=_TRIAL_TOKENS)
+def _sequence_runner(model: Any, check: "_LogitsCheck") -> SequenceRunner:
+    runner = SequenceRunner(model, num_slots=2, slot_tokens=_CHECK_TOKENS)
     try:
-        trial.run(runner)
+        check.run(runner)
     except Exception as error:
         raise ValueError(f"{type(model).__name__} does not decode with a KV cache: {error}") from error
     return runner
 
 
-class _Trial:
+class _LogitsCheck:
     """Two short sequences and the model's own logits for them."""
 
     def __init__(self, model: Any) -> None:
         config = model.config.get_text_config()
         rope = getattr(config, "rope_parameters", None) or {}
         self.depends_on_batch = rope.get("rope_type") in _BATCH_DEPENDENT_ROPE
-        tokens_BT = torch.arange(2 * _TRIAL_TOKENS, device=model.device).view(2, -1) * 7 % config.vocab_size
+        tokens_BT = torch.arange(2 * _CHECK_TOKENS, device=model.device).view(2, -1) * 7 % config.vocab_size
         self._tokens: Sequence[Sequence[int]] = tokens_BT.tolist()
         self._expected_BTV = model(input_ids=tokens_BT, use_cache=False).logits.float().cpu()
         if not torch.isfinite(self._expected_BTV).all():

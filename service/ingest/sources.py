@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from service.artifacts.object_store import ObjectStore
 from service.core.errors import InvalidRequest
+from service.ingest.import_roots import resolve_under_roots
 
 _CHUNK_BYTES = 1 << 20
 
@@ -36,18 +37,10 @@ def open_uri(uri: str, import_roots: Sequence[Path]) -> Iterator[bytes]:
         raise InvalidRequest(f"{uri!r} does not have the form file:///path")
     if not import_roots:
         raise InvalidRequest("no file can be read: PATHSWITCH_IMPORT_ROOTS is not set")
-    return _chunks(uri, _under_roots(uri, path, import_roots))
-
-
-def _under_roots(uri: str, path: str, import_roots: Sequence[Path]) -> Path:
-    try:
-        resolved = Path(path).resolve(strict=True)
-        roots = [root.resolve() for root in import_roots]
-        if any(resolved.is_relative_to(root) for root in roots) and resolved.is_file():
-            return resolved
-    except (OSError, ValueError, RuntimeError):  # missing file, NUL in the name, circular links
-        pass
-    raise _not_under_roots(uri)
+    resolved = resolve_under_roots(path, import_roots)
+    if resolved is None or not resolved.is_file():
+        raise _not_under_roots(uri)
+    return _chunks(uri, resolved)
 
 
 def _chunks(uri: str, path: Path) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from service.artifacts import Artifacts
 from service.core.artifact_files import CONFIG, GENERATION_CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
 from service.core.errors import Conflict, ErrorItem, InvalidRequest, Unavailable
 from service.core.specs import ModelSpec
+from service.ingest.import_roots import resolve_under_roots
 from service.store import datasets, events, models, updates
 from service.store.database import Database, now
 from service.store.in_use import share_artifacts
@@ -95,9 +96,9 @@ def error_items(error: ValidationError) -> list[ErrorItem]:
 
 def _copy_base(artifacts: Artifacts, import_roots: Sequence[Path], path: str) -> str:
     """Copy config, safetensors and tokenizer of a base checkpoint; never a file that could hold code or a pickle."""
-    folder = allowed_path(import_roots, path)
-    if not folder.is_dir():
-        raise InvalidRequest(f"architecture.base: {path!r} is not a folder")
+    folder = resolve_under_roots(path, import_roots)
+    if folder is None or not folder.is_dir():
+        raise InvalidRequest(f"architecture.base: {path!r} is not a folder under PATHSWITCH_IMPORT_ROOTS")
     weights = sorted(folder.glob("*.safetensors"))
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if not weights:
@@ -112,19 +113,15 @@ def _copy_base(artifacts: Artifacts, import_roots: Sequence[Path], path: str) ->
 
 
 def _copy_tokenizer(artifacts: Artifacts, import_roots: Sequence[Path], path: str) -> str:
-    file = allowed_path(import_roots, path)
-    file = file / TOKENIZER if file.is_dir() else file
-    if not file.is_file() or file.name != TOKENIZER:
-        raise InvalidRequest(f"tokenizer.path: {path!r} is neither a {TOKENIZER} nor a folder with one")
+    file = resolve_under_roots(path, import_roots)
+    if file is not None and file.is_dir():
+        file = file / TOKENIZER
+    if file is None or not file.is_file() or file.name != TOKENIZER:
+        raise InvalidRequest(
+            f"tokenizer.path: {path!r} is neither a {TOKENIZER} nor a folder with one, "
+            "under PATHSWITCH_IMPORT_ROOTS"
+        )
     return _publish_copy(artifacts, "tokenizer-source", [file])
-
-
-def allowed_path(import_roots: Sequence[Path], path: str) -> Path:
-    """Resolve ``path``, links included. Raises InvalidRequest unless it lies under an import root."""
-    resolved = Path(path).resolve()
-    if not any(resolved.is_relative_to(root.resolve()) for root in import_roots):
-        raise InvalidRequest(f"{path!r} is not in any folder of PATHSWITCH_IMPORT_ROOTS")
-    return resolved
 
 
 def _require_published(session: Session, artifacts: Artifacts, keys: Sequence[str]) -> None:

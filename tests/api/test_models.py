@@ -59,11 +59,12 @@ def test_errors_in_a_spec_name_the_field(
     assert [item["location"] for item in answer.json()["errors"]] == [location]
 
 
-def test_bases_outside_the_import_roots_are_refused(plane: ControlPlane, name: str) -> None:
+def test_bases_and_tokenizers_outside_the_import_roots_are_rejected(plane: ControlPlane, name: str) -> None:
     plane.add_dataset(name)
-    body = {"name": name, "dataset": name, "architecture": {"base": "/etc"}}
-    answer = plane.http.post("/models", json=body)
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    for outside in ({"architecture": {"base": "/etc"}}, {"tokenizer": {"path": "/etc"}}):
+        answer = plane.http.post("/models", json={"name": name, "dataset": name, **outside})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+        assert "under PATHSWITCH_IMPORT_ROOTS" in answer.json()["detail"]
 
 
 def test_only_some_fields_of_a_model_can_be_changed(each_plane: ControlPlane, name: str) -> None:

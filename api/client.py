@@ -106,7 +106,7 @@ class Client:
         encoding: ContentEncoding | None = None,
         progress: ProgressCallback | None = None,
     ) -> UploadResult[Slice]:
-        """Stream an evaluation set; the arguments are those of ``push_version``."""
+        """Stream an evaluation set; it takes the same arguments as ``push_version``."""
         path = url_path("datasets", dataset, "slices")
         query = {"name": name, "data_version": data_version}
         return self._http.upload(path, Slice, source, format, encoding, progress, **query)
@@ -153,7 +153,7 @@ class Client:
     def costs(self, model: str, *, tokens: int | None = None) -> Costs:
         """Show costs.
 
-        ``tokens`` is the size of the next version for the forecast, by default that of the last one.
+        ``tokens`` is the size of the next version for the forecast, by default the size of the last one.
         """
         return self._http.request("GET", url_path("models", model, "costs"), Costs, tokens=tokens)
 

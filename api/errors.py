@@ -79,7 +79,7 @@ def _data_error(request: Request, error: Any) -> Response:
 
 
 def no_database(error: DatabaseUnavailable) -> Response:
-    logger.error("the database does not answer: %s", error.__cause__)
+    logger.error("the database is not responding: %s", error.__cause__)
     return problem(error.status, error.code, error.detail)
 
 

@@ -24,7 +24,7 @@ _DESCRIPTIONS = {
     413: "The body is too large",
     415: "The service cannot read this type or encoding of data",
     422: "A parameter or the body is invalid; nothing was stored",
-    503: "A part of the service does not answer, or too many requests are waiting; try again later",
+    503: "A part of the service is not responding, or too many requests are waiting; try again later",
 }
 
 

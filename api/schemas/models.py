@@ -125,7 +125,7 @@ class Forgetting(ResponseModel):
 
     Backward transfer is the mean change of the loss, in nats per token, on the slices of older data versions
     since each was new. Negative means that the line improved on them; None, that there is no older slice.
-    ``backward_transfers`` has one value per version, ``backward_transfer`` is that of the newest.
+    ``backward_transfers`` has one value per version, ``backward_transfer`` the newest version's.
     """
 
     slices: list[str]

@@ -32,7 +32,7 @@ class TrialCounts(ResponseModel):
 
 
 class TrialTraffic(ResponseModel):
-    """The traffic on which a trial was judged: that of the version on trial and of the served one."""
+    """The traffic of the version on trial and of the served one, by which the trial was judged."""
 
     seconds: float
     tried: TrialCounts

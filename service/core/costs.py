@@ -61,8 +61,8 @@ def stage_cost(stage: TrainStage, result: Mapping[str, Any], *, reused: bool) ->
     """The cost of a stage, given the ``result`` of the training that published its end.
 
     That training may be another stage's and may have begun at another step. ``trained_tokens`` and
-    ``device_seconds`` of the result cover the same steps: those since the checkpoint it started from, plus
-    those of its own earlier attempts. Their ratio is the cost per token for the whole stage.
+    ``device_seconds`` of the result cover the same steps: the steps since the checkpoint it started
+    from, plus the steps of its own earlier attempts. Their ratio is the cost per token for the whole stage.
     """
     line = stage.line
     published = Amount(result["tokens"], result["flops"])

@@ -7,7 +7,7 @@ PathswitchError
 │   └── UnsupportedMediaType  415  a data body of a type or encoding that cannot be read
 ├── NotFound                  404
 ├── Conflict                  409  the name is taken, or the state does not allow it
-├── Unavailable               503  a part of the service does not answer yet: try again
+├── Unavailable               503  a part of the service is not responding: try again
 │   ├── DiskFull              503  a disk of the service is full
 │   ├── DatabaseUnavailable   503  the database does not respond; a pending commit may have succeeded
 │   └── DatabaseOutdated      503  the database must be migrated before this version of the code can use it

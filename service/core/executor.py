@@ -112,7 +112,7 @@ class Executor(Protocol):
     def capabilities(self, workers: int) -> Capabilities:
         """Describe one of ``workers`` training processes.
 
-        Raises Unavailable while the cluster does not answer.
+        Raises Unavailable while the cluster is not responding.
         """
         ...
 

@@ -145,8 +145,7 @@ def _judge_trial(
     candidate = _trial_traffic(current, pending.version.number)
     served = _trial_traffic(current, target.stable.number)
     verdict = canary.judge(pending.trial_spec, candidate, served, elapsed)
-    # A replica that does not answer right now may be the one that would report failures: wait for it, up to a
-    # limit.
+    # A replica that is not responding may be the one that would report failures, so wait for it for a while.
     is_waiting = len(current) < len(reports) and elapsed < pending.trial_spec.max_seconds + GRACE_SECONDS
     if verdict is None or not (verdict.reasons or (current and not is_waiting)):
         return None

@@ -86,7 +86,7 @@ class VersionReport:
 
 @dataclass(frozen=True)
 class ReplicaReport:
-    """What one replica answers with: ``number`` if a request names no version; None if it does not answer.
+    """What one replica serves. ``number``: the version for requests that name none, or None if it has none.
 
     ``sequence`` comes from the replica's latest target; ``versions`` reports on that target. ``starting``: the
     replica is not up yet, and may never be.
@@ -108,7 +108,7 @@ class Serving(Protocol):
         ...
 
     def apply(self, targets: Sequence[ServedTarget]) -> None:
-        """Make the targets the desired state. Raises Unavailable while serving does not answer.
+        """Make the targets the desired state. Raises Unavailable while serving is not responding.
 
         A target with a lower ``sequence`` than the line already has is ignored: with several orchestrators,
         the last to call may have read the database first. If its sequence stays lower, the database was

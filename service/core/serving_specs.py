@@ -48,7 +48,7 @@ class _TrialSpec(Spec):
 
 
 class CanarySpec(_TrialSpec):
-    """The new version answers a share of the requests, always those of the same users."""
+    """The new version answers a share of the requests, always from the same users."""
 
     strategy: Literal["canary"] = "canary"
     share: Share = 0.1

@@ -113,7 +113,7 @@ class GateSpec(Spec):
 class ModelSpec(Spec):
     """A model line as a user creates it.
 
-    Without ``tokenizer`` the line trains one, or uses that of its base checkpoint. ``auto_update`` makes an
+    Without ``tokenizer`` the line trains one, or uses its base checkpoint's. ``auto_update`` makes an
     update of every new data version; ``auto_release`` serves every version that passes the gate.
     """
 

@@ -49,7 +49,7 @@ EMPTY = Histogram()
 
 @dataclass(frozen=True)
 class Traffic:
-    """Counts and latencies of requests. ``requests`` counts those that were answered or failed.
+    """Counts and latencies of requests. ``requests`` counts answered and failed requests.
 
     ``refused``: rejected because too many were waiting. ``departed``: the client disconnected before the end.
     Neither is part of ``requests``. ``first_token``: time from the request to its first token. ``per_token``:

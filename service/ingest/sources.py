@@ -18,7 +18,7 @@ def open_uri(uri: str, import_roots: Sequence[Path]) -> Iterator[bytes]:
 
     Raises InvalidRequest at once for anything else; its message does not reveal whether a file outside the
     roots exists. The first chunk raises InvalidRequest for a missing object, and Unavailable if the store
-    does not answer. Question marks and hashes in a name must be percent-encoded.
+    is not responding. Question marks and hashes in a name must be percent-encoded.
     """
     try:
         parts = urlsplit(uri)

@@ -96,7 +96,7 @@ class _Trained:
 
 
 def report_costs(database: Database, model_name: str, *, next_tokens: int | None = None) -> CostReport:
-    """Report the costs of a model. ``next_tokens`` is the size of the next data version, by default that of the last.
+    """Report a model's costs. ``next_tokens`` is the size of the next data version, by default the last one's.
 
     Raises NotFound.
     """

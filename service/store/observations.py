@@ -28,7 +28,7 @@ class ObservedVersion:
 
 @dataclass(frozen=True)
 class ObservedReplica:
-    """A replica. ``number`` is the version it answers with by default; None if it does not answer."""
+    """A replica. ``number`` is the version that it serves by default, or None if it serves none."""
 
     replica: str
     number: int | None

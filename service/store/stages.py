@@ -129,7 +129,7 @@ def ids_running_of(session: Session, owner: str) -> Sequence[str]:
 
 
 def reclaim(session: Session, stage_ids: Sequence[str], *, owner: str, lease_seconds: float) -> list[Stage]:
-    """Renew the leases of those of ``stage_ids`` that ``owner`` still runs, and return these stages."""
+    """Renew the leases of those stages that ``owner`` still runs, and return them."""
     until = now(session) + timedelta(seconds=lease_seconds)
     query = sa.select(Stage).where(
         Stage.id.in_(stage_ids), Stage.state == StageState.RUNNING, Stage.owner == owner

@@ -193,9 +193,9 @@ class RayExecutor:
         except RuntimeError as error:
             if "404" in str(error) or "does not exist" in str(error):
                 return None
-            raise Unavailable(f"the Jobs API does not answer: {error}") from error
+            raise Unavailable(f"the Jobs API is not responding: {error}") from error
         except (ConnectionError, OSError) as error:
-            raise Unavailable(f"the Jobs API does not answer: {error}") from error
+            raise Unavailable(f"the Jobs API is not responding: {error}") from error
 
 
 def _measure_capabilities(workers: int) -> Capabilities:
@@ -209,4 +209,4 @@ def _get(reference: Any, seconds: float = ACTOR_SECONDS) -> Any:
     try:
         return ray.get(reference, timeout=seconds)
     except (GetTimeoutError, RayActorError, RaySystemError) as error:
-        raise Unavailable(f"Ray does not answer: {error}") from error
+        raise Unavailable(f"Ray is not responding: {error}") from error

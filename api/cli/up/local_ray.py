@@ -84,7 +84,7 @@ class LocalRay:
         ]
 
     def environment(self) -> dict[str, str]:
-        """Environment of the head node: that of a client, with settings for the head."""
+        """Environment of the head node: a client's environment, with settings for the head."""
         return {
             **self.client_environment(),
             # By default the head waits 15 s for replicas to move to another node, and there is no other node.

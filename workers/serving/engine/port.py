@@ -138,7 +138,7 @@ class EngineLoader(Protocol):
     def load(self, folder: Path, seconds: float) -> Engine:
         """Load an engine.
 
-        Raises OSError or ValueError if the folder is not an export, EngineError if the model does not answer,
+        Raises OSError or ValueError if the folder is not an export, EngineError if the model cannot generate,
         and TimeoutError if the engine's process is not ready after ``seconds``; the process is then killed.
         """
         ...

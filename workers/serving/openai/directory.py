@@ -36,7 +36,7 @@ class ModelDirectory(Protocol):
 
 
 def served_model(report: ReplicaReport) -> ServedModel | None:
-    """Return the versions that a replica can answer with, or None if it does not answer."""
+    """Return the versions that a replica can serve, or None if it serves none by default."""
     if report.number is None:
         return None
     loaded = {version.number for version in report.versions if version.state == Residence.READY}

@@ -91,7 +91,7 @@ class RayServing:
             _declare(controller, declared)
         reason = declaration.unavailable_reason(details)
         if reason is not None:
-            raise Unavailable(f"serving does not answer yet: {reason}")
+            raise Unavailable(f"serving is not responding yet: {reason}")
         if self._ends_with_us and not self._admitted:
             self._admit()
 
@@ -130,7 +130,7 @@ class RayServing:
         try:
             _call_ingress("admit")
         except (RayError, RayServeException, TimeoutError) as error:
-            raise Unavailable(f"the ingress does not answer: {error}") from error
+            raise Unavailable(f"the ingress is not responding: {error}") from error
         self._admitted = True
 
     def _controller(self) -> Any:
@@ -194,7 +194,7 @@ def _answers(model: str, response: Any, deadline: float) -> list[ReplicaReport]:
         seconds = max(deadline - time.monotonic(), 0.05)
         answers = response.results(timeout_s=seconds, return_exceptions=True)
     except (RayError, RayServeException, TimeoutError) as error:
-        logger.debug("replicas of %s do not answer: %s", model, error)
+        logger.debug("replicas of %s are not responding: %s", model, error)
         return []
     return [answer for answer in answers if isinstance(answer, ReplicaReport)]
 
@@ -229,6 +229,6 @@ def _await(reference: Any) -> Any:
     try:
         return ray.get(reference, timeout=ANSWER_SECONDS)
     except GetTimeoutError as error:
-        raise Unavailable("Serve's controller does not answer") from error
+        raise Unavailable("Serve's controller is not responding") from error
     except RayError as error:
         raise Unavailable(f"Serve's controller failed: {error}") from error

@@ -158,7 +158,7 @@ class ProcessDecoder:
             request.sink([SequenceFailed(index, self._end_reason) for index in sorted(request.open_indices)])
 
     def _route(self, step: StepEvents) -> list[tuple[Sink, list[EngineEvent]]]:
-        """Match a step's events with the sinks of their requests; drop those of cancelled requests."""
+        """Match a step's events with the sinks of their requests; drop events of cancelled requests."""
         routed = []
         with self._lock:
             self._clock.stop()

@@ -186,14 +186,14 @@ def test_additions_do_not_break_the_old_code(database: Database) -> None:
         assert breaches(connection, old, rows) == set()
 
 
-def test_an_empty_database_is_behind(sqlite: Database, tmp_path: Path) -> None:
+def test_an_empty_database_is_outdated(sqlite: Database, tmp_path: Path) -> None:
     empty = Database(f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(DatabaseOutdated, match="the database has no tables of ours"):
+    with pytest.raises(DatabaseOutdated, match="the database has no Pathswitch tables"):
         check(empty)
     empty.close()
     sqlite.close()
     downgrade(sqlite.url, "base")
-    with pytest.raises(DatabaseOutdated, match="the database has no tables of ours"):
+    with pytest.raises(DatabaseOutdated, match="the database has no Pathswitch tables"):
         check(sqlite)
 
 

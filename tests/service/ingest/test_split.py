@@ -111,7 +111,7 @@ def test_a_body_without_new_documents_leaves_nothing(artifacts: Artifacts) -> No
     with pytest.raises(NothingNew, match="already in"):
         publish(artifacts, ndjson("b", "a", "b"), earlier=[folder(artifacts, first)])
     suite = publish_slice(artifacts, ndjson("c"))
-    with pytest.raises(NothingNew, match="given evaluation set"):
+    with pytest.raises(NothingNew, match="uploaded evaluation set"):
         publish(
             artifacts,
             ndjson("a", "c"),

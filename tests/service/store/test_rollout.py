@@ -188,12 +188,12 @@ def test_additions_do_not_break_the_old_code(database: Database) -> None:
 
 def test_an_empty_database_is_behind(sqlite: Database, tmp_path: Path) -> None:
     empty = Database(f"sqlite:///{tmp_path}/empty.db")
-    with pytest.raises(DatabaseBehind, match="the database has no tables of ours"):
+    with pytest.raises(DatabaseBehind, match="the database has no Pathswitch tables"):
         check(empty)
     empty.close()
     sqlite.close()
     downgrade(sqlite.url, "base")
-    with pytest.raises(DatabaseBehind, match="the database has no tables of ours"):
+    with pytest.raises(DatabaseBehind, match="the database has no Pathswitch tables"):
         check(sqlite)
 
 

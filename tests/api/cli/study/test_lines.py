@@ -279,13 +279,13 @@ def test_results_of_other_data_are_refused(tmp_path: Path) -> None:
         data_of(["a"], slices=[["c"]]),
     ]
     for other in others:
-        with pytest.raises(CliError, match="has results for other data"):
+        with pytest.raises(CliError, match="has results for different data"):
             open_results(tmp_path, study(), other)
 
 
 def test_an_invalid_results_file_is_an_error_and_not_a_fresh_start(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"lines"')
-    with pytest.raises(CliError, match="has no valid study results"):
+    with pytest.raises(CliError, match="is not a valid results file"):
         open_results(tmp_path, study(), data_of(["a"]))
 
 

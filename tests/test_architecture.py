@@ -76,3 +76,10 @@ def test_every_folder_with_modules_is_a_regular_package() -> None:
 
 def _imports(graph: grimp.ImportGraph, module: str) -> set[str]:
     return graph.find_modules_directly_imported_by(module)
+
+
+def test_xdist_keeps_the_tests_of_a_file_in_one_process(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist appends the group to the node id; without it, fixtures are built twice and two Rays start."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("runs in the processes of `make test` only")
+    assert request.node.nodeid.endswith(f"@{request.path.as_posix()}")

@@ -171,7 +171,7 @@ def test_checkpoints_of_two_architectures_are_not_merged(small: SmallLine, train
     wider = ArchitectureSpec(config=SMALL_CONFIG | {"intermediate_size": 96})
     other = replace(small, line=small.line.model_copy(update={"architecture": wider}))
     keys = tuple(trainer.trunk(trunk_stage(line, 3)).key for line in (small, other))
-    with pytest.raises(ArtifactCorrupt, match="another architecture"):
+    with pytest.raises(ArtifactCorrupt, match="differs from the first checkpoint"):
         merge(trainer, merge_stage(small, keys, (0.5, 0.5)))
 
 
